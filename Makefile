@@ -1,0 +1,49 @@
+# Any target works first on a fresh clone: each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+# The release the tests run against. Where the default wheel is not the wanted one, for example for
+# another CUDA version: make setup TORCH="torch==2.13.0 --index-url URL"
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  %s %-7s", $$1, $$2; $$1 = $$2 = ""; print }'
+
+setup: $(VENV)/.dev ## Install everything a developer needs into .venv
+
+demo: $(VENV)/.demo ## Record the bundled sample with the bundled model and write a report
+	$(BIN)/moe-probe demo --force
+
+test: $(VENV)/.dev ## Run every test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## Run every benchmark briefly
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file --brief; done
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade "pip>=25.1" "setuptools>=77"
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.made
+	@echo "Installing moe-probe[hf] into $(VENV) ..."
+	$(PIP) install $(TORCH)
+	$(PIP) install --editable ".[hf]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "Installing the developer tools into $(VENV) ..."
+	$(PIP) install --group dev
+	@touch $@

@@ -1,0 +1,175 @@
+"""S1: selections by layer and expert, for every subject and segment. Additive.
+
+Shape suffixes: T tokens of a block, K slots, N experts of a layer, G strata, R rows of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import pyarrow as pa
+
+from moe_probe.analysis.rules import QUESTION_SEGMENTS, Rule
+from moe_probe.errors import TraceError
+from moe_probe.trace import LayerSpec
+from moe_probe.trace.counting import Stratum
+
+if TYPE_CHECKING:
+    from moe_probe.analysis.scan import Rows
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """Selections in one layer."""
+
+    spec: LayerSpec
+    counts_N: np.ndarray
+    """Selections of each expert: int64."""
+    tokens: int
+    """T: tokens counted."""
+
+    @property
+    def assignments(self) -> int:
+        """A: selections over all experts, which is T times k where every slot is filled."""
+        return int(self.counts_N.sum())
+
+
+class Counts:
+    """Selections and tokens by stratum; strata appear as they are seen.
+
+    Args:
+        layers: The layers to count, by the model's own index.
+    """
+
+    def __init__(self, layers: Mapping[int, LayerSpec]) -> None:
+        self.layers = dict(layers)
+        self.strata: dict[Stratum, int] = {}
+        """Number of each stratum."""
+        self.tokens_G = np.zeros(0, np.int64)
+        self.counts_GN = {
+            layer: np.zeros((0, spec.num_experts), np.int64) for layer, spec in layers.items()
+        }
+
+    def update(self, rows: Rows) -> None:
+        """Add a block, each token as often as its weight says; empty slots are not counted."""
+        number_G = self._numbers(rows.strata)
+        chosen_T = np.flatnonzero(rows.weight_T)
+        weight_T = rows.weight_T[chosen_T]
+        stratum_T = number_G[rows.stratum_T[chosen_T]]
+        self.tokens_G += _bincount(stratum_T, weight_T, len(self.strata))
+        for layer, counts_GN in self.counts_GN.items():
+            num_experts = counts_GN.shape[1]
+            ids_TK = rows.topk_ids(layer)[chosen_T].astype(np.int64)
+            # "None" and ids the layer lacks fall into one column more, which is cut off.
+            key_TK = np.minimum(ids_TK, num_experts) + stratum_T[:, None] * (num_experts + 1)
+            weight_TK = np.broadcast_to(weight_T[:, None], key_TK.shape)
+            tally = _bincount(key_TK.ravel(), weight_TK, len(counts_GN) * (num_experts + 1))
+            counts_GN += tally.reshape(len(counts_GN), num_experts + 1)[:, :num_experts]
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of another shard; raises ValueError if its layers differ."""
+        if other.layers != self.layers:
+            raise ValueError("counts of different layers cannot be merged")
+        number_G = self._numbers(other.strata)
+        self.tokens_G[number_G] += other.tokens_G
+        for layer, counts_GN in self.counts_GN.items():
+            counts_GN[number_G] += other.counts_GN[layer]
+
+    def layer(self, layer: int, where: Callable[[Stratum], bool] = lambda _: True) -> LayerCounts:
+        """Sum one layer over the strata that `where` accepts."""
+        chosen = [number for stratum, number in self.strata.items() if where(stratum)]
+        return LayerCounts(
+            self.layers[layer],
+            self.counts_GN[layer][chosen].sum(axis=0),
+            int(self.tokens_G[chosen].sum()),
+        )
+
+    def by_layer(self) -> Iterator[LayerCounts]:
+        """Yield every layer, summed over all strata."""
+        return map(self.layer, self.layers)
+
+    @classmethod
+    def from_table(cls, table: pa.Table, layers: Mapping[int, LayerSpec], rule: Rule) -> Self:
+        """Take the counts from a trace's counts tables instead of its rows.
+
+        `raw` is their column `count`, `unique` is `unique_count`, `question` is `unique_count` of
+        the segments question, cue and choice. The tables do not have the number of tokens: it
+        comes from the first layer that fills every slot.
+
+        Raises:
+            TraceError: every layer can have empty slots, or the tables do not fit the layers.
+        """
+        filled = filled_layers(layers)
+        if not filled:
+            raise TraceError(
+                "Every layer of this trace can leave slots empty, so its counts do not tell the "
+                "number of tokens. Record with --capture ids."
+            )
+        counts = cls(layers)
+        if rule is Rule.QUESTION:
+            is_question_R = np.isin(table["segment"].to_numpy(), QUESTION_SEGMENTS)
+            table = table.filter(pa.array(is_question_R))
+        counts._add_table(table, "count" if rule is Rule.RAW else "unique_count")
+        assignments_G = counts.counts_GN[filled[0].layer].sum(axis=1)
+        counts.tokens_G = -(-assignments_G // filled[0].top_k)
+        return counts
+
+    def _add_table(self, table: pa.Table, column: str) -> None:
+        stratum_R = self._table_strata(table)
+        layer_R, expert_R, count_R = (
+            table[name].to_numpy() for name in ("layer", "expert", column)
+        )
+        known = 0
+        for layer, counts_GN in self.counts_GN.items():
+            num_experts = counts_GN.shape[1]
+            mine_R = (layer_R == layer) & (expert_R >= 0) & (expert_R < num_experts)
+            known += int(mine_R.sum())
+            key_R = stratum_R[mine_R] * num_experts + expert_R[mine_R]
+            counts_GN += _bincount(key_R, count_R[mine_R], counts_GN.size).reshape(counts_GN.shape)
+        if known < len(table) or count_R.min(initial=0) < 0:
+            raise TraceError(
+                f"The counts tables have {len(table) - known} rows of layers or experts that "
+                "run.json lacks, or negative counts: they are damaged. Record again."
+            )
+
+    def _table_strata(self, table: pa.Table) -> np.ndarray:
+        key_R = np.zeros(len(table), np.int64)
+        names: list[list[str]] = []
+        for field in Stratum._fields:
+            column = table[field].combine_chunks().dictionary_encode()
+            if isinstance(column, pa.ChunkedArray):
+                column = column.combine_chunks()
+            names.append(column.dictionary.to_pylist())
+            key_R = key_R * len(names[-1]) + column.indices.to_numpy()
+        keys, number_R = np.unique(key_R, return_inverse=True)
+        fields = np.unravel_index(keys, [max(len(values), 1) for values in names])
+        strata = [
+            Stratum(*(values[i] for values, i in zip(names, index, strict=True)))
+            for index in zip(*fields, strict=True)
+        ]
+        return self._numbers(strata)[number_R]
+
+    def _numbers(self, strata: Iterable[Stratum]) -> np.ndarray:
+        """Return the number of each stratum, giving new ones a number and zero counts."""
+        numbers = [self.strata.setdefault(stratum, len(self.strata)) for stratum in strata]
+        added = len(self.strata) - len(self.tokens_G)
+        if added:
+            self.tokens_G = np.pad(self.tokens_G, (0, added))
+            for layer, counts_GN in self.counts_GN.items():
+                self.counts_GN[layer] = np.pad(counts_GN, ((0, added), (0, 0)))
+        return np.array(numbers, np.int64)
+
+
+def filled_layers(layers: Mapping[int, LayerSpec]) -> list[LayerSpec]:
+    """Return the layers where every token fills every slot, so that A = k T."""
+    return [spec for spec in layers.values() if not spec.empty_slots]
+
+
+def _bincount(key: np.ndarray, weight: np.ndarray, length: int) -> np.ndarray:
+    if (weight == 1).all():
+        return np.bincount(key, minlength=length)
+    # Sums of integers below 2**53 are exact in the float64 that bincount adds in.
+    return np.bincount(key, weight.ravel(), length).astype(np.int64)

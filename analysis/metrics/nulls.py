@@ -1,0 +1,111 @@
+"""N0, exchangeable top-k routing: each token draws k of N experts without replacement, uniformly.
+
+What every imbalance index is under N0 after T tokens, and what it can be at most. Documents are
+not exchangeable tokens, so N0 is a lower bound on the noise of real data.
+
+Notation: N num_experts, k top_k, T tokens, CV0 = sqrt((N - k) / (k T)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Indices:
+    """One value per imbalance index; NaN where there are no tokens."""
+
+    max_vio: float
+    cv: float
+    gini: float
+    entropy: float
+    """In nats."""
+    effective_experts: float
+    kl_uniform: float
+    """In nats."""
+    total_variation: float
+    unseen: float
+    """In experts."""
+
+
+def expected_indices(num_experts: int, top_k: int, tokens: int) -> Indices:
+    """Return the expectation of every index under N0, never beyond its hard bound.
+
+    The forms are for large T and hold within 2 % once an expert is expected 50 times
+    (T k / N >= 50).
+
+    Args:
+        num_experts: N.
+        top_k: k.
+        tokens: T; all values are NaN where it is 0.
+
+    Returns:
+        max_vio  CV0 sqrt(N / (N-1)) times the expected maximum of N standard normals, corrected
+            for the skew of a count (Cornish-Fisher, first order)
+        cv  CV0, the root of the exact E[CV^2]
+        gini  CV0 sqrt((N-1) / N) / sqrt(pi)
+        entropy  ln N - (N-k) / (2 T k)
+        effective_experts  N exp(-(N-k) / (2 T k))
+        kl_uniform  (N-k) / (2 T k), the bias of the plug-in entropy
+        total_variation  CV0 / sqrt(2 pi)
+        unseen  N (1 - k/N)^T, exact
+    """
+    if tokens == 0:
+        return Indices(*[math.nan] * 8)
+    most = bounds(num_experts, top_k)
+    cv0 = math.sqrt((num_experts - top_k) / (top_k * tokens))
+    kl = min((num_experts - top_k) / (2 * tokens * top_k), most.kl_uniform)
+    # With one expert nothing varies: CV0 is 0, and any factor will do.
+    spread = cv0 * math.sqrt(num_experts / max(num_experts - 1, 1))
+    even = cv0 * math.sqrt((num_experts - 1) / num_experts)
+    return Indices(
+        max_vio=min(spread * _skewed_maximum(num_experts, top_k, tokens), most.max_vio),
+        cv=min(cv0, most.cv),
+        gini=min(even / math.sqrt(math.pi), most.gini),
+        entropy=math.log(num_experts) - kl,
+        effective_experts=num_experts * math.exp(-kl),
+        kl_uniform=kl,
+        total_variation=min(cv0 / math.sqrt(2 * math.pi), most.total_variation),
+        unseen=num_experts * (1 - top_k / num_experts) ** tokens,
+    )
+
+
+def bounds(num_experts: int, top_k: int) -> Indices:
+    """Return how uneven distinct top-k routing can be at most, as every index says it.
+
+    `entropy` and `effective_experts` fall with imbalance: theirs are lower bounds, all others
+    upper ones. Where tokens leave slots empty, only those with k = 1 hold.
+    """
+    idle = 1 - top_k / num_experts
+    return Indices(
+        max_vio=num_experts / top_k - 1,
+        cv=math.sqrt(num_experts / top_k - 1),
+        gini=idle,
+        entropy=math.log(top_k),
+        effective_experts=float(top_k),
+        kl_uniform=math.log(num_experts / top_k),
+        total_variation=idle,
+        unseen=float(num_experts - top_k),
+    )
+
+
+def _skewed_maximum(num_experts: int, top_k: int, tokens: int) -> float:
+    share = top_k / num_experts
+    if share == 1:
+        return 0.0
+    mean, square = extreme_moments(num_experts)
+    skew = (1 - 2 * share) / math.sqrt(tokens * share * (1 - share))
+    return mean + skew / 6 * (square - 1)
+
+
+@lru_cache(maxsize=256)
+def extreme_moments(number: int) -> tuple[float, float]:
+    """Return the mean and mean square of the maximum of `number` independent standard normals."""
+    x_P = np.linspace(-9.0, 9.0, 3601)
+    below_P = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in x_P.tolist()]) ** number
+    tail_P = np.heaviside(x_P, 0.5) - below_P
+    return float(np.trapezoid(tail_P, x_P)), float(np.trapezoid(2 * x_P * tail_P, x_P))

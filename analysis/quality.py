@@ -1,0 +1,281 @@
+"""Quality checks Q1-Q15: whether a trace holds what the model did, before anything is said of it.
+
+Each check answers one fault seen in a real recorder; docs/metrics.md names them.
+
+Shape suffixes: N experts of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from moe_probe.analysis.accumulators.counts import Counts, LayerCounts, filled_layers
+from moe_probe.analysis.accumulators.rows import Anomalies, RowFaults
+from moe_probe.analysis.metrics.frequency import relative_load
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.scan import count, scan
+from moe_probe.errors import TraceError
+from moe_probe.trace import Capture, LayerSpec, Trace
+
+_MIN_PREFIX_AGREEMENT = 0.99
+_ORDERED_ROWS = 0.001
+# Deviations of a standard normal: one trace in 700, one in 3 million.
+_NOTE_DEVIATIONS, _FAIL_DEVIATIONS = 3.0, 5.0
+_NO_ROWS = "the trace has counts only, no per-token rows"
+
+
+class Status(StrEnum):
+    """How a check ended."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    NOTE = "note"
+    """Worth knowing, neither right nor wrong."""
+    SKIP = "skip"
+    """The trace lacks what the check needs; its reason says what."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check."""
+
+    check: str
+    """Its id."""
+    name: str
+    """What it looks at."""
+    status: Status
+    value: str = ""
+    expected: str = ""
+    reason: str = ""
+    """Why it was skipped."""
+
+
+def check_trace(trace: Trace) -> list[Check]:
+    """Run every check that applies to a trace, in one pass over its rows.
+
+    Raises:
+        TraceError: the trace is damaged.
+    """
+    faults: RowFaults | None = None
+    counts = Counts(trace.layers)
+    if trace.capture is Capture.COUNTS:
+        counts = count(trace, Rule.RAW)
+    else:
+        faults = RowFaults(trace.layers)
+        scan(trace, [counts, faults], rule=Rule.RAW)
+    return [
+        _completeness(trace),
+        _row_check("Q1", "an expert twice in one row", faults, "duplicated", _none_allowed),
+        _row_check("Q2", "rows of zeros only", faults, "zero", _none_above_one_slot),
+        _row_check("Q3", "rows that read 0, 1, 2, ...", faults, "ordered", _ordered_allowed),
+        _row_check("Q4", "ids beyond the last expert", faults, "out_of_range", _none_allowed),
+        _count_bounds(trace, counts, scanned=faults is not None),
+        _rows_per_sequence(trace, faults),
+        _recorded_layers(trace),
+        _recorded_top_k(trace),
+        _replicates(trace),
+        _prefix_agreement(trace),
+        _expert_zero(counts.by_layer()),
+    ]
+
+
+def failures(checks: Iterable[Check]) -> list[Check]:
+    """Return the checks that failed."""
+    return [check for check in checks if check.status is Status.FAIL]
+
+
+def _completeness(trace: Trace) -> Check:
+    name = "every token recorded in every layer"
+    if not trace.run.get("completeness"):
+        return Check("Q0", name, Status.SKIP, reason="run.json has no completeness table")
+    total, computed, missing, *parts = _integers(
+        trace,
+        "completeness",
+        "expected_tokens computed_tokens shortfall stored_tokens shared_tokens unsampled_tokens",
+    )
+    names = " ".join(str(layer) for layer in trace.layers)
+    captured = _integers(trace.run["completeness"], "layers", names)
+    layers = [name for name in names.split() if captured[name] != computed]
+    is_complete = not missing and not layers and sum(parts) == total
+    value = f"{sum(parts):,} of {total:,} tokens, {missing:,} missing"
+    if layers:
+        value += f"; other than {computed:,} tokens in layers {_some(layers)}"
+    return Check("Q0", name, _pass_if(is_complete), value, "all tokens, 0 missing")
+
+
+def _row_check(
+    check: str,
+    name: str,
+    faults: RowFaults | None,
+    field: str,
+    allowed: Callable[[LayerSpec], float],
+) -> Check:
+    """Compare one kind of anomaly with the share of rows that may show it in each layer."""
+    if faults is None:
+        return Check(check, name, Status.SKIP, reason=_NO_ROWS)
+    layers = {n: spec for n, spec in faults.layers.items() if allowed(spec) < 1}
+    if not layers:
+        return Check(check, name, Status.SKIP, reason="every layer has rows where this is normal")
+    by_layer: dict[int, Anomalies] = faults.by_layer()
+    rows = {layer: getattr(by_layer[layer], field) for layer in layers}
+    is_good = all(rows[n] <= allowed(spec) * faults.num_rows for n, spec in layers.items())
+    worst = max(rows, key=lambda layer: rows[layer])
+    value = f"{rows[worst]:,} of {faults.num_rows:,} rows"
+    if rows[worst]:
+        value += f" in layer {worst}, {sum(rows.values()):,} over all layers"
+    most = max(allowed(spec) for spec in layers.values())
+    return Check(check, name, _pass_if(is_good), value, f"<= {most:.2%} of rows" if most else "0")
+
+
+def _none_allowed(_: LayerSpec) -> float:
+    return 0.0
+
+
+def _none_above_one_slot(spec: LayerSpec) -> float:
+    return 0.0 if spec.top_k > 1 else 1.0
+
+
+def _ordered_allowed(spec: LayerSpec) -> float:
+    # Ten times the share under uniform routing, since real routers have favourite sets.
+    by_chance = 10 / math.comb(spec.num_experts, spec.top_k)
+    return _ORDERED_ROWS + by_chance if spec.top_k > 1 else 1.0
+
+
+def _count_bounds(trace: Trace, counts: Counts, *, scanned: bool) -> Check:
+    name = "counts add up"
+    expected = "top_k selections per token, at most one per expert"
+    faults = []
+    table = None
+    # While a recording goes on, its tables lag behind its rows.
+    if scanned and not trace.is_recording and filled_layers(trace.layers):
+        table = Counts.from_table(trace.counts, trace.layers, Rule.RAW)
+        expected += "; tables equal rows"
+    for layer in counts.by_layer():
+        full = layer.tokens * layer.spec.top_k
+        if layer.assignments > full or (layer.assignments < full and not layer.spec.empty_slots):
+            faults.append(f"layer {layer.spec.layer}: {layer.assignments:,} of {full:,} selections")
+        elif layer.counts_N.max() > layer.tokens:
+            faults.append(f"layer {layer.spec.layer}: an expert beyond {layer.tokens:,} tokens")
+        elif table and (table.layer(layer.spec.layer).counts_N != layer.counts_N).any():
+            faults.append(f"layer {layer.spec.layer}: the counts tables differ from the rows")
+    value = _some(faults) if faults else f"{len(counts.layers)} layers exact"
+    return Check("Q5", name, _pass_if(not faults), value, expected)
+
+
+def _rows_per_sequence(trace: Trace, faults: RowFaults | None) -> Check:
+    name = "rows per sequence"
+    if faults is None:
+        return Check("Q6", name, Status.SKIP, reason=_NO_ROWS)
+    names = ("sequence_id", "num_tokens", "prefix_tokens", "multiplicity", "sampled")
+    wrong = []
+    columns = [trace.sequences[column].to_pylist() for column in names]
+    for sequence, stop, start, multiplicity, sampled in zip(*columns, strict=True):
+        rows = faults.rows_by_sequence[sequence]
+        # Duplicates and sequences outside the sample need not store anything.
+        may_be_absent = not sampled or multiplicity == 0
+        position_sum = (start + stop - 1) * (stop - start) // 2
+        is_whole = (
+            rows == stop - start and faults.position_sum_by_sequence[sequence] == position_sum
+        )
+        if not is_whole and (rows or not may_be_absent):
+            wrong.append(f"sequence {sequence}: {rows:,} of {stop - start:,} rows")
+    total = trace.sequences.num_rows
+    value = f"{total - len(wrong):,} of {total:,} sequences"
+    if wrong:
+        value += f"; {_some(wrong)}"
+    return Check("Q6", name, _pass_if(not wrong), value, "its own tokens, each once, in all")
+
+
+def _recorded_layers(trace: Trace) -> Check:
+    name = "recorded layers"
+    expected = _fact(trace, "num_moe_layers")
+    if expected is None:
+        return Check("Q7", name, Status.SKIP, reason="run.json has no number of MoE layers")
+    found = len(trace.layers)
+    return Check("Q7", name, _pass_if(found == expected), str(found), f"{expected} MoE layers")
+
+
+def _recorded_top_k(trace: Trace) -> Check:
+    name = "experts per token"
+    expected = _fact(trace, "top_k")
+    if expected is None:
+        return Check("Q8", name, Status.SKIP, reason="run.json has no top_k of the model")
+    found = sorted({spec.top_k for spec in trace.layers.values()})
+    value = ", ".join(map(str, found))
+    return Check("Q8", name, _pass_if(found == [expected]), value, f"{expected} in every layer")
+
+
+def _replicates(trace: Trace) -> Check:
+    name = "runs per distinct prompt"
+    hashes = trace.sequences["prompt_hash"].to_pylist()
+    if not any(hashes):
+        return Check("Q12", name, Status.SKIP, reason="the sequences have no prompt hashes")
+    runs = int(trace.sequences["multiplicity"].to_numpy().sum())
+    prompts = len(set(filter(None, hashes))) + hashes.count("")
+    status = Status.PASS if runs == prompts else Status.NOTE
+    return Check("Q12", name, status, f"{runs / prompts:.2f}", "1, or the number of choices")
+
+
+def _prefix_agreement(trace: Trace) -> Check:
+    name = "a shared prefix is routed the same each time"
+    if not (trace.run.get("prefix_check") or {}).get("rows"):
+        return Check("Q14", name, Status.SKIP, reason="no prefix was run again to compare")
+    sequences, rows, equal = _integers(trace, "prefix_check", "sequences rows equal_rows")
+    share = equal / rows
+    value = f"{share:.2%} of {rows:,} rows in {sequences:,} sequences"
+    expected = f">= {_MIN_PREFIX_AGREEMENT:.0%}"
+    return Check("Q14", name, _pass_if(share >= _MIN_PREFIX_AGREEMENT), value, expected)
+
+
+def _expert_zero(layers: Iterable[LayerCounts]) -> Check:
+    """Compare expert 0's rank with chance: an expert's index means nothing to a trained router.
+
+    Rows of zeros raise the load of expert 0 in every layer, so its mean rank over the layers goes
+    up before it stands out in any of them. Under exchangeable experts a rank (0, 1] is uniform.
+    """
+    name = "expert 0 loaded like the others"
+    ranks, variance, loads = [], 0.0, []
+    for layer in layers:
+        if layer.assignments:
+            load_N = relative_load(layer.counts_N)
+            below, equal = (load_N < load_N[0]).sum(), (load_N == load_N[0]).sum()
+            ranks.append((below + equal / 2) / len(load_N))
+            variance += (1 - 1 / len(load_N) ** 2) / 12
+            loads.append(load_N[0])
+    if not variance:
+        return Check("Q15", name, Status.SKIP, reason="no selections among several experts")
+    deviations = (np.mean(ranks) - 0.5) * len(ranks) / math.sqrt(variance)
+    is_odd, is_wrong = deviations > _NOTE_DEVIATIONS, deviations > _FAIL_DEVIATIONS
+    status = Status.FAIL if is_wrong else Status.NOTE if is_odd else Status.PASS
+    value = f"mean rank {np.mean(ranks):.2f}, median relative load {np.median(loads):.2f}"
+    return Check("Q15", name, status, value, f"0.50, less than {_FAIL_DEVIATIONS:.0f} sd above it")
+
+
+def _fact(trace: Trace, name: str) -> int | None:
+    if name not in (trace.run.get("model_facts") or {}):
+        return None
+    return _integers(trace, "model_facts", name)[0]
+
+
+def _integers(trace: Trace, field: str, names: str) -> list[int]:
+    try:
+        return [int(trace.run[field][name]) for name in names.split()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceError(
+            f"{trace.files.run} has no usable {field}: {error!r}. Record again."
+        ) from error
+
+
+def _pass_if(condition: bool) -> Status:
+    return Status.PASS if condition else Status.FAIL
+
+
+def _some(texts: list[str]) -> str:
+    """Name the first three."""
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return "; ".join(texts[:3]) + more

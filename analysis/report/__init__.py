@@ -1,0 +1,105 @@
+"""Write the report of a trace: tables, figures, one HTML page and the same numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from moe_probe.analysis.figures.heatmap import caption, load_heatmap, to_png
+from moe_probe.analysis.report.contents import Contents, gather
+from moe_probe.analysis.report.html import render
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.tables import quality_table, write_csv
+from moe_probe.errors import MoeProbeError, UsageError
+from moe_probe.trace import Trace
+
+__all__ = ["Contents", "gather", "write_report"]
+
+_MANIFEST = "report.json"
+_TABLES = ("tables/layers.csv", "tables/experts.csv", "tables/quality.csv")
+_PAGE = ("figures/relative_load.png", "report.html")
+_FILES = (_MANIFEST, *_TABLES, *_PAGE)
+
+
+def write_report(
+    trace: Trace,
+    output: Path,
+    rule: Rule = Rule.UNIQUE,
+    *,
+    tables_only: bool = False,
+    force: bool = False,
+) -> tuple[Contents, list[Path]]:
+    """Check and count a trace and write what was found.
+
+    An earlier report in `output` is replaced; other files there are left alone.
+
+    Args:
+        trace: The trace; an unfinished one is reported as that.
+        output: The directory to write into.
+        rule: The counting rule.
+        tables_only: Leave out the page and the figures.
+        force: Overwrite files of the same names that no report wrote.
+
+    Returns:
+        What the report says, and the paths written.
+
+    Raises:
+        UsageError: `output` has files of the same names that no report wrote.
+        MoeProbeError: `output` cannot be written.
+    """
+    names = [name for name in _FILES if not (tables_only and name in _PAGE)]
+    earlier = _earlier_files(output)
+    if not force:
+        _refuse_foreign(output, names, earlier)
+    contents = gather(trace, rule)
+    try:
+        for name in earlier:
+            (output / name).unlink(missing_ok=True)
+        _write(contents, output, names)
+    except OSError as error:
+        raise MoeProbeError(
+            f"Cannot write the report into {output}: {error.strerror or error}. "
+            "Choose another directory with --output."
+        ) from error
+    return contents, [output / name for name in names]
+
+
+def _write(contents: Contents, output: Path, names: list[str]) -> None:
+    for folder in {(output / name).parent for name in names}:
+        folder.mkdir(parents=True, exist_ok=True)
+    # First, so that a report that was cut short is known as one and can be replaced.
+    manifest = {**contents.to_json(), "files": names}
+    (output / _MANIFEST).write_text(
+        json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
+    )
+    write_csv(contents.layers, output / "tables/layers.csv")
+    write_csv(contents.experts, output / "tables/experts.csv")
+    write_csv(quality_table(contents.checks), output / "tables/quality.csv")
+    if "report.html" in names:
+        png = to_png(load_heatmap(contents.counts, rule=contents.rule))
+        text = caption(contents.counts, rule=contents.rule)
+        (output / "figures/relative_load.png").write_bytes(png)
+        (output / "report.html").write_text(
+            render(contents, heatmap_png=png, caption=text), "utf-8"
+        )
+
+
+def _earlier_files(output: Path) -> list[str]:
+    """Return which of our files an earlier report in this directory wrote."""
+    try:
+        manifest = json.loads((output / _MANIFEST).read_text("utf-8"))
+        written = manifest["files"] if "moe_probe_report" in manifest else []
+        return [name for name in _FILES if name in written]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _refuse_foreign(output: Path, names: list[str], earlier: list[str]) -> None:
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is not a directory. Choose another one with --output.")
+    foreign = [name for name in names if (output / name).exists() and name not in earlier]
+    if foreign:
+        raise UsageError(
+            f"{output} has {', '.join(foreign)}, which no moe-probe report wrote. "
+            "Choose another directory with --output, or use --force to overwrite."
+        )

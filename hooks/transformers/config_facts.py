@@ -1,0 +1,66 @@
+"""What a model's configuration says about its experts, under the many names configurations use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NUM_EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_FACTS = {
+    "num_groups": ("n_group", "num_expert_group"),
+    "groups_per_token": ("topk_group",),
+    "scoring": ("scoring_func", "score_func"),
+    "selection": ("topk_method",),
+    "normalized": ("norm_topk_prob",),
+    "scale": ("routed_scaling_factor",),
+}
+
+
+def text_config(config: Any) -> Any:
+    """Return the part of a (perhaps multimodal) configuration that describes the language model."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def num_experts(config: Any) -> int:
+    """Return the routed experts per layer a configuration names; 0 for a dense model."""
+    value = _first(text_config(config), _NUM_EXPERTS)
+    return int(max(value) if isinstance(value, list | tuple) else value or 0)
+
+
+def top_k(config: Any) -> int:
+    """Return the experts per token a configuration names, the most of any layer; 1 if it does not."""
+    value = _first(text_config(config), _TOP_K)
+    return int(max(value) if isinstance(value, list | tuple) else value or 1)
+
+
+def layer_facts(config: Any) -> dict[str, Any]:
+    """Return what holds for every MoE layer: shared experts, groups, scoring; absent if unset."""
+    text = text_config(config)
+    facts = {name: _first(text, fields) for name, fields in _FACTS.items()}
+    facts["num_shared_experts"] = _first(text, _SHARED)
+    if facts["num_shared_experts"] is None and getattr(text, "shared_expert_intermediate_size", 0):
+        facts["num_shared_experts"] = 1
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def expected_moe_layers(config: Any) -> list[int] | None:
+    """Return the layers that are sparse according to the configuration, None if it does not say."""
+    text = text_config(config)
+    num_layers = int(text.num_hidden_layers)
+    kinds = getattr(text, "mlp_layer_types", None)
+    if kinds:
+        return [layer for layer, kind in enumerate(kinds) if "sparse" in kind or "moe" in kind]
+    if getattr(text, "first_k_dense_replace", None) is not None:
+        return list(range(int(text.first_k_dense_replace), num_layers))
+    if getattr(text, "decoder_sparse_step", None):
+        dense = set(getattr(text, "mlp_only_layers", None) or [])
+        step = int(text.decoder_sparse_step)
+        return [x for x in range(num_layers) if x not in dense and (x + 1) % step == 0]
+    if text.model_type in ("mixtral", "olmoe", "gpt_oss", "phimoe", "granitemoe"):
+        return list(range(num_layers))
+    return None
+
+
+def _first(config: Any, names: tuple[str, ...]) -> Any:
+    return next((v for name in names if (v := getattr(config, name, None)) is not None), None)

@@ -1,0 +1,44 @@
+"""`moe-probe check`: whether a trace can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_probe import output
+
+
+def check(
+    trace: Annotated[Path, typer.Argument(help="A trace directory.", show_default=False)],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the checks as one JSON document.")
+    ] = False,
+) -> None:
+    """Check that a trace holds what the model did; exit code 1 if it does not.
+
+    Example: moe-probe check my-trace
+    """
+    from moe_probe.analysis.quality import check_trace, failures
+    from moe_probe.analysis.tables import quality_table, to_records
+    from moe_probe.trace import open_trace
+
+    checks = check_trace(open_trace(trace))
+    failed = failures(checks)
+    if as_json:
+        records = to_records(quality_table(checks))
+        output.document({"trace": str(trace), "passed": not failed, "checks": records})
+    else:
+        output.table(
+            ["check", "status", "name", "value", "expected"],
+            [
+                [found.check, found.status, found.name, found.value or found.reason, found.expected]
+                for found in checks
+            ],
+        )
+    if failed:
+        names = ", ".join(found.check for found in failed)
+        output.error(f"{trace} fails {names}. Record again; its numbers cannot be trusted.")
+        raise typer.Exit(1)
+    output.note(f"Next: moe-probe report {trace}")

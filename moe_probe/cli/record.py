@@ -1,0 +1,237 @@
+"""`moe-probe record`: capture every routing decision while lm-eval runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moe_probe import output
+from moe_probe.errors import MoeProbeError, UsageError
+
+if TYPE_CHECKING:
+    from moe_probe.evaluation.plan import RecordOptions, RecordPlan
+    from moe_probe.evaluation.run import RunResult
+
+
+def record(
+    model: Annotated[str, typer.Option("--model", "-m", help="Hub id, path, or short name.")],
+    task: Annotated[
+        list[str], typer.Option("--task", "-t", help="lm-eval task or group; may be repeated.")
+    ],
+    backend: Annotated[str, typer.Option("--backend", help="Engine: hf.")] = "hf",
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", help="Examples in the prompt. [task's own; mmlu: 5]")
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option("--limit", "-L", help="Documents per task, or a share below 1.")
+    ] = None,
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", "-b", help="Rows per forward pass, or auto.")
+    ] = "8",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16, ...; auto: float32 on a CPU.")
+    ] = "auto",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto.")] = "auto",
+    model_args: Annotated[
+        str, typer.Option("--model-args", "-a", help="key=value,... for the model class of lm-eval.")
+    ] = "",
+    capture: Annotated[
+        str, typer.Option("--capture", help="counts, ids, or weights: how much to keep.")
+    ] = "ids",
+    sample: Annotated[
+        str, typer.Option("--sample", help="1/N: record one document in N, whole.")
+    ] = "1/1",
+    output_path: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Trace directory. [by model, task, date]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing trace.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished trace.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Scores only, for a dense model to compare with.")
+    ] = False,
+    mmlu_dir: Annotated[
+        Path | None, typer.Option("--mmlu-dir", help="Offline copy from `moe-probe mmlu prepare`.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder of your own lm-eval tasks.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and how large it is; run nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints.")] = False,
+) -> None:
+    """Run an lm-eval task and record every routing decision.
+
+    Example: moe-probe record --model olmoe-1b-7b --task mmlu --num-fewshot 5 --limit 20
+    """
+    output.set_quiet(quiet)
+    if backend != "hf":
+        raise UsageError(f"No backend is called {backend!r}. Use --backend hf.")
+    options = _options(
+        model=model,
+        tasks=[name for names in task for name in names.split(",") if name],
+        output_path=output_path,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        model_args=_parse_model_args(model_args),
+        capture=capture,
+        sample_every=_parse_sample(sample),
+        force=force,
+        resume=resume,
+        baseline=baseline,
+        mmlu_dir=mmlu_dir,
+        include_path=include_path,
+        quiet=quiet,
+    )
+    _run(options, dry_run=dry_run)
+
+
+def _options(
+    *, model: str, output_path: Path | None, capture: str, dtype: str, device: str, **rest: Any
+) -> RecordOptions:
+    from moe_probe.models import resolve_model
+
+    resolved = resolve_model(model)
+    _quiet_libraries()
+    try:
+        import torch
+
+        from moe_probe.evaluation.plan import RecordOptions
+        from moe_probe.trace import Capture
+    except ImportError as error:
+        raise UsageError(
+            f"Recording needs {error.name}, which is not installed. "
+            'Run: pip install "moe-probe[hf]"'
+        ) from error
+    if capture not in tuple(Capture):
+        raise UsageError(f"No capture level is called {capture!r}. Use {', '.join(Capture)}.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UsageError(f"No dtype is called {dtype!r}. Use float32, bfloat16, float16 or auto.")
+    if rest["limit"] is not None and rest["limit"] >= 1:
+        rest["limit"] = int(rest["limit"])
+    if resolved.identifier != model:
+        output.note(f"Model: {resolved.identifier}")
+    return RecordOptions(
+        model=resolved,
+        output=output_path or _default_output(model, rest["tasks"]),
+        capture=Capture(capture),
+        dtype=dtype,
+        device=device,
+        **rest,
+    )
+
+
+def _run(options: RecordOptions, *, dry_run: bool) -> None:
+    from moe_probe.evaluation.plan import make_plan
+
+    plan = make_plan(options)
+    if dry_run:
+        _print_dry_run(plan)
+        return
+    from moe_probe.evaluation.run import run_recording
+
+    output.note(f"Trace: {options.output}")
+    try:
+        result = run_recording(plan)
+    except KeyboardInterrupt:
+        output.note("")
+        output.error(f"Interrupted. What was recorded is kept in {options.output}.")
+        output.note(f"Resume: {_resume_command()}")
+        sys.exit(130)
+    _print_result(result)
+    missing = result.completeness.shortfall
+    if missing:
+        raise MoeProbeError(
+            f"The trace is incomplete: {missing} of {result.completeness.expected_tokens} tokens "
+            f"were not recorded. See completeness in {options.output / 'run.json'}."
+        )
+
+
+def _print_dry_run(plan: RecordPlan) -> None:
+    from moe_probe.evaluation.dryrun import measure
+
+    size = measure(plan)
+    rows = [
+        ("model", plan.options.model.identifier),
+        ("memory", f"{plan.memory}; {output.quantity(plan.available, 'B')} available"),
+        ("tasks", f"{len(plan.tasks.facts)} ({', '.join(plan.options.tasks)})"),
+        ("documents", size.num_documents),
+        ("tokens to run", output.quantity(size.num_tokens)),
+        ("tokens to store", output.quantity(size.num_new_tokens)),
+        ("MoE layers", size.num_layers),
+        ("trace", f"about {output.quantity(size.trace_bytes, 'B')} at {plan.options.capture}"),
+        ("output", plan.options.output),
+    ]
+    for name, value in rows:
+        output.result(f"{name + ':':<17}{value}")
+
+
+def _print_result(result: RunResult) -> None:
+    from lm_eval.utils import make_table
+
+    output.result(make_table(result.results).rstrip())
+    if result.results.get("groups"):
+        output.result(make_table(result.results, "groups").rstrip())
+    totals = result.completeness
+    layers = totals.layers.values()
+    state = "complete" if totals.shortfall == 0 else f"{totals.shortfall} MISSING"
+    output.result(
+        f"{result.num_sequences} sequences, {totals.recorded_tokens} of {totals.expected_tokens} "
+        f"tokens in each of {len(layers)} MoE layers: {state}"
+    )
+    size = sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file())
+    output.result(f"{result.path} ({output.quantity(size, 'B')})")
+    output.note(f"Next: moe-probe report {shlex.quote(str(result.path))}")
+
+
+def _parse_model_args(text: str) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        name, separator, value = item.partition("=")
+        if not separator:
+            raise UsageError(f"--model-args has {item!r}, which is not key=value.")
+        number = re.fullmatch(r"-?\d+(\.\d+)?", value)
+        literal: Any = {"True": True, "False": False, "None": None}.get(value, value)
+        arguments[name] = (float(value) if number[1] else int(value)) if number else literal
+    return arguments
+
+
+def _parse_sample(text: str) -> int:
+    found = re.fullmatch(r"1/(\d+)", text)
+    if not found or int(found[1]) < 1:
+        raise UsageError(f"--sample {text!r} is not of the form 1/N, such as 1/50.")
+    return int(found[1])
+
+
+def _default_output(model: str, tasks: list[str]) -> Path:
+    parts = [Path(model).name, "+".join(tasks), date.today().isoformat()]
+    return Path("moe-probe-" + "-".join(re.sub(r"[^\w.+-]", "_", part) for part in parts))
+
+
+def _resume_command() -> str:
+    words = ["moe-probe", *sys.argv[1:]]
+    keep = [word for word in words if word not in ("--force", "-f", "--resume")]
+    return shlex.join([*keep, "--resume"])
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' bars off stderr; must come before they are imported."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

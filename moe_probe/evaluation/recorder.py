@@ -1,0 +1,326 @@
+"""From a row the model ran to a sequence in the trace: identity, sharing, sampling, completeness.
+
+Engine-neutral: an engine's model class says which requests a row answers and hands over its rows.
+
+Shape suffixes: T tokens, B bytes of one token's ids, S slots of one token over all layers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+
+from moe_probe.evaluation.contexts import ContextIndex, PrefixStore, token_hash
+from moe_probe.evaluation.progress import RunProgress
+from moe_probe.evaluation.stretches import Bounds
+from moe_probe.trace import Capture, Sequence, TraceWriter
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing the evaluation asked for: a choice's log-likelihood, or a text."""
+
+    task: str
+    subject: str
+    area: str
+    doc_id: int
+    kind: str
+    choice: int
+    answer_key: Hashable = None
+    """What the evaluation names when it has the answer; None if it never does."""
+
+
+@dataclass
+class Row:
+    """One row the model is to run, and every request it answers."""
+
+    tokens_T: np.ndarray
+    """Token ids int32 [T] fed to the model, without padding."""
+    bounds: Bounds
+    truncated: int
+    requests: list[Request]
+
+    def by_document(self) -> list[list[Request]]:
+        """The requests, grouped by the document they belong to; several only for equal prompts."""
+        groups: dict[tuple[str, int], list[Request]] = defaultdict(list)
+        for request in self.requests:
+            group = groups[request.task, request.doc_id]
+            if request.choice not in [known.choice for known in group]:
+                group.append(request)
+        return list(groups.values())
+
+
+@dataclass
+class Completeness:
+    """Tokens the evaluation asked for against tokens recorded; kept in run.json."""
+
+    expected_tokens: int = 0
+    """Tokens of all rows the evaluation had to run, by its own token lists."""
+    stored_tokens: int = 0
+    shared_tokens: int = 0
+    """Run, and stored by an earlier sequence with the same beginning."""
+    unsampled_tokens: int = 0
+    """Run, and left out by document sampling."""
+    computed_tokens: int = 0
+    """Token slots the model ran while its hooks were attached, padding and probes included."""
+    padding_tokens: int = 0
+    probe_tokens: int = 0
+    """Slots of batches that only measured memory."""
+    after_stop_tokens: int = 0
+    """Slots a finished sequence still took while others in its batch went on."""
+    unmatched_tokens: int = 0
+    """Slots of rows that no request explains."""
+    layers: dict[str, int] = field(default_factory=dict)
+    """Token slots captured, by layer."""
+
+    @property
+    def recorded_tokens(self) -> int:
+        return self.stored_tokens + self.shared_tokens + self.unsampled_tokens
+
+    @property
+    def shortfall(self) -> int:
+        """Expected tokens that are missing in some layer; 0 when the trace is complete."""
+        missing = max((self.computed_tokens - n for n in self.layers.values()), default=0)
+        return max(self.expected_tokens - self.recorded_tokens, missing, self.unmatched_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "recorded_tokens": self.recorded_tokens,
+            "shortfall": self.shortfall,
+        }
+
+
+class PriorRun:
+    """What an interrupted recording already has, by what a row is asked for."""
+
+    def __init__(self, sequences: pa.Table) -> None:
+        self.completeness = Completeness()
+        self._sequence_ids: dict[Hashable, int] = {}
+        self._answers: dict[Hashable, dict[str, Any]] = {}
+        self._num_tokens: dict[Hashable, int] = {}
+        for row in sequences.to_pylist():
+            self._add(row)
+
+    def _add(self, row: dict[str, Any]) -> None:
+        document = (row["kind"], row["task"], row["doc_id"], row["prompt_hash"])
+        self._sequence_ids[(*document, tuple(row["choices"]))] = row["sequence_id"]
+        for position, choice in enumerate(row["choices"]):
+            self._num_tokens[(*document, choice)] = row["num_tokens"]
+            if row["response"] is not None:
+                self._answers[(*document, choice)] = {"response": row["response"]}
+            elif row["choice_logliks"] is not None:
+                self._answers[(*document, choice)] = {
+                    "loglik": row["choice_logliks"][position],
+                    "is_greedy": row["choice_is_greedy"][position],
+                }
+        totals, tokens = self.completeness, row["num_tokens"] * row["multiplicity"]
+        if not row["sampled"]:
+            totals.unsampled_tokens += tokens
+        else:
+            shared = row["prefix_tokens"] * row["multiplicity"]
+            totals.shared_tokens += shared
+            totals.stored_tokens += tokens - shared
+
+    def sequence_id(self, requests: list[Request], prompt_hash: str) -> int | None:
+        """The sequence that was recorded for these requests of one document, if any."""
+        first, choices = requests[0], tuple(request.choice for request in requests)
+        key = (first.kind, first.task, first.doc_id, prompt_hash, choices)
+        return self._sequence_ids.get(key)
+
+    def answer(self, request: Request, prompt_hash: str) -> dict[str, Any] | None:
+        """The answer that was recorded for a request, if any."""
+        return self._answers.get(_answer_key(request, prompt_hash))
+
+    def num_tokens(self, request: Request, prompt_hash: str) -> int:
+        """Tokens of the sequence that has the request's answer, generated ones included."""
+        return self._num_tokens[_answer_key(request, prompt_hash)]
+
+
+def _answer_key(request: Request, prompt_hash: str) -> Hashable:
+    return (request.kind, request.task, request.doc_id, prompt_hash, request.choice)
+
+
+class Recorder:
+    """Writes rows and answers to a trace and keeps the books of completeness.
+
+    Args:
+        writer: The trace.
+        sample_every: Record one document in this many, chosen by hash.
+        seed: Seed of that choice.
+        prior: What an interrupted recording already has.
+        progress: Where to show how far the run is.
+    """
+
+    def __init__(
+        self,
+        writer: TraceWriter,
+        *,
+        sample_every: int = 1,
+        seed: int = 0,
+        prior: PriorRun | None = None,
+        progress: RunProgress | None = None,
+    ) -> None:
+        self._progress = progress
+        self.writer = writer
+        self.prior = prior
+        self.totals = Completeness() if prior is None else prior.completeness
+        self.prefixes = PrefixStore()
+        self._contexts = ContextIndex()
+        self._sample_every, self._seed = sample_every, seed
+        self._stores_rows = writer.capture is not Capture.COUNTS
+        self._waiting: dict[Hashable, list[tuple[int, int]]] = defaultdict(list)
+        self._early: dict[Hashable, list[dict[str, Any]]] = defaultdict(list)
+
+    def expect(self, num_tokens: int) -> None:
+        """Note tokens that the evaluation is going to run."""
+        self.totals.expected_tokens += num_tokens
+
+    def note_known(self, tokens_T: np.ndarray) -> None:
+        """Note a sequence that the interrupted recording has, so its contexts are not new."""
+        self._contexts.add(tokens_T)
+
+    def record(
+        self,
+        row: Row,
+        ids_TB: np.ndarray,
+        weights_TS: np.ndarray | None = None,
+        *,
+        generated_T: np.ndarray | None = None,
+    ) -> None:
+        """Write what the model decided for one row.
+
+        Args:
+            row: The row; its requests may belong to several documents with equal prompts.
+            ids_TB: Packed ids of its tokens, then of the fed generated tokens.
+            weights_TS: Gate weights likewise.
+            generated_T: Generated token ids that were fed back.
+        """
+        prompt_hash = token_hash(row.tokens_T)
+        tokens_T = row.tokens_T
+        if generated_T is not None and len(generated_T):
+            tokens_T = np.concatenate([tokens_T, generated_T]).astype(np.int32)
+            self.expect(len(generated_T))
+        original = -1
+        for requests in row.by_document():
+            sequence_id = self.prior.sequence_id(requests, prompt_hash) if self.prior else None
+            if sequence_id is None:
+                sequence = self._sequence(row, requests, tokens_T, prompt_hash, original)
+                sequence_id = sequence.sequence_id
+                self._write(sequence, tokens_T, ids_TB, weights_TS)
+            else:
+                self._contexts.add(tokens_T)
+            original = sequence_id if original < 0 else original
+            for request in requests:
+                self._await_answer(request, sequence_id)
+        if self._progress is not None:
+            totals = self.totals
+            self._progress.update(
+                totals.recorded_tokens, totals.expected_tokens, row.requests[0].subject
+            )
+
+    def answer(self, key: Hashable, answer: dict[str, Any]) -> None:
+        """Write an answer to the sequence that awaits it, now or when its row has arrived."""
+        if self._waiting[key]:
+            sequence_id, choice = self._waiting[key].pop()
+            self.writer.answer(sequence_id, choice, **answer)
+        else:
+            self._early[key].append(answer)
+
+    def _await_answer(self, request: Request, sequence_id: int) -> None:
+        if request.answer_key is None:
+            return
+        if self._early[request.answer_key]:
+            answer = self._early[request.answer_key].pop()
+            self.writer.answer(sequence_id, request.choice, **answer)
+        else:
+            self._waiting[request.answer_key].append((sequence_id, request.choice))
+
+    def _sequence(
+        self,
+        row: Row,
+        requests: list[Request],
+        tokens_T: np.ndarray,
+        prompt_hash: str,
+        original: int,
+    ) -> Sequence:
+        first = requests[0]
+        sequence = Sequence(
+            sequence_id=self.writer.next_sequence_id(),
+            num_tokens=len(tokens_T),
+            task=first.task,
+            subject=first.subject,
+            area=first.area,
+            doc_id=first.doc_id,
+            kind=first.kind,
+            choices=[request.choice for request in requests],
+            truncated_tokens=row.truncated,
+            # One decision for all documents of a row: they share its rows.
+            sampled=self._is_sampled(row.requests[0]),
+            prompt_hash=prompt_hash,
+            new_from=self._contexts.add(tokens_T),
+            rank=self.writer.rank,
+            **row.bounds._asdict(),
+        )
+        if original >= 0:
+            # The model ran the equal prompt of another document: this one has no run of its own.
+            sequence.prefix_id, sequence.prefix_tokens = original, len(tokens_T)
+            sequence.multiplicity = 0
+        return sequence
+
+    def _write(
+        self,
+        sequence: Sequence,
+        tokens_T: np.ndarray,
+        ids_TB: np.ndarray,
+        weights_TS: np.ndarray | None,
+    ) -> None:
+        if sequence.multiplicity == 0:
+            self.writer.write(sequence)
+            return
+        if not sequence.sampled:
+            self.totals.unsampled_tokens += sequence.num_tokens
+            self.writer.write(sequence)
+            return
+        if self._stores_rows:
+            keys = _sharing_keys(sequence, tokens_T)
+            sequence.prefix_id, sequence.prefix_tokens = self.prefixes.find(keys, ids_TB)
+            self.prefixes.add(keys, sequence.sequence_id, ids_TB)
+        shared = sequence.prefix_tokens
+        self.totals.shared_tokens += shared
+        self.totals.stored_tokens += sequence.num_tokens - shared
+        if shared == sequence.num_tokens:
+            self.writer.write(sequence)
+            return
+        self.writer.write(
+            sequence,
+            ids_TB[shared:],
+            token_id_T=tokens_T[shared:],
+            weights_TS=None if weights_TS is None else weights_TS[shared:],
+        )
+
+    def _is_sampled(self, request: Request) -> bool:
+        if not self.writer.layout.layers:
+            return False
+        document = f"{self._seed}/{request.task}/{request.doc_id}".encode()
+        return crc32(document) % self._sample_every == 0
+
+
+def _sharing_keys(sequence: Sequence, tokens_T: np.ndarray) -> dict[int, Hashable]:
+    """What identifies the text before each cut at which sequences may share rows.
+
+    Prefixes are shared inside a subject and whole prompts inside a document, so that subject and
+    stretch of a stored row hold for everyone who shares it.
+    """
+    bounds, document = sequence.bounds, (sequence.task, sequence.doc_id)
+    cuts: dict[int, Hashable] = {bounds[0]: (sequence.task, sequence.subject)}
+    for cut in (bounds[2], bounds[4]):
+        if cut > bounds[0]:
+            cuts[cut] = (*document, bounds[:2])
+    return {cut: (where, cut, token_hash(tokens_T[:cut])) for cut, where in cuts.items()}

@@ -1,0 +1,19 @@
+"""The trace: the only thing capture and analysis share."""
+
+from moe_probe.trace.reader import Block, Trace, open_trace
+from moe_probe.trace.schema import SEGMENTS, Capture, LayerSpec, RowLayout, Sequence
+from moe_probe.trace.writer import TraceWriter, WriterStats, check_output
+
+__all__ = [
+    "SEGMENTS",
+    "Block",
+    "Capture",
+    "LayerSpec",
+    "RowLayout",
+    "Sequence",
+    "Trace",
+    "TraceWriter",
+    "WriterStats",
+    "check_output",
+    "open_trace",
+]

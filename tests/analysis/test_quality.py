@@ -1,0 +1,224 @@
+"""Every check passes on a sound trace and finds the fault it is there for.
+
+Shape suffixes: T tokens, K slots, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moe_probe.analysis.quality import Check, Status, check_trace
+from moe_probe.errors import TraceError
+from moe_probe.trace import LayerSpec, RowLayout, Trace, open_trace
+
+NUM_LAYERS, NUM_TOKENS = 16, 200
+LAYERS = [LayerSpec(layer=3 + i, num_experts=64, top_k=4) for i in range(NUM_LAYERS)]
+COMPLETENESS: dict[str, Any] = {
+    "expected_tokens": 400,
+    "computed_tokens": 420,
+    "stored_tokens": 300,
+    "shared_tokens": 60,
+    "padding_tokens": 20,
+    "probe_tokens": 0,
+    "unsampled_tokens": 40,
+    "after_stop_tokens": 0,
+    "layers": {str(spec.layer): 420 for spec in LAYERS},
+    "shortfall": 0,
+}
+Fault = Callable[[np.ndarray], Any]
+
+
+def random_ids(seed: int = 0) -> np.ndarray:
+    """Return ids [L, T, K] of uniform distinct routing, in 16 bits so that faults fit."""
+    score = np.random.default_rng(seed).random((NUM_LAYERS, NUM_TOKENS, 64))
+    return np.argsort(score, axis=2)[:, :, :4].astype(np.int64)
+
+
+def found(trace: Trace) -> dict[str, Check]:
+    return {check.check: check for check in check_trace(trace)}
+
+
+@pytest.fixture
+def check_ids(new_trace: Any) -> Callable[..., dict[str, Check]]:
+    """Write ids past the writer's validation and check the trace."""
+
+    def run(ids_LTK: np.ndarray, **options: Any) -> dict[str, Check]:
+        rows_TB = np.concatenate(list(ids_LTK.astype(np.uint8)), axis=1)
+        assert rows_TB.shape[1] == RowLayout(tuple(LAYERS)).ids_bytes
+        return found(new_trace(LAYERS, [rows_TB], **options))
+
+    return run
+
+
+def test_sound_trace_passes(check_ids: Any) -> None:
+    run = {
+        "completeness": COMPLETENESS,
+        "model_facts": {"num_moe_layers": NUM_LAYERS, "top_k": 4},
+        "prefix_check": {"sequences": 2, "rows": 100, "equal_rows": 100},
+    }
+    checks = check_ids(random_ids(), run=run, prompt_hash="a")
+    assert list(checks) == "Q0 Q1 Q2 Q3 Q4 Q5 Q6 Q7 Q8 Q12 Q14 Q15".split()
+    assert {check.status for check in checks.values()} == {Status.PASS}
+    assert checks["Q0"].value == "400 of 400 tokens, 0 missing"
+    assert checks["Q12"].value == "1.00"
+    assert checks["Q14"].value == "100.00% of 100 rows in 2 sequences"
+
+
+def test_facts_that_are_absent_are_skipped(check_ids: Any) -> None:
+    checks = check_ids(random_ids())
+    skipped = [check.check for check in checks.values() if check.status is Status.SKIP]
+    assert skipped == ["Q0", "Q7", "Q8", "Q12", "Q14"]
+    assert all(checks[number].reason for number in skipped)
+
+
+def duplicate(ids_LTK: np.ndarray) -> None:
+    ids_LTK[4, 9, 3] = ids_LTK[4, 9, 0]
+
+
+def zero_fill(ids_LTK: np.ndarray) -> None:
+    ids_LTK[:, 17] = 0
+
+
+def leave_uninitialised(ids_LTK: np.ndarray) -> None:
+    ids_LTK[2, :3] = np.arange(4)
+
+
+def pad(ids_LTK: np.ndarray) -> None:
+    ids_LTK[0, 5] = [255, 254, 253, 252]
+
+
+def favour_expert_zero(ids_LTK: np.ndarray) -> None:
+    # Zeros in one slot of 5 % of the rows that lack them: no row is odd by itself.
+    for ids_TK in ids_LTK:
+        rows = np.flatnonzero((ids_TK != 0).all(axis=1))[:10]
+        ids_TK[rows, 2] = 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "failing"),
+    [
+        (duplicate, {"Q1"}),
+        (zero_fill, {"Q1", "Q2"}),
+        (leave_uninitialised, {"Q3"}),
+        (pad, {"Q4", "Q5"}),
+        (favour_expert_zero, {"Q15"}),
+    ],
+)
+def test_planted_rows_are_found(check_ids: Any, fault: Fault, failing: set[str]) -> None:
+    ids_LTK = random_ids()
+    fault(ids_LTK)
+    checks = check_ids(ids_LTK)
+    assert {name for name, check in checks.items() if check.status is Status.FAIL} == failing
+
+
+def test_value_names_rows_and_layer(check_ids: Any) -> None:
+    ids_LTK = random_ids()
+    duplicate(ids_LTK)
+    assert check_ids(ids_LTK)["Q1"].value == "1 of 200 rows in layer 7, 1 over all layers"
+
+
+def test_everything_zero_exceeds_what_counts_allow(check_ids: Any) -> None:
+    checks = check_ids(np.zeros_like(random_ids()))
+    assert checks["Q5"].status is Status.FAIL
+    assert "an expert beyond 200 tokens" in checks["Q5"].value
+    counts_only = check_ids(np.zeros_like(random_ids()), capture="counts")
+    assert counts_only["Q5"].status is Status.FAIL
+    assert counts_only["Q15"].status is Status.FAIL
+    assert counts_only["Q1"].reason == "the trace has counts only, no per-token rows"
+
+
+def test_counts_level_trace_without_fault_passes(counts_run: Any) -> None:
+    checks = found(counts_run.trace)
+    assert {checks[name].status for name in ("Q5", "Q15")} == {Status.PASS}
+    assert {checks[f"Q{n}"].status for n in (1, 2, 3, 4, 6)} == {Status.SKIP}
+
+
+def test_shared_and_repeated_prompts_pass(run: Any) -> None:
+    checks = found(run.trace)
+    assert not [check for check in checks.values() if check.status is Status.FAIL]
+    runs = sum(prompt["multiplicity"] for prompt in run.prompts)
+    prompts = len({str(prompt["tokens"]) for prompt in run.prompts})
+    assert checks["Q12"].value == f"{runs / prompts:.2f}"
+    assert checks["Q12"].status is Status.NOTE
+
+
+def test_dropped_rows_are_found(check_ids: Any, tmp_path: Any) -> None:
+    check_ids(random_ids())
+    (part,) = (tmp_path / "new" / "routing").glob("*.parquet")
+    pq.write_table(pq.read_table(part).slice(0, NUM_TOKENS - 1), part)
+    check = found(open_trace(tmp_path / "new"))
+    assert check["Q6"].status is Status.FAIL
+    assert check["Q6"].value == "0 of 1 sequences; sequence 0: 199 of 200 rows"
+    assert "the counts tables differ from the rows" in check["Q5"].value
+
+
+def test_doubled_rows_are_found(check_ids: Any, tmp_path: Any) -> None:
+    check_ids(random_ids())
+    (part,) = (tmp_path / "new" / "routing").glob("*.parquet")
+    table = pq.read_table(part)
+    # The last row is replaced by a second copy of the first: the number of rows is right.
+    pq.write_table(pa.concat_tables([table.slice(0, 1), table.slice(0, NUM_TOKENS - 1)]), part)
+    assert found(open_trace(tmp_path / "new"))["Q6"].status is Status.FAIL
+
+
+def test_unsampled_sequences_need_no_rows(new_trace: Any) -> None:
+    trace = new_trace(LAYERS, [np.empty((0, 64), np.uint8)], sampled=False, num_tokens=9)
+    assert found(trace)["Q6"].status is Status.PASS
+    trace = new_trace(LAYERS, [np.empty((0, 64), np.uint8)], num_tokens=9)
+    assert found(trace)["Q6"].status is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shortfall": 1},
+        {"stored_tokens": 299},
+        {"expected_tokens": 401},
+        {"layers": {"3": 420, "4": 419}},
+    ],
+)
+def test_incomplete_recording_is_found(check_ids: Any, change: dict[str, Any]) -> None:
+    check = check_ids(random_ids(), run={"completeness": {**COMPLETENESS, **change}})["Q0"]
+    assert check.status is Status.FAIL
+    if "layers" in change:
+        assert check.value.endswith("other than 420 tokens in layers 4")
+
+
+def test_other_number_of_layers_or_slots_is_found(check_ids: Any) -> None:
+    checks = check_ids(random_ids(), run={"model_facts": {"num_moe_layers": 17, "top_k": 8}})
+    assert checks["Q7"].status is Status.FAIL
+    assert (checks["Q8"].status, checks["Q8"].value) == (Status.FAIL, "4")
+
+
+def test_prefix_that_is_routed_otherwise_is_found(check_ids: Any) -> None:
+    for equal, status in ((99, Status.PASS), (98, Status.FAIL)):
+        run = {"prefix_check": {"sequences": 1, "rows": 100, "equal_rows": equal}}
+        assert check_ids(random_ids(), run=run)["Q14"].status is status
+
+
+def test_damaged_run_facts_are_an_error(check_ids: Any) -> None:
+    for run in ({"completeness": {"shortfall": 0}}, {"completeness": {**COMPLETENESS, "layers": 3}}):
+        with pytest.raises(TraceError, match="no usable completeness"):
+            check_ids(random_ids(), run=run)
+
+
+def test_one_slot_makes_zero_rows_normal(new_trace: Any) -> None:
+    spec = LayerSpec(layer=0, num_experts=4, top_k=1)
+    checks = found(new_trace([spec], [np.array([[0], [0], [1]], np.uint8)]))
+    assert [checks[f"Q{n}"].status for n in (1, 2, 3, 4)] == ["pass", "skip", "skip", "pass"]
+
+
+def test_empty_slots_are_no_fault(new_trace: Any) -> None:
+    spec = LayerSpec(layer=0, num_experts=40, top_k=3, empty_slots=True)
+    rows_TB = np.array([[1, 255, 255], [2, 3, 9], [255, 255, 255]], np.uint8)
+    checks = found(new_trace([spec], [rows_TB]))
+    assert {checks[f"Q{n}"].status for n in (1, 2, 3, 4, 5)} == {Status.PASS}
+    rows_TB[1] = [7, 7, 41]
+    checks = found(new_trace([spec], [rows_TB]))
+    assert {checks[f"Q{n}"].status for n in (1, 4)} == {Status.FAIL}
