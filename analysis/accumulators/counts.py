@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moe_probe.analysis.rules import QUESTION_SEGMENTS, Rule
 from moe_probe.errors import TraceError
-from moe_probe.trace import LayerSpec
+from moe_probe.trace import LayerSpec, Trace
 from moe_probe.trace.counting import Stratum
+from moe_probe.trace.files import read_tables
+from moe_probe.trace.schema import COUNTS_SCHEMA
 
 if TYPE_CHECKING:
     from moe_probe.analysis.scan import Rows
@@ -42,10 +45,12 @@ class Counts:
 
     Args:
         layers: The layers to count, by the model's own index.
+        rule: How often each token counts.
     """
 
-    def __init__(self, layers: Mapping[int, LayerSpec]) -> None:
+    def __init__(self, layers: Mapping[int, LayerSpec], rule: Rule) -> None:
         self.layers = dict(layers)
+        self.rule = rule
         self.strata: dict[Stratum, int] = {}
         """Number of each stratum."""
         self.tokens_G = np.zeros(0, np.int64)
@@ -54,10 +59,11 @@ class Counts:
         }
 
     def update(self, rows: Rows) -> None:
-        """Add a block, each token as often as its weight says; empty slots are not counted."""
+        """Add a block, each token as often as the rule says; empty slots are not counted."""
         number_G = self._numbers(rows.strata)
-        chosen_T = np.flatnonzero(rows.weight_T)
-        weight_T = rows.weight_T[chosen_T]
+        weight_T = rows.weight_T(self.rule)
+        chosen_T = np.flatnonzero(weight_T)
+        weight_T = weight_T[chosen_T]
         stratum_T = number_G[rows.stratum_T[chosen_T]]
         self.tokens_G += _bincount(stratum_T, weight_T, len(self.strata))
         for layer, counts_GN in self.counts_GN.items():
@@ -70,9 +76,9 @@ class Counts:
             counts_GN += tally.reshape(len(counts_GN), num_experts + 1)[:, :num_experts]
 
     def merge(self, other: Self) -> None:
-        """Add the counts of another shard; raises ValueError if its layers differ."""
-        if other.layers != self.layers:
-            raise ValueError("counts of different layers cannot be merged")
+        """Add the counts of another shard; raises ValueError if its layers or rule differ."""
+        if (other.layers, other.rule) != (self.layers, self.rule):
+            raise ValueError("counts of different layers or rules cannot be merged")
         number_G = self._numbers(other.strata)
         self.tokens_G[number_G] += other.tokens_G
         for layer, counts_GN in self.counts_GN.items():
@@ -92,8 +98,8 @@ class Counts:
         return map(self.layer, self.layers)
 
     @classmethod
-    def from_table(cls, table: pa.Table, layers: Mapping[int, LayerSpec], rule: Rule) -> Self:
-        """Take the counts from a trace's counts tables instead of its rows.
+    def from_tables(cls, trace: Trace, rule: Rule) -> Self:
+        """Take the counts from a trace's counts tables instead of its rows, part by part.
 
         `raw` is their column `count`, `unique` is `unique_count`, `question` is `unique_count` of
         the segments question, cue and choice. The tables do not have the number of tokens: it
@@ -102,38 +108,38 @@ class Counts:
         Raises:
             TraceError: every layer can have empty slots, or the tables do not fit the layers.
         """
-        filled = filled_layers(layers)
-        if not filled:
+        filled = next((s for s in trace.layers.values() if not s.empty_slots), None)
+        if filled is None:
             raise TraceError(
                 "Every layer of this trace can leave slots empty, so its counts do not tell the "
                 "number of tokens. Record with --capture ids."
             )
-        counts = cls(layers)
-        if rule is Rule.QUESTION:
-            is_question_R = np.isin(table["segment"].to_numpy(), QUESTION_SEGMENTS)
-            table = table.filter(pa.array(is_question_R))
-        counts._add_table(table, "count" if rule is Rule.RAW else "unique_count")
-        assignments_G = counts.counts_GN[filled[0].layer].sum(axis=1)
-        counts.tokens_G = -(-assignments_G // filled[0].top_k)
+        counts = cls(trace.layers, rule)
+        for path in trace.files.parts("counts"):
+            counts._add_table(read_tables([path], COUNTS_SCHEMA))
+        assignments_G = counts.counts_GN[filled.layer].sum(axis=1)
+        counts.tokens_G = -(-assignments_G // filled.top_k)
         return counts
 
-    def _add_table(self, table: pa.Table, column: str) -> None:
+    def _add_table(self, table: pa.Table) -> None:
+        if self.rule is Rule.QUESTION:
+            is_question_R = np.isin(table["segment"].to_numpy(), QUESTION_SEGMENTS)
+            table = table.filter(pa.array(is_question_R))
+        name = "count" if self.rule is Rule.RAW else "unique_count"
         stratum_R = self._table_strata(table)
-        layer_R, expert_R, count_R = (
-            table[name].to_numpy() for name in ("layer", "expert", column)
-        )
-        known = 0
-        for layer, counts_GN in self.counts_GN.items():
-            num_experts = counts_GN.shape[1]
-            mine_R = (layer_R == layer) & (expert_R >= 0) & (expert_R < num_experts)
-            known += int(mine_R.sum())
-            key_R = stratum_R[mine_R] * num_experts + expert_R[mine_R]
-            counts_GN += _bincount(key_R, count_R[mine_R], counts_GN.size).reshape(counts_GN.shape)
-        if known < len(table) or count_R.min(initial=0) < 0:
+        column_R = _columns(table, self.layers)
+        count_R = table[name].to_numpy()
+        if (column_R < 0).any() or count_R.min(initial=0) < 0:
             raise TraceError(
-                f"The counts tables have {len(table) - known} rows of layers or experts that "
-                "run.json lacks, or negative counts: they are damaged. Record again."
+                "The counts tables have layers or experts that run.json lacks, or negative "
+                "counts: they are damaged. Record again."
             )
+        shape = len(self.strata), sum(spec.num_experts for spec in self.layers.values())
+        tally_G = _bincount(stratum_R * shape[1] + column_R, count_R, shape[0] * shape[1])
+        for counts_GN, tally_GN in zip(
+            self.counts_GN.values(), _split(tally_G.reshape(shape), self.layers), strict=True
+        ):
+            counts_GN += tally_GN
 
     def _table_strata(self, table: pa.Table) -> np.ndarray:
         key_R = np.zeros(len(table), np.int64)
@@ -144,13 +150,15 @@ class Counts:
                 column = column.combine_chunks()
             names.append(column.dictionary.to_pylist())
             key_R = key_R * len(names[-1]) + column.indices.to_numpy()
-        keys, number_R = np.unique(key_R, return_inverse=True)
-        fields = np.unravel_index(keys, [max(len(values), 1) for values in names])
+        keys = pa.array(key_R).dictionary_encode()
+        fields = np.unravel_index(
+            keys.dictionary.to_numpy(), [max(len(values), 1) for values in names]
+        )
         strata = [
             Stratum(*(values[i] for values, i in zip(names, index, strict=True)))
             for index in zip(*fields, strict=True)
         ]
-        return self._numbers(strata)[number_R]
+        return np.asarray(self._numbers(strata)[keys.indices.to_numpy()])
 
     def _numbers(self, strata: Iterable[Stratum]) -> np.ndarray:
         """Return the number of each stratum, giving new ones a number and zero counts."""
@@ -163,9 +171,43 @@ class Counts:
         return np.array(numbers, np.int64)
 
 
-def filled_layers(layers: Mapping[int, LayerSpec]) -> list[LayerSpec]:
-    """Return the layers where every token fills every slot, so that A = k T."""
-    return [spec for spec in layers.values() if not spec.empty_slots]
+def table_totals(trace: Trace) -> dict[int, np.ndarray]:
+    """Sum column `count` of the counts tables by layer and expert: per layer int64 [N].
+
+    Rows of layers or experts that run.json lacks are left out.
+    """
+    total = np.zeros(sum(spec.num_experts for spec in trace.layers.values()), np.int64)
+    for path in trace.files.parts("counts"):
+        try:
+            # Without the strings a part is read ten times faster.
+            table = pq.read_table(path, columns=["layer", "expert", "count"])
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(f"{path} cannot be read as part of a trace: {error}") from error
+        column_R = _columns(table, trace.layers)
+        known_R = column_R >= 0
+        total += _bincount(column_R[known_R], table["count"].to_numpy()[known_R], len(total))
+    return dict(zip(trace.layers, _split(total, trace.layers), strict=True))
+
+
+def _columns(table: pa.Table, layers: Mapping[int, LayerSpec]) -> np.ndarray:
+    """Number each row's expert, all layers joined; -1 for one that the layers lack."""
+    layer_R, expert_R = table["layer"].to_numpy(), table["expert"].to_numpy()
+    unknown = max(layers) + 1
+    start = np.zeros(unknown + 1, np.int64)
+    num_experts = np.zeros(unknown + 1, np.int64)
+    next_start = 0
+    for layer, spec in layers.items():
+        start[layer], num_experts[layer] = next_start, spec.num_experts
+        next_start += spec.num_experts
+    layer_R = np.where((layer_R < 0) | (layer_R > unknown), unknown, layer_R)
+    is_known_R = (expert_R >= 0) & (expert_R < num_experts[layer_R])
+    return np.where(is_known_R, start[layer_R] + expert_R, -1)
+
+
+def _split(joined: np.ndarray, layers: Mapping[int, LayerSpec]) -> list[np.ndarray]:
+    """Cut the last axis, where all layers are joined, into one array per layer."""
+    stops = np.cumsum([spec.num_experts for spec in layers.values()])
+    return np.split(joined, stops[:-1], axis=-1)
 
 
 def _bincount(key: np.ndarray, weight: np.ndarray, length: int) -> np.ndarray:

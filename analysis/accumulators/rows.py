@@ -47,7 +47,7 @@ class RowFaults:
         self._anomalies_L4 = np.zeros((len(layers), len(Anomalies._fields)), np.int64)
 
     def update(self, rows: Rows) -> None:
-        """Look at a block; the rows' weights do not matter."""
+        """Look at a block."""
         self.num_rows += len(rows)
         ids, index_T = np.unique(rows.block.sequence_id_T, return_inverse=True)
         positions = np.bincount(index_T, rows.block.position_T).astype(np.int64)

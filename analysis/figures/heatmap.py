@@ -5,6 +5,7 @@ Shape suffixes: L layers, N experts of a layer, M experts of the widest layer.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,8 @@ def load_heatmap(layers: Sequence[LayerCounts], *, rule: Rule) -> Figure:
     bar = figure.colorbar(image, ax=axes, ticks=range(-3, 4), pad=0.01)
     bar.ax.set_yticklabels(["≤ 1/8", "1/4", "1/2", "fair", "2×", "4×", "≥ 8×"])
     bar.set_label("relative load (log scale)")
-    figure.text(0.0, -0.02, caption(layers, rule=rule), fontsize=8, va="top", ha="left")
+    lines = textwrap.wrap(caption(layers, rule=rule), int(figure.get_figwidth() * 14))
+    figure.text(0.0, -0.02, "\n".join(lines), fontsize=8, va="top", ha="left")
     return figure
 
 
@@ -110,6 +112,7 @@ def _label(axes: Any, layers: Sequence[LayerCounts]) -> None:
     rows = range(0, len(layers), step)
     axes.set_yticks(list(rows), [str(layers[row].spec.layer) for row in rows], fontsize=8)
     axes.set_ylabel("layer")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("expert")
 
 

@@ -44,7 +44,7 @@ def relative_load(counts_N: np.ndarray) -> np.ndarray:
         float64 [..., N] in [0, N/k] with mean 1; NaN where nothing was selected.
         Source: DeepSeek-V3 (2412.19437), appendix C, "relative expert load".
     """
-    return counts_N.shape[-1] * assignment_share(counts_N)
+    return np.asarray(counts_N.shape[-1] * assignment_share(counts_N))
 
 
 def _ratio(counts_N: np.ndarray, total: np.ndarray) -> np.ndarray:

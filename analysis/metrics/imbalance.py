@@ -64,7 +64,7 @@ def kl_uniform(counts_N: np.ndarray) -> np.ndarray:
     Range [0, ln(N/k)].
     """
     # Rounding must not make a perfectly even layer negative.
-    return np.maximum(np.log(counts_N.shape[-1]) - entropy(counts_N), 0.0)
+    return np.asarray(np.maximum(np.log(counts_N.shape[-1]) - entropy(counts_N), 0.0))
 
 
 def total_variation(counts_N: np.ndarray) -> np.ndarray:

@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moe_probe import __version__
-from moe_probe.analysis.accumulators.counts import LayerCounts
+from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
 from moe_probe.analysis.quality import Check, check_trace, failures
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import count
 from moe_probe.analysis.tables import experts_table, layers_table, quality_table, to_records
-from moe_probe.trace import Trace
+from moe_probe.trace import Capture, Trace
 
 REPORT_VERSION = 1
 NUM_RANKED = 10
@@ -56,14 +57,14 @@ class Contents:
     def findings(self) -> list[str]:
         """State the headline in words; empty where a check failed or nothing was counted."""
         table = self.layers
-        if self.failed or not self.tokens:
+        if self.failed or table["max_vio"].isna().all():
             return []
-        worst = table.loc[table["max_vio"].idxmax()]
+        worst = table.iloc[int(np.nanargmax(table["max_vio"]))]
         share = (table["effective_experts"] / table["num_experts"]).mean()
         share_null = (table["effective_experts_null"] / table["num_experts"]).mean()
         idle, total = int(table["unseen"].sum()), int(table["num_experts"].sum())
         return [
-            f"Most uneven: layer {worst['layer']}, whose busiest expert carries "
+            f"Most uneven: layer {int(worst['layer'])}, whose busiest expert carries "
             f"{worst['max_vio'] + 1:.2f} times a fair share "
             f"({worst['max_vio_null'] + 1:.2f} expected by chance).",
             f"On average a layer spreads its load like {share:.1%} of its experts sharing evenly "
@@ -115,9 +116,20 @@ class Contents:
         }
 
 
+def one_line(value: Any) -> str:
+    """Return a fact as text on one line, without characters that would steer a terminal."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def gather(trace: Trace, rule: Rule) -> Contents:
     """Check and count a trace; raises TraceError where it is damaged."""
-    layers = list(count(trace, rule).by_layer())
+    if trace.capture is Capture.COUNTS:
+        counts, checks = count(trace, rule), check_trace(trace)
+    else:
+        counts = Counts(trace.layers, rule)
+        checks = check_trace(trace, also=[counts])
+    layers = list(counts.by_layer())
     return Contents(
         trace=str(trace.path),
         run={name: trace.run[name] for name in _RUN_FACTS if trace.run.get(name) is not None},
@@ -127,5 +139,5 @@ def gather(trace: Trace, rule: Rule) -> Contents:
         counts=layers,
         layers=layers_table(layers),
         experts=experts_table(layers),
-        checks=check_trace(trace),
+        checks=checks,
     )

@@ -14,7 +14,7 @@ import pandas as pd
 
 from moe_probe import __version__
 from moe_probe.analysis.quality import Status
-from moe_probe.analysis.report.contents import Contents
+from moe_probe.analysis.report.contents import Contents, one_line
 from moe_probe.analysis.tables import INDICES, quality_table
 
 _STYLE = """
@@ -49,7 +49,7 @@ _UNITS = (
 
 def render(contents: Contents, *, heatmap_png: bytes, caption: str) -> str:
     """Return the page."""
-    title = f"Expert use of {_text(contents.run.get('model', 'a model'))}"
+    title = f"Expert use of {one_line(contents.run.get('model', 'a model'))}"
     body = [
         f"<h1>{escape(title)}</h1>",
         _description(_run_facts(contents)),
@@ -72,12 +72,12 @@ def render(contents: Contents, *, heatmap_png: bytes, caption: str) -> str:
 
 
 def _run_facts(contents: Contents) -> dict[str, str]:
-    facts = {name.replace("_", " "): _text(value) for name, value in contents.run.items()}
+    facts = {name.replace("_", " "): one_line(value) for name, value in contents.run.items()}
     return facts | {
         "sequences": f"{contents.num_sequences:,}",
         "tokens counted": f"{contents.tokens:,}",
         "counting rule": f"{contents.rule}: {contents.rule.description}",
-        "trace": contents.trace,
+        "trace": one_line(contents.trace),
     }
 
 
@@ -130,11 +130,9 @@ def _quality(contents: Contents) -> str:
 
 def _figure(png: bytes, caption: str) -> str:
     source = f"data:image/png;base64,{b64encode(png).decode('ascii')}"
-    text = escape(caption)
-    return (
-        f'<figure><img src="{source}" alt="Heat map of layers by experts. {text}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+    # No figcaption: the image carries its caption.
+    text = f"Heat map of layers by experts. {caption}"
+    return f'<figure><img src="{source}" alt="{escape(text)}"></figure>'
 
 
 def _section(title: str, *content: str) -> str:
@@ -167,7 +165,3 @@ def _cell(value: Any) -> str:
         return '<td class="number">–</td>'
     text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
     return f'<td class="number">{text}</td>'
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

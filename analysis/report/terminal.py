@@ -1,11 +1,16 @@
-"""The summary that `moe-probe report` prints: plain text, 80 columns."""
+"""The summary that `moe-probe report` prints: plain text, 80 columns.
+
+Shape suffixes: L layers.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from typing import Any
 
-from moe_probe.analysis.report.contents import Contents
+import numpy as np
+
+from moe_probe.analysis.report.contents import Contents, one_line
 from moe_probe.analysis.tables import INDICES
 
 _WIDTH = 80
@@ -27,14 +32,8 @@ def summary(contents: Contents) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def printable(value: Any) -> str:
-    """Return text on one line, without what would steer a terminal."""
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def _facts(contents: Contents) -> list[str]:
-    facts = {
+    facts: dict[str, Any] = {
         **{name: contents.run[name] for name in ("model", "task", "tasks") if name in contents.run},
         "trace": contents.trace,
         "layers": f"{len(contents.counts)} MoE layers",
@@ -44,7 +43,7 @@ def _facts(contents: Contents) -> list[str]:
     return [
         line
         for name, value in facts.items()
-        for line in _wrap(f"{name:<9}{printable(value)[:_MAX_FACT]}", indent=9)
+        for line in _wrap(f"{name:<9}{one_line(value)[:_MAX_FACT]}", indent=9)
     ]
 
 
@@ -53,17 +52,17 @@ def _indices(contents: Contents) -> list[str]:
     table = contents.layers
     lines = [f"{'':<18}{'mean':>10}{'by chance':>12}{'worst':>10}{'layer':>8}"]
     for name in filter(_SHOWN.__contains__, INDICES):
-        column = table[name].astype("float64")
-        if column.isna().all():
+        values_L = table[name].to_numpy("float64", na_value=np.nan)
+        if np.isnan(values_L).all():
             continue
-        worst = column.idxmin() if name == "effective_experts" else column.idxmax()
+        worst = int((np.nanargmin if name == "effective_experts" else np.nanargmax)(values_L))
         lines.append(
-            f"{_NAMES.get(name, name):<18}{column.mean():>10.3f}"
-            f"{table[f'{name}_null'].mean():>12.3f}{column[worst]:>10.3f}"
-            f"{table['layer'][worst]:>8}"
+            f"{_NAMES.get(name, name):<18}{np.nanmean(values_L):>10.3f}"
+            f"{table[f'{name}_null'].mean():>12.3f}{values_L[worst]:>10.3f}"
+            f"{table['layer'].iloc[worst]:>8}"
         )
     return lines
 
 
 def _wrap(text: str, *, indent: int = 2) -> list[str]:
-    return textwrap.wrap(printable(text), _WIDTH, subsequent_indent=" " * indent)
+    return textwrap.wrap(one_line(text), _WIDTH, subsequent_indent=" " * indent)

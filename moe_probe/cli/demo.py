@@ -21,6 +21,6 @@ def demo(
     Takes a minute, no GPU and no network. Example: moe-probe demo -o demo
     """
     trace = folder / "trace"
-    record()
-    report(trace)
-    output.result(str(folder / "report" / "report.html"))
+    record(model="tiny-moe", task=["mmlu_sample"], device="cpu", output_path=trace, force=force)
+    report(trace, output_directory=folder / "report", force=force)
+    output.result(f"Open {folder / 'report' / 'report.html'}")

@@ -119,7 +119,8 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         self._instances = list(requests)
         try:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            # Our own progress line knows subjects and tokens; lm-eval's bars would fight with it.
+            return super().loglikelihood(requests, disable_tqdm=True)
         finally:
             self._instances = []
 
@@ -135,7 +136,7 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
             )
             for context, continuation in map(make_disjoint_window, windows):
                 self._rolling[_token_bytes(context + continuation)].append(instance)
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
@@ -149,7 +150,7 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
         to_run = {id(rows[i]): rows[i] for i, answer in enumerate(answers) if answer is None}
         self._index = RowIndex(to_run.values())
         try:
-            new = iter(run(open_requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
+            new = iter(run(open_requests, disable_tqdm=True, override_bs=override_bs))
             self._drain()
         finally:
             self._index = None
@@ -230,7 +231,7 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
             if answer is None:
                 self._generating[instance.args[0]].append(instance)
         todo = [r for r, answer in zip(requests, answers, strict=True) if answer is None]
-        new = iter(super().generate_until(todo, disable_tqdm=disable_tqdm) if todo else [])
+        new = iter(super().generate_until(todo, disable_tqdm=True) if todo else [])
         return [next(new) if answer is None else answer for answer in answers]
 
     def _known_response(self, prior: Any, instance: Any) -> str | None:

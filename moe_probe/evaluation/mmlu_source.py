@@ -105,7 +105,7 @@ def _read_parquet(src: Path) -> Questions:
     questions: Questions = {}
     for path in files:
         if split := SPLITS.get(path.stem.split("-")[0]):
-            for number, row in enumerate(_parquet_rows(path)):
+            for number, row in enumerate(_parquet_rows(path), start=1):
                 where = f"{path}, row {number}"
                 subject = _subject(row["subject"], where)
                 question = _question(row["question"], row["choices"], row["answer"], where=where)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.evaluation.recorder import Request, Row
-from moe_probe.evaluation.stretches import StretchFinder
+from moe_probe.evaluation.stretches import Bounds, StretchFinder
 
 
 class RequestReader:
@@ -51,14 +51,18 @@ class RequestReader:
         truncated: int,
     ) -> Row:
         """Describe a row that answers some Instances, each with its answer key."""
-        instance = instances[0][0]
-        bounds = self._finder.bounds(
-            instance.args[0],
-            context_tokens,
-            question=self._question(instance),
-            num_fed=len(fed),
-            truncated=truncated,
-        )
+        instance, num_fed = instances[0][0], len(fed)
+        if instance.request_type == "loglikelihood_rolling":
+            # Running text: there is no prompt around it.
+            bounds = Bounds(0, num_fed, num_fed, num_fed)
+        else:
+            bounds = self._finder.bounds(
+                instance.args[0],
+                context_tokens,
+                question=self._question(instance),
+                num_fed=num_fed,
+                truncated=truncated,
+            )
         requests = [self.request(instance, key) for instance, key in instances]
         return Row(np.asarray(fed, np.int32), bounds, truncated, requests)
 

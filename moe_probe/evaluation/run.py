@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,8 @@ def run_recording(plan: RecordPlan) -> RunResult:
     """
     options = plan.options
     prior = _prior_run(options)
+    for name in ("lm_eval", "transformers", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     items = plan.tasks.load()
     lm = _load_model(options)
     with ExitStack() as stack:
@@ -78,15 +81,7 @@ def run_recording(plan: RecordPlan) -> RunResult:
                 tasks=plan.tasks.manager.load(items)["tasks"],
                 facts=plan.tasks.facts,
             )
-            outcome.results = dict(
-                simple_evaluate(
-                    model=lm,
-                    tasks=items,
-                    task_manager=plan.tasks.manager,
-                    num_fewshot=plan.num_fewshot,
-                    limit=options.limit,
-                )
-            )
+            outcome.results = _evaluate(plan, lm, items)
     num_sequences = open_trace(options.output).sequences.num_rows
     return RunResult(
         path=options.output,
@@ -94,6 +89,19 @@ def run_recording(plan: RecordPlan) -> RunResult:
         num_sequences=num_sequences,
         results=outcome.results,
     )
+
+
+def _evaluate(plan: RecordPlan, lm: MoeProbeHF, items: list[Any]) -> dict[str, Any]:
+    # lm-eval prints notices to stdout, which is for results.
+    with redirect_stdout(sys.stderr):
+        results = simple_evaluate(
+            model=lm,
+            tasks=items,
+            task_manager=plan.tasks.manager,
+            num_fewshot=plan.num_fewshot,
+            limit=plan.options.limit,
+        )
+    return dict(results)
 
 
 @dataclass
@@ -140,8 +148,6 @@ def _prior_run(options: RecordOptions) -> PriorRun | None:
 
 
 def _load_model(options: RecordOptions) -> MoeProbeHF:
-    for name in ("lm_eval", "transformers", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     arguments = {"dtype": options.dtype, "device": options.device, **options.model_args}
     try:
         return MoeProbeHF(

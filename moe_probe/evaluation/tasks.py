@@ -75,8 +75,8 @@ class TaskPlan:
             ) from error
         if unnamed := loaded["tasks"].keys() - self.facts.keys():
             raise UsageError(
-                f"lm-eval runs {', '.join(self.names)} under the names {', '.join(sorted(unnamed))}, "
-                "which do not say what the tasks are. Name the tasks themselves."
+                f"lm-eval runs {', '.join(self.names)} as {', '.join(sorted(unnamed))}, "
+                "which does not say what the tasks are. Name the tasks themselves."
             )
         inner = {child for group in loaded.get("group_map", {}).values() for child in group}
         top = {**loaded["tasks"], **loaded.get("groups", {})}
@@ -202,7 +202,7 @@ def _members(group: str, items: object, index: Mapping[str, Entry]) -> Iterator[
             else:
                 yield from _members(f"{group}::{item['group']}", item.get("task"), index)
             continue
-        name = item.get("task") if isinstance(item, dict) else item
+        name = str(item["task"]) if isinstance(item, dict) and "task" in item else str(item)
         if name in index:
             yield from _leaves(name, index)
         else:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from moe_probe.errors import TraceError
-from moe_probe.trace.schema import FORMAT_VERSION
+from moe_probe.trace.schema import FORMAT_VERSION, Capture, RowLayout
 
 _MAX_RUN_BYTES = 64 << 20
-_ROUTING, _COUNTS, _SEQUENCES, _ANSWERS = "routing", "counts", "sequences", "answers"
+_KINDS = ("routing", "counts", "sequences", "answers")
+_PART = re.compile(r"part-(\d{1,9})-(\d{6,9}|shared)\.parquet")
+_SEGMENT = re.compile(r"segment-(\d{1,9})-\d{1,3}\.bin")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class TraceFiles:
         return self.root / "run.json"
 
     @property
+    def lock(self) -> Path:
+        return self.root / "writer.lock"
+
+    @property
     def stage(self) -> Path:
         return self.root / "stage"
 
@@ -40,30 +44,88 @@ class TraceFiles:
         return self.root / kind / f"part-{rank}-{name}.parquet"
 
     def parts(self, kind: str) -> list[Path]:
-        return sorted((self.root / kind).glob("part-*.parquet"))
+        """Every part of a kind, those in the making included."""
+        return sorted(p for p in (self.root / kind).glob("part-*") if _PART.fullmatch(p.name))
 
-    def segments(self, rank: int | None = None) -> list[Path]:
-        return sorted(self.stage.glob(f"segment-{'*' if rank is None else rank}-*.bin"))
+    def finished(self, kind: str) -> list[Path]:
+        """Parts whose sequences part exists too: it is written last, and claims the others."""
+        claimed = {path.name for path in self.parts("sequences")}
+        claimed.add(self.part("counts", 0, "shared").name)
+        return [path for path in self.parts(kind) if path.name in claimed]
+
+    def last_number(self, rank: int) -> int:
+        """The highest number that any part of a rank has; -1 where there is none."""
+        matches = [_PART.fullmatch(path.name) for kind in _KINDS for path in self.parts(kind)]
+        numbers = [m[2] for m in matches if m and int(m[1]) == rank and m[2] != "shared"]
+        return max(map(int, numbers), default=-1)
 
     def segment(self, rank: int, slot: int) -> Path:
         return self.stage / f"segment-{rank}-{slot}.bin"
 
+    def segments(self) -> list[tuple[Path, int]]:
+        """Staging files with the rank in their name."""
+        found = [(path, _SEGMENT.fullmatch(path.name)) for path in sorted(self.stage.glob("*"))]
+        return [(path, int(match[1])) for path, match in found if match]
+
     def make_folders(self) -> None:
-        for kind in (_ROUTING, _COUNTS, _SEQUENCES, _ANSWERS, "stage"):
+        for kind in (*_KINDS, "stage"):
             (self.root / kind).mkdir(parents=True, exist_ok=True)
+
+    def drop_unclaimed(self) -> None:
+        """Delete parts that no sequences part claims, and what a killed write left half done."""
+        for kind in _KINDS:
+            for path in set(self.parts(kind)) - set(self.finished(kind)):
+                path.unlink()
+        for path in (self.root, *(self.root / kind for kind in _KINDS)):
+            for temporary in path.glob("*.tmp"):
+                temporary.unlink()
+
+    def drop_stage(self) -> None:
+        """Delete empty folders that a trace at rest does not have."""
+        for folder in (self.stage, self.root / "answers"):
+            with suppress(OSError):
+                folder.rmdir()
+
+    def clear(self) -> None:
+        """Delete the trace and nothing else that lies beside it; run.json goes last."""
+        for kind in _KINDS:
+            for path in self.parts(kind):
+                path.unlink()
+        for path, _ in self.segments():
+            path.unlink()
+        self.drop_unclaimed()
+        self.run.unlink(missing_ok=True)
 
 
 @contextmanager
-def writer_lock(files: TraceFiles, rank: int) -> Iterator[bool]:
-    """Hold the right to write a rank's staging files; yields False if another process has it."""
-    with open(files.stage / f"writer-{rank}.lock", "a") as file:
-        held = _try_lock(file)
-        yield held
+def writer_lock(files: TraceFiles) -> Iterator[bool]:
+    """Hold the right to change a trace; yields False while someone else has it.
 
-
-def _try_lock(file: IO[str]) -> bool:
+    Raises OSError where the directory cannot be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        lock = os.open(files.lock, flags, 0o644)
+        if not _try_lock(lock):
+            os.close(lock)
+            yield False
+            return
+        # Whoever held it before may have deleted the file meanwhile: then this lock locks nothing.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(files.lock)):
+                break
+        os.close(lock)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    finally:
+        with suppress(OSError):
+            files.lock.unlink()
+        os.close(lock)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -74,16 +136,19 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary name that becomes `path`, fsynced, when the block ends without error."""
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.unlink(missing_ok=True)  # it could be a link to elsewhere
         yield temporary
         _fsync(temporary)
         os.replace(temporary, path)
+        _fsync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise TraceError(
             f"Cannot write {path}: {error.strerror or error}. What was recorded before is kept; "
             "free some space and use --resume."
         ) from error
-    _fsync(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:
@@ -94,52 +159,36 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_table(path: Path, table: pa.Table, *, segment: int | None = None) -> None:
-    """Write a small table whole; `segment` marks it as made from that staging segment."""
-    if segment is not None:
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), "moe_probe.segment": str(segment)}
-        )
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=1)
-
-
-def read_tables(paths: list[Path], schema: pa.Schema) -> pa.Table:
-    """Read and join small tables; raises TraceError for a file that is not of this schema."""
-    tables = []
-    for path in paths:
-        try:
-            table = pq.read_table(path)
-            tables.append(table.select(schema.names).cast(schema))
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise TraceError(f"{path} cannot be read as part of a trace: {error}") from error
-    return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
 def write_run(files: TraceFiles, run: dict[str, Any]) -> None:
     """Replace run.json."""
+    text = json.dumps(run, indent=1, ensure_ascii=False) + "\n"
     with atomic(files.run) as temporary:
-        temporary.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(text, "utf-8", errors="replace")
 
 
 def read_run(files: TraceFiles) -> dict[str, Any]:
     """Read run.json; raises TraceError where there is none or it is not of this format."""
-    if not files.run.is_file():
-        raise TraceError(
-            f"{files.root} is not a moe-probe trace: it has no run.json. "
-            "Give the directory that `moe-probe record` wrote."
-        )
     try:
+        if not files.run.is_file():
+            raise TraceError(
+                f"{files.root} is not a moe-probe trace: it has no run.json. "
+                "Give the directory that `moe-probe record` wrote."
+            )
         if files.run.stat().st_size > _MAX_RUN_BYTES:
             raise ValueError("it is larger than 64 MiB")
         run = json.loads(files.run.read_text("utf-8"))
         version = run["moe_probe_trace"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise TraceError(f"{files.run} is not a moe-probe run file: {reason}.") from error
     if version != FORMAT_VERSION:
         raise TraceError(
-            f"{files.root} is a trace of format {version!r}; this moe-probe reads format "
+            f"{files.root} is a trace of format {version!r:.40}; this moe-probe reads format "
             f"{FORMAT_VERSION}. Install the moe-probe that wrote it, or record again."
         )
+    try:
+        Capture(run["capture"])
+        RowLayout.from_json(run["layers"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise TraceError(f"{files.run} lacks what a trace needs: {error}.") from error
     return dict(run)

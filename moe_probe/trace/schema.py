@@ -18,6 +18,7 @@ from moe_probe.errors import TraceError
 
 FORMAT_VERSION = 1
 SEGMENT_TOKENS = 65_536
+MAX_SEQUENCE_TOKENS = 1 << 24
 
 # A sequence is cut into these stretches, in this order; any of them may be empty.
 SEGMENTS = ("prefix", "question", "cue", "choice", "generated")
@@ -56,6 +57,11 @@ class LayerSpec:
         return np.dtype("u1" if self.itemsize == 1 else "<u2")
 
     @property
+    def none_id(self) -> int | None:
+        """What an empty slot is stored as; None where slots are never empty."""
+        return int(np.iinfo(self.dtype).max) if self.empty_slots else None
+
+    @property
     def ids_column(self) -> str:
         return f"L{self.layer:02d}"
 
@@ -75,12 +81,18 @@ class LayerSpec:
         """Rebuild a layer; raises TraceError where a field is absent or out of bounds."""
         try:
             spec = cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value})
-            ok = 0 <= spec.layer < 100_000 and 0 < spec.top_k <= spec.num_experts < 65_535
         except (KeyError, TypeError) as error:
-            raise TraceError(f"run.json describes a layer as {value!r}: {error}.") from error
-        if not ok:
-            raise TraceError(f"run.json describes an impossible layer: {value!r}.")
+            raise TraceError(f"The trace describes a layer as {value!r:.80}: {error}.") from error
+        spec.check()
         return spec
+
+    def check(self) -> None:
+        """Raise TraceError for what no layer can be; a bool is no number here."""
+        numbers = (self.layer, self.num_experts, self.top_k)
+        ok = all(type(number) is int for number in numbers) and type(self.empty_slots) is bool
+        ok = ok and 0 <= self.layer < 100_000 and 0 < self.top_k <= self.num_experts < 65_535
+        if not ok or not isinstance(self.facts, dict):
+            raise TraceError(f"The trace describes an impossible layer: {self!r:.200}.")
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,22 @@ class RowLayout:
     """Where each layer's ids and weights lie inside one token's row of a step or staging buffer."""
 
     layers: tuple[LayerSpec, ...]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Rebuild the layers; raises TraceError where that is not a list of distinct layers."""
+        if not isinstance(value, list):
+            raise TraceError(f"The trace describes its layers as {value!r:.80}.")
+        layout = cls(tuple(map(LayerSpec.from_json, value)))
+        layout.check()
+        return layout
+
+    def check(self) -> None:
+        """Raise TraceError for an impossible layer, or one that occurs twice."""
+        for spec in self.layers:
+            spec.check()
+        if len({spec.layer for spec in self.layers}) < len(self.layers):
+            raise TraceError("The trace describes a layer twice.")
 
     @cached_property
     def id_offsets(self) -> list[int]:
@@ -110,27 +138,36 @@ class RowLayout:
     def pack(self, ids_by_layer: Iterable[np.ndarray]) -> np.ndarray:
         """Join per-layer ids [T, K] into rows uint8 [T, ids_bytes].
 
+        In a layer that can have empty slots, -1 and the layer's `none_id` mean "none".
+
         Raises ValueError where a layer has another number of slots, or an id its layer lacks.
         """
-        columns = []
-        for spec, ids_TK in zip(self.layers, ids_by_layer, strict=True):
-            if ids_TK.ndim != 2 or ids_TK.shape[1] != spec.top_k:
-                raise ValueError(
-                    f"layer {spec.layer}: ids of shape {ids_TK.shape}, expected [T, {spec.top_k}]"
-                )
-            if ids_TK.size and not (0 <= ids_TK.min() and ids_TK.max() < spec.num_experts):
-                raise ValueError(
-                    f"layer {spec.layer}: ids from {ids_TK.min()} to {ids_TK.max()}, "
-                    f"but there are {spec.num_experts} experts"
-                )
-            columns.append(np.ascontiguousarray(ids_TK, dtype=spec.dtype).view(np.uint8))
-        return np.concatenate(columns, axis=1)
+        pairs = zip(self.layers, ids_by_layer, strict=True)
+        return np.concatenate([_packed(spec, ids_TK) for spec, ids_TK in pairs], axis=1)
 
     def layer_ids(self, rows_TB: np.ndarray, index: int) -> np.ndarray:
         """Contiguous ids [T, K] of the `index`-th layer from rows uint8 [T, ids_bytes]."""
         spec = self.layers[index]
         start, stop = self.id_offsets[index : index + 2]
         return np.ascontiguousarray(rows_TB[:, start:stop]).view(spec.dtype)
+
+
+def _packed(spec: LayerSpec, ids_TK: np.ndarray) -> np.ndarray:
+    if ids_TK.ndim != 2 or ids_TK.shape[1] != spec.top_k:
+        raise ValueError(
+            f"layer {spec.layer}: ids of shape {ids_TK.shape}, expected [T, {spec.top_k}]"
+        )
+    given_TK = ids_TK
+    if spec.none_id is not None:
+        is_none_TK = (ids_TK == -1) | (ids_TK == spec.none_id)
+        given_TK = ids_TK[~is_none_TK]
+        ids_TK = np.where(is_none_TK, spec.none_id, ids_TK)
+    if given_TK.size and (given_TK.min() < 0 or given_TK.max() >= spec.num_experts):
+        raise ValueError(
+            f"layer {spec.layer}: ids from {given_TK.min()} to {given_TK.max()}, "
+            f"but there are {spec.num_experts} experts"
+        )
+    return np.ascontiguousarray(ids_TK, dtype=spec.dtype).view(np.uint8)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -233,5 +270,7 @@ def routing_schema(layers: Iterable[LayerSpec], capture: Capture) -> pa.Schema:
     ]
     columns += [pa.field(s.ids_column, pa.binary(s.row_bytes), nullable=False) for s in layers]
     if capture is Capture.WEIGHTS:
-        columns += [pa.field(s.weights_column, pa.binary(2 * s.top_k), nullable=False) for s in layers]
+        columns += [
+            pa.field(s.weights_column, pa.binary(2 * s.top_k), nullable=False) for s in layers
+        ]
     return pa.schema(columns)

@@ -45,9 +45,7 @@ class Run:
             for position in range(len(prompt["tokens"])):
                 context = tuple(prompt["tokens"][: position + 1])
                 names = ("prefix", "question", "cue", "choice", "generated")
-                segment = next(
-                    n for n, end in zip(names, ends, strict=True) if position < end
-                )
+                segment = next(n for n, end in zip(names, ends, strict=True) if position < end)
                 times = prompt["multiplicity"]
                 if rule != "raw":
                     times = 0 if context in seen else 1
@@ -82,9 +80,7 @@ def make_run(path: Path, seed: int, *, capture: str = "ids", segment_tokens: int
     return Run(open_trace(path), prompts)
 
 
-def _prompt(
-    rng: np.random.Generator, number: int, earlier: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _prompt(rng: np.random.Generator, number: int, earlier: list[dict[str, Any]]) -> dict[str, Any]:
     if number % 7 == 6:
         # The same prompt again: run again, or answered from the earlier run.
         return {**earlier[-2], "multiplicity": int(rng.integers(0, 2)), "doc_id": number}

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_probe.analysis.accumulators.counts import Counts
+from moe_probe.analysis.accumulators.counts import Counts, table_totals
 from moe_probe.analysis.accumulators.rows import RowFaults
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.rules import Located, Rule, SequenceFacts
 from moe_probe.analysis.scan import Rows, count, read_rows, scan
 from moe_probe.errors import TraceError
 from moe_probe.trace import Block, LayerSpec
@@ -40,20 +41,20 @@ def without_zeros(naive: Any) -> Any:
     return {layer: +found for layer, found in selections.items()}, +tokens
 
 
-def scanned(trace: Any, rule: Rule) -> Counts:
-    counts = Counts(trace.layers)
-    scan(trace, [counts], rule=rule)
-    return counts
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_scan_equals_naive_loop(run: Any, rule: Rule) -> None:
-    assert by_key(scanned(run.trace, rule)) == without_zeros(run.naive(rule))
+    assert by_key(count(run.trace, rule)) == without_zeros(run.naive(rule))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_tables_equal_naive_loop(run: Any, rule: Rule) -> None:
-    assert by_key(count(run.trace, rule)) == without_zeros(run.naive(rule))
+    assert by_key(Counts.from_tables(run.trace, rule)) == without_zeros(run.naive(rule))
+
+
+def test_tables_without_strings_have_the_same_sums(run: Any) -> None:
+    totals = table_totals(run.trace)
+    for layer in count(run.trace, Rule.RAW).by_layer():
+        assert (totals[layer.spec.layer] == layer.counts_N).all()
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -61,15 +62,9 @@ def test_counts_level_trace_equals_naive_loop(counts_run: Any, rule: Rule) -> No
     assert by_key(count(counts_run.trace, rule)) == without_zeros(counts_run.naive(rule))
 
 
-def test_unfinished_trace_is_scanned(run: Any) -> None:
-    run.trace.is_recording = True
-    run.trace.counts = None  # tables of a running recording lag behind its rows
-    assert by_key(count(run.trace, Rule.RAW)) == without_zeros(run.naive("raw"))
-
-
 def test_scan_of_some_layers_leaves_others_alone(run: Any) -> None:
-    part = Counts({5: run.trace.layers[5]})
-    scan(run.trace, [part], rule=Rule.RAW, layers=[5])
+    part = Counts({5: run.trace.layers[5]}, Rule.RAW)
+    scan(run.trace, [part], layers=[5])
     assert (part.layer(5).counts_N == count(run.trace, Rule.RAW).layer(5).counts_N).all()
 
 
@@ -87,9 +82,10 @@ def test_layer_sums_chosen_strata(run: Any) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_shards_merge_to_the_whole(run: Any, rule: Rule) -> None:
-    whole, faults = Counts(run.trace.layers), RowFaults(run.trace.layers)
-    shards = [(Counts(run.trace.layers), RowFaults(run.trace.layers)) for _ in range(3)]
-    for number, rows in enumerate(read_rows(run.trace, rule=rule)):
+    layers = run.trace.layers
+    whole, faults = Counts(layers, rule), RowFaults(layers)
+    shards = [(Counts(layers, rule), RowFaults(layers)) for _ in range(3)]
+    for number, rows in enumerate(read_rows(run.trace)):
         for accumulator in (whole, faults, *shards[number % 3]):
             accumulator.update(rows)
     for counts, found in shards[1:]:
@@ -103,17 +99,26 @@ def test_shards_merge_to_the_whole(run: Any, rule: Rule) -> None:
 SPEC = LayerSpec(layer=0, num_experts=4, top_k=2, empty_slots=True)
 
 
-def block_of(ids: list[list[int]], strata: list[int], weights: list[int]) -> Rows:
-    """Make one block in memory; its strata are numbered in the order given."""
+def block_of(ids: list[list[int]], subjects: list[int], runs: list[int]) -> Rows:
+    """Make a block in memory, one sequence per token; its strata are numbered in its own way."""
     ids_TK = np.array(ids, np.uint8).reshape(-1, 2)
-    column = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(2), len(ids_TK), [None, pa.py_buffer(ids_TK.tobytes())]
+    buffer = pa.py_buffer(ids_TK.tobytes())
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2), len(ids_TK), [None, buffer])
+    names, stratum_S = np.unique(subjects, return_inverse=True)
+    zeros_T = np.zeros(len(ids), np.int64)
+    facts = SequenceFacts(
+        sequence_id_S=np.arange(len(ids)),
+        ends_S4=np.zeros((len(ids), 4), np.int64),
+        num_tokens_S=zeros_T + 1,
+        multiplicity_S=np.array(runs),
+        new_from_S=zeros_T,
+        stratum_S=stratum_S,
+        strata=[Stratum("", f"s{name}", "", "question") for name in names],
+        extra_E=np.zeros(0, np.int64),
+        extra_offset_S=zeros_T - 1,
     )
-    identity = pa.array(range(len(ids_TK)), pa.int64())
-    table = pa.table({"sequence_id": identity, "position": identity, "L00": column})
-    names = [Stratum("", f"s{number}", "", "question") for number in sorted(set(strata))]
-    numbers = np.searchsorted(sorted(set(strata)), strata).astype(np.int64)
-    return Rows(Block(table, {0: SPEC}), np.array(weights, np.int64), numbers, names)
+    block = Block(pa.table({"L00": column}), {0: SPEC})
+    return Rows(block, Located(facts, np.arange(len(ids)), zeros_T, zeros_T))
 
 
 TOKEN = st.tuples(
@@ -128,13 +133,13 @@ TOKEN = st.tuples(
 @given(st.lists(TOKEN, max_size=30))
 def test_any_split_merges_to_the_whole(tokens: list[tuple[list[int], int, int, int]]) -> None:
     def filled(chosen: list[Any]) -> Counts:
-        counts = Counts({0: SPEC})
+        counts = Counts({0: SPEC}, Rule.RAW)
         if chosen:
             ids, strata, weights, _ = zip(*chosen, strict=True)
             counts.update(block_of(list(ids), list(strata), list(weights)))
         return counts
 
-    merged = Counts({0: SPEC})
+    merged = Counts({0: SPEC}, Rule.RAW)
     for shard in range(3):
         merged.merge(filled([token for token in tokens if token[3] == shard]))
     assert by_key(merged) == by_key(filled(tokens))
@@ -145,7 +150,9 @@ def test_any_split_merges_to_the_whole(tokens: list[tuple[list[int], int, int, i
 
 def test_counts_of_other_layers_do_not_merge() -> None:
     with pytest.raises(ValueError, match="different layers"):
-        Counts({0: SPEC}).merge(Counts({}))
+        Counts({0: SPEC}, Rule.RAW).merge(Counts({}, Rule.RAW))
+    with pytest.raises(ValueError, match="rules"):
+        Counts({0: SPEC}, Rule.RAW).merge(Counts({0: SPEC}, Rule.UNIQUE))
     with pytest.raises(ValueError, match="different layers"):
         RowFaults({0: SPEC}).merge(RowFaults({}))
 
@@ -160,22 +167,26 @@ def test_layers_with_empty_slots_need_rows(new_trace: Any) -> None:
 
 
 def test_foreign_counts_tables_are_refused(run: Any) -> None:
-    table = run.trace.counts
-    wrong = table.set_column(1, "expert", pa.array([8] * len(table), pa.int32()))
-    with pytest.raises(TraceError, match="run.json lacks"):
-        Counts.from_table(wrong, {1: run.trace.layers[1], 2: run.trace.layers[2]}, Rule.RAW)
+    path = run.trace.files.parts("counts")[0]
+    table = pq.read_table(path)
+    for column, value in (("expert", 5), ("expert", -1), ("layer", 9), ("layer", -1)):
+        index = table.schema.get_field_index(column)
+        wrong = pa.array([value] * len(table), pa.int32())
+        pq.write_table(table.set_column(index, column, wrong), path)
+        with pytest.raises(TraceError, match=r"run\.json lacks"):
+            Counts.from_tables(run.trace, Rule.RAW)
 
 
 def test_row_beyond_its_sequence_is_refused(new_trace: Any) -> None:
     trace = new_trace([SPEC], [np.zeros((3, 2), np.uint8)])
     short = trace.sequences.set_column(1, "num_tokens", pa.array([2], pa.int64()))
-    trace.sequences = short
+    trace.sequences = short  # the property is cached
     with pytest.raises(TraceError, match="beyond the end"):
-        scan(trace, [Counts(trace.layers)], rule=Rule.RAW)
+        count(trace, Rule.RAW)
 
 
 def test_unknown_history_counts_nowhere_but_raw(new_trace: Any) -> None:
     spec = LayerSpec(layer=0, num_experts=4, top_k=2)
     trace = new_trace([spec], [np.array([[0, 1], [2, 3]], np.uint8)], new_from=-1)
     assert [count(trace, rule).layer(0).tokens for rule in RULES] == [2, 0, 0]
-    assert [scanned(trace, rule).layer(0).tokens for rule in RULES] == [2, 0, 0]
+    assert [Counts.from_tables(trace, rule).layer(0).tokens for rule in RULES] == [2, 0, 0]

@@ -72,9 +72,7 @@ def test_hard_bounds_of_distinct_top_k(num_experts: int, data: st.DataObject) ->
     seed, tokens = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(1, 20))
     bias_N = np.random.default_rng(seed).normal(0, data.draw(st.floats(0, 10)), num_experts)
     score = bias_N + np.random.default_rng(seed + 1).random((tokens, num_experts))
-    counts_N = np.bincount(
-        np.argsort(score, axis=1)[:, :top_k].ravel(), minlength=num_experts
-    )
+    counts_N = np.bincount(np.argsort(score, axis=1)[:, :top_k].ravel(), minlength=num_experts)
     most, slack = bounds(num_experts, top_k), 1e-9
     for name in ("entropy", "effective_experts"):
         assert index(name, counts_N) >= getattr(most, name) - slack

@@ -63,7 +63,20 @@ def test_sound_trace_passes(check_ids: Any) -> None:
         "prefix_check": {"sequences": 2, "rows": 100, "equal_rows": 100},
     }
     checks = check_ids(random_ids(), run=run, prompt_hash="a")
-    assert list(checks) == "Q0 Q1 Q2 Q3 Q4 Q5 Q6 Q7 Q8 Q12 Q14 Q15".split()
+    assert list(checks) == [
+        "Q0",
+        "Q1",
+        "Q2",
+        "Q3",
+        "Q4",
+        "Q5",
+        "Q6",
+        "Q7",
+        "Q8",
+        "Q12",
+        "Q14",
+        "Q15",
+    ]
     assert {check.status for check in checks.values()} == {Status.PASS}
     assert checks["Q0"].value == "400 of 400 tokens, 0 missing"
     assert checks["Q12"].value == "1.00"
@@ -130,7 +143,7 @@ def test_everything_zero_exceeds_what_counts_allow(check_ids: Any) -> None:
     counts_only = check_ids(np.zeros_like(random_ids()), capture="counts")
     assert counts_only["Q5"].status is Status.FAIL
     assert counts_only["Q15"].status is Status.FAIL
-    assert counts_only["Q1"].reason == "the trace has counts only, no per-token rows"
+    assert counts_only["Q1"].reason == "no per-token rows (--capture counts)"
 
 
 def test_counts_level_trace_without_fault_passes(counts_run: Any) -> None:
@@ -180,7 +193,7 @@ def test_unsampled_sequences_need_no_rows(new_trace: Any) -> None:
         {"shortfall": 1},
         {"stored_tokens": 299},
         {"expected_tokens": 401},
-        {"layers": {"3": 420, "4": 419}},
+        {"layers": {**COMPLETENESS["layers"], "4": 419}},
     ],
 )
 def test_incomplete_recording_is_found(check_ids: Any, change: dict[str, Any]) -> None:
@@ -203,9 +216,10 @@ def test_prefix_that_is_routed_otherwise_is_found(check_ids: Any) -> None:
 
 
 def test_damaged_run_facts_are_an_error(check_ids: Any) -> None:
-    for run in ({"completeness": {"shortfall": 0}}, {"completeness": {**COMPLETENESS, "layers": 3}}):
-        with pytest.raises(TraceError, match="no usable completeness"):
-            check_ids(random_ids(), run=run)
+    with pytest.raises(TraceError, match=r"run\.json lacks expected_tokens"):
+        check_ids(random_ids(), run={"completeness": {"shortfall": 0}})
+    with pytest.raises(TraceError, match=r"layers in run\.json is 3"):
+        check_ids(random_ids(), run={"completeness": {**COMPLETENESS, "layers": 3}})
 
 
 def test_one_slot_makes_zero_rows_normal(new_trace: Any) -> None:

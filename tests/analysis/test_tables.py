@@ -26,7 +26,7 @@ LAYER_COLUMNS = (
 def test_columns_are_frozen(run: Any) -> None:
     layers = list(count(run.trace).by_layer())
     assert list(layers_table(layers)) == LAYER_COLUMNS.split()
-    assert list(experts_table(layers)) == "layer expert count frequency relative_load".split()
+    assert list(experts_table(layers)) == ["layer", "expert", "count", "frequency", "relative_load"]
 
 
 @pytest.mark.parametrize("rule", list(Rule))

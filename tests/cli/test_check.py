@@ -1,0 +1,80 @@
+"""`moe-probe check`: its table, its JSON and its exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from moe_probe.cli import main
+from moe_probe.trace import LayerSpec, Sequence, TraceWriter
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["moe-probe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Result(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def write(path: Path, rows: list[list[int]], **run: Any) -> Path:
+    """Write rows of expert ids without validating them."""
+    rows_TB = np.array(rows, np.uint8)
+    with TraceWriter(path, layers=[LayerSpec(layer=1, num_experts=8, top_k=2)], run=run) as writer:
+        writer.write(Sequence(sequence_id=0, num_tokens=len(rows)), rows_TB)
+    return path
+
+
+def test_sound_trace_passes(probe: Any, tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace", [[0, 3], [1, 2], [5, 4]])
+    result = probe("check", trace)
+    assert result.code == 0
+    assert result.out.splitlines()[0].split() == ["check", "status", "name", "value", "expected"]
+    assert "Q1     pass    an expert twice in one row" in result.out
+    assert "Q0     skip" in result.out
+    assert result.err == f"Next: moe-probe report {trace}\n"
+
+
+def test_fault_fails_with_exit_code_1(probe: Any, tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace", [[0, 0], [1, 2], [5, 4]])
+    result = probe("check", trace)
+    assert result.code == 1
+    assert "Q2     fail    rows of zeros only" in result.out
+    assert "1 of 3 rows in layer 1" in result.out
+    assert "fails Q1, Q2" in result.err
+
+
+def test_json_is_one_document(probe: Any, tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace", [[0, 0], [1, 2]])
+    result = probe("check", trace, "--json")
+    assert result.code == 1
+    document = json.loads(result.out)
+    assert document["passed"] is False
+    failed = [check["check"] for check in document["checks"] if check["status"] == "fail"]
+    assert failed == ["Q1", "Q2"]
+    assert set(document["checks"][0]) == {
+        *("check", "name", "status", "value", "expected", "reason")
+    }
+
+
+def test_what_is_not_a_trace_is_one_sentence(probe: Any, tmp_path: Path) -> None:
+    result = probe("check", tmp_path / "absent")
+    assert result.code == 1
+    assert "is not a moe-probe trace" in result.err
+    assert "Traceback" not in result.err

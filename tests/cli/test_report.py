@@ -1,0 +1,246 @@
+"""`moe-probe report`: what it writes, prints, refuses and escapes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_probe.cli import main
+from moe_probe.trace import LayerSpec, TraceWriter, open_trace
+
+HOSTILE = "\"'><script>alert(1)</script>&\x1b[31m\nnew"
+FILES = [
+    "report.json",
+    "tables/layers.csv",
+    "tables/experts.csv",
+    "tables/quality.csv",
+    "figures/relative_load.png",
+    "report.html",
+]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["moe-probe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Result(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def new_trace(tmp_path: Path) -> Callable[..., Path]:
+    """Write a trace of 40 prefix and 60 question tokens, the first run twice."""
+
+    def write(*, status: str = "complete", new_from: int = 0, **run: Any) -> Path:
+        layers = [LayerSpec(layer=n, num_experts=8, top_k=2) for n in (3, 4)]
+        rng = np.random.default_rng(5)
+        ids = [rng.random((100, 7)).argsort(axis=1)[:, :2] for _ in layers]  # 7 is idle
+        writer = TraceWriter(tmp_path / "trace", layers=layers, run=run)
+        writer.add(ids, prefix_end=40, multiplicity=2, subject=HOSTILE, new_from=new_from)
+        writer.close(status)
+        return tmp_path / "trace"
+
+    return write
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_files_are_written_and_named(probe: Any, new_trace: Any) -> None:
+    trace = new_trace(model="m")
+    result = probe("report", trace)
+    assert result.code == 0
+    assert result.out.splitlines()[-6:] == [str(trace / "report" / name) for name in FILES]
+    assert all((trace / "report" / name).stat().st_size for name in FILES)
+    assert result.err == f"Next: open {trace / 'report/report.html'} in a browser\n"
+    assert max(map(len, result.out.split("\n\n")[0].splitlines())) <= 80
+    open_trace(trace)  # a report inside a trace leaves it readable
+
+
+@pytest.mark.parametrize(("rule", "tokens"), [("unique", 100), ("raw", 200), ("question", 60)])
+def test_rule_decides_what_counts(probe: Any, new_trace: Any, rule: str, tokens: int) -> None:
+    trace = new_trace()
+    result = probe("report", trace, "--rule", rule)
+    assert f"counted  {tokens} tokens in 1 sequences\nrule     {rule}: " in result.out
+    layers = pd.read_csv(trace / "report/tables/layers.csv")
+    assert layers["tokens"].tolist() == [tokens] * 2
+    assert layers["unseen"].tolist() == [1, 1]
+    experts = pd.read_csv(trace / "report/tables/experts.csv")
+    assert experts.groupby("layer")["count"].sum().tolist() == [2 * tokens] * 2
+
+
+def test_json_is_one_document_with_the_same_numbers(probe: Any, new_trace: Any) -> None:
+    trace = new_trace(model="m")
+    result = probe("report", trace, "--json")
+    document = json.loads(result.out)
+    assert document["tokens"] == 100
+    assert [layer["layer"] for layer in document["layers"]] == [3, 4]
+    assert document["files"] == [str(trace / "report" / name) for name in FILES]
+    written = json.loads((trace / "report/report.json").read_text())
+    assert written["files"] == FILES
+    assert {**written, "files": 0} == {**document, "files": 0}
+
+
+def test_findings_are_stated(probe: Any, new_trace: Any) -> None:
+    out = probe("report", new_trace()).out
+    assert "2 of 16 experts are idle on this corpus" in " ".join(out.split())
+    assert "dead" not in out
+
+
+def test_names_from_the_trace_are_escaped(probe: Any, new_trace: Any) -> None:
+    trace = new_trace(model=HOSTILE, task=HOSTILE, tasks=[HOSTILE], engine={"name": HOSTILE})
+    out = probe("report", trace).out
+    text = (trace / "report/report.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "alert(1)" in page.text
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert not re.search(r"<script|\x1b", text)
+    assert "\x1b" not in out
+
+
+def test_page_needs_no_network(probe: Any, new_trace: Any) -> None:
+    trace = new_trace()
+    probe("report", trace)
+    text = (trace / "report/report.html").read_text()
+    page = Page(text)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[^\"]*", "", text))
+    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    assert [str(source)[:22] for source in sources] == ["data:image/png;base64,"]
+    assert not {"script", "link", "iframe"} & set(page.tags)
+
+
+def test_failing_check_withholds_findings(probe: Any, new_trace: Any) -> None:
+    trace = new_trace(model_facts={"num_moe_layers": 3})
+    result = probe("report", trace)
+    assert "! Failed checks: Q7. Findings are withheld until they pass." in result.out
+    assert "idle on this corpus" not in result.out
+    assert result.err == f"Next: moe-probe check {trace}\n"
+    text = (trace / "report/report.html").read_text()
+    assert text.index("Failed checks: Q7") < text.index("Relative load")
+    assert "<h2>Findings</h2>" not in text
+    assert json.loads((trace / "report/report.json").read_text())["findings"] == []
+
+
+def test_unfinished_trace_is_reported_as_that(probe: Any, new_trace: Any) -> None:
+    trace = new_trace(status="interrupted")
+    assert "! This recording is not finished (status: interrupted)." in probe("report", trace).out
+    assert "not finished" in (trace / "report/report.html").read_text()
+
+
+def test_nothing_counted_is_null_and_said(probe: Any, new_trace: Any) -> None:
+    trace = new_trace(new_from=-1)
+    result = probe("report", trace, "--json")
+    document = json.loads(result.out)
+    assert document["layers"][0]["max_vio"] is None
+    assert document["warnings"] == [
+        "No token counts under the rule unique: every distinct context once."
+    ]
+    assert probe("report", trace, "--rule", "raw", "--json").code == 0
+
+
+def test_counts_level_trace_is_reported(probe: Any, tmp_path: Path) -> None:
+    layers = [LayerSpec(layer=0, num_experts=4, top_k=2)]
+    with TraceWriter(tmp_path / "trace", layers=layers, capture="counts") as writer:
+        writer.add([np.array([[0, 1], [2, 1], [3, 0]])])
+    document = json.loads(probe("report", tmp_path / "trace", "--json").out)
+    assert document["tokens"] == 3
+    assert document["warnings"] == []
+
+
+def test_earlier_report_is_replaced_and_other_files_stay(
+    probe: Any, new_trace: Any, tmp_path: Path
+) -> None:
+    trace, output = new_trace(), tmp_path / "out"
+    assert probe("report", trace, "-o", output).code == 0
+    (output / "notes.txt").write_text("mine")
+    assert probe("report", trace, "-o", output, "--tables-only").code == 0
+    left = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    assert left == {*FILES[:4], "notes.txt"}
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.json", "tables/layers.csv"])
+def test_foreign_files_are_not_overwritten(
+    probe: Any, new_trace: Any, tmp_path: Path, name: str
+) -> None:
+    trace, output = new_trace(), tmp_path / "out"
+    (output / name).parent.mkdir(parents=True)
+    (output / name).write_text("{}")
+    result = probe("report", trace, "-o", output)
+    assert result.code == 2
+    assert f"has {name}, which no moe-probe report wrote" in result.err
+    assert [path for path in output.rglob("*") if path.is_file()] == [output / name]
+    assert probe("report", trace, "-o", output, "--force").code == 0
+    assert (output / name).read_text() != "{}"
+
+
+def test_output_that_is_a_file_is_refused(probe: Any, new_trace: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = probe("report", new_trace(), "-o", tmp_path / "file")
+    assert (result.code, (tmp_path / "file").read_text()) == (2, "mine")
+
+
+def test_what_is_not_a_trace_is_one_sentence(probe: Any, tmp_path: Path) -> None:
+    result = probe("report", tmp_path)
+    assert result.code == 1
+    assert "is not a moe-probe trace" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("command", ["report", "check"])
+def test_help_shows_an_example_and_loads_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys; from moe_probe.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'pandas', 'pyarrow', 'matplotlib'} & sys.modules.keys()\n"
+        "print('heavy:', *heavy)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True
+    )
+    assert f"Example: moe-probe {command} my-trace" in found.stdout
+    assert found.stdout.endswith("heavy:\n")
+
+
+def test_rule_names_are_those_of_the_analysis() -> None:
+    from moe_probe.analysis.rules import Rule
+    from moe_probe.cli.report import RuleName
+
+    assert {str(name) for name in RuleName} == {str(rule) for rule in Rule}
