@@ -29,7 +29,9 @@ check: $(VENV)/.dev ## Check format, lint and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev ## Run every benchmark briefly
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file --brief; done
+	@set -e; for name in $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --brief; \
+	done
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'

@@ -1,7 +1,7 @@
 """Time of `moe-probe --help` against that of importing typer, which it cannot do without.
 
 Runs the two alternately and prints the median CPU time of each, and the median of the ratios.
-Example: python benchmarks/startup.py --brief
+Example: python -m benchmarks.startup --brief
 """
 
 from __future__ import annotations

@@ -97,11 +97,20 @@ def sustain(rows: Rows, capture: Capture, tokens: int, folder: Path) -> Result:
         ids_TB = rows.ids_TB[first : first + length]
         weights_TS = rows.weights_TS[first : first + length]
         subject = written * 57 // tokens
-        sequence = writer.sequence(num_tokens=length, subject=f"s{subject}", prefix_end=length // 2) \
-            if hasattr(writer, "sequence") else None
+        sequence = (
+            writer.sequence(num_tokens=length, subject=f"s{subject}", prefix_end=length // 2)
+            if hasattr(writer, "sequence")
+            else None
+        )
         if sequence is None:
             from moe_probe.trace import Sequence
-            sequence = Sequence(sequence_id=writer.next_sequence_id(), num_tokens=length, subject=f"s{subject}", prefix_end=length // 2)
+
+            sequence = Sequence(
+                sequence_id=writer.next_sequence_id(),
+                num_tokens=length,
+                subject=f"s{subject}",
+                prefix_end=length // 2,
+            )
         before = time.perf_counter()
         writer.write(sequence, ids_TB, weights_TS=weights_TS)
         inside += time.perf_counter() - before
@@ -150,8 +159,10 @@ def report(shape: str, rows: Rows, capture: Capture, result: Result, zstd: float
         ("writer's thread, M selections per CPU-second", f"{cpu_speed / 1e6:.0f}"),
         ("plain zstd-1, M selections per CPU-second", f"{zstd / 1e6:.0f}"),
         ("ratio to plain zstd-1, CPU", f"{cpu_speed / zstd:.2f}"),
-        (f"inside write, us per forward of {FORWARD_TOKENS} tokens",
-         f"{result.inside_write / result.forwards * 1e6:.0f}"),
+        (
+            f"inside write, us per forward of {FORWARD_TOKENS} tokens",
+            f"{result.inside_write / result.forwards * 1e6:.0f}",
+        ),
         ("stalls", f"{result.stalls} ({result.stalled:.1f} of {result.wall:.1f} s)"),
         ("routing, bytes per selection", f"{result.routing_bytes / result.selections:.3f}"),
         ("  as a ratio to raw ids", f"{result.routing_bytes / raw:.3f}"),

@@ -2,7 +2,7 @@
 
 Engine-neutral: an engine's hooks call `capture` per layer and `finish` per forward pass.
 
-Shape suffixes: T tokens, L MoE layers, K slots, B bytes of one token's ids, S slots over all layers.
+Shape suffixes: T tokens, L MoE layers, K slots, B bytes of a token's ids, S slots of all layers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class StepRows:
     ) -> None:
         self.num_tokens = len(ids_TB)
         self._tensors = [_to_host(ids_TB), _to_host(weights_TS), _to_host(token_id_T)]
-        self._events = [
-            torch.cuda.current_stream(device).record_event()
-            for device in {t.device for t in (ids_TB, token_id_T) if t is not None and t.is_cuda}
-        ]
+        self._events: list[torch.cuda.Event] = []
+        # A tensor's device need not be the current one, whose stream an event takes by default.
+        for tensor in (ids_TB, token_id_T):
+            if tensor is not None and tensor.is_cuda:
+                self._events.append(torch.cuda.current_stream(tensor.device).record_event())
 
     def wait(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Return ids uint8 [T, B], weights float16 [T, S], fed token ids [T], once they are here."""
+        """Return ids uint8 [T, B], weights float16 [T, S], token ids [T], once they are here."""
         for event in self._events:
             event.synchronize()
         ids_TB, weights_TS, token_id_T = self._tensors
@@ -45,12 +46,12 @@ class StepRows:
 
 
 class _Run(NamedTuple):
-    """Neighbouring layers whose rows have the same shape; nearly every model is one run."""
+    """Neighbouring layers with rows of one shape; nearly every model is a single run."""
 
     start: int
     stop: int
     top_k: int
-    dtype: torch.dtype
+    itemsize: int
 
 
 class StepBuffer:
@@ -67,8 +68,8 @@ class StepBuffer:
         self._keep_weights = keep_weights
         self._ids: list[torch.Tensor | None] = [None] * len(layers)
         self._weights: list[torch.Tensor | None] = [None] * len(layers)
-        self.captured_L = np.zeros(len(layers), np.int64)
-        """Tokens captured so far, per layer."""
+        self.captured_tokens = 0
+        """Tokens captured so far, the same in every layer or `finish` would have refused."""
 
     def capture(self, index: int, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
         """Keep a layer's decision. Nothing is computed or copied here.
@@ -102,9 +103,9 @@ class StepBuffer:
             CaptureError: a layer was not captured, or for another number of tokens.
         """
         ids, weights = self._take(num_tokens)
+        self.captured_tokens += num_tokens
         # A copy, since the caller may reuse its tensor before the rows are read.
-        tokens = None if token_ids is None else token_ids.detach().reshape(-1).clone()
-        self.captured_L += num_tokens
+        tokens = None if token_ids is None else token_ids.reshape(-1).clone()
         if not ids:
             return StepRows(torch.empty((num_tokens, 0), dtype=torch.uint8), None, tokens)
         packed_ids, packed_weights = self._pack(ids, weights)
@@ -119,9 +120,9 @@ class StepBuffer:
         self.discard()
         if silent:
             raise CaptureError(
-                f"Routing of layers {silent} was not seen in a forward pass of {num_tokens} tokens: "
-                "their experts were called some other way. Load the model without fused MoE "
-                "kernels (for example experts_implementation=eager)."
+                f"Routing of layers {silent} was not seen in a forward pass of {num_tokens} "
+                "tokens: their experts were called some other way. Load the model without fused "
+                "MoE kernels (for example experts_implementation=eager)."
             )
         for spec, ids_TK, weights_TK in zip(layers, ids, weights, strict=True):
             expected = (num_tokens, spec.top_k)
@@ -129,7 +130,7 @@ class StepBuffer:
                 raise CaptureError(
                     f"Layer {spec.layer} routed {tuple(ids_TK.shape)} (tokens, slots) where "
                     f"{expected} were expected, so its rows cannot be told apart. Run the model "
-                    "with padded batches, without packing, continuous batching or beam search."
+                    "on plain padded batches, without packing or skipping tokens."
                 )
         return ids, weights
 
@@ -137,19 +138,21 @@ class StepBuffer:
     def _pack(
         self, ids: list[torch.Tensor], weights: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Devices differ where a model is spread over several; rows are gathered on the last.
+        # Devices differ where a model is spread over several; rows are gathered on the last one.
         device = ids[-1].device
         ids = [t if t.device == device else t.to(device, non_blocking=True) for t in ids]
         weights = [t if t.device == device else t.to(device, non_blocking=True) for t in weights]
         id_columns: list[torch.Tensor] = []
         weight_columns: list[torch.Tensor] = []
-        for start, stop, top_k, dtype in self._runs:
+        for start, stop, top_k, itemsize in self._runs:
             ids_TLK = torch.stack(ids[start:stop], dim=1)
             weights_TLK = torch.stack(weights[start:stop], dim=1)
             if top_k > 1:
                 weights_TLK, order_TLK = weights_TLK.sort(dim=-1, descending=True, stable=True)
                 ids_TLK = ids_TLK.gather(-1, order_TLK)
-            id_columns.append(ids_TLK.to(dtype).flatten(1).view(torch.uint8))
+            # Only its bytes matter, and int16 converts on every device where uint16 may not.
+            narrow = ids_TLK.to(torch.uint8 if itemsize == 1 else torch.int16).flatten(1)
+            id_columns.append(narrow.view(torch.uint8))
             if self._keep_weights:
                 weight_columns.append(weights_TLK.to(torch.float16).flatten(1))
         return _join(id_columns), _join(weight_columns) if self._keep_weights else None
@@ -157,17 +160,15 @@ class StepBuffer:
 
 def _runs_of(layers: Sequence[LayerSpec]) -> list[_Run]:
     runs = []
-    for (top_k, itemsize), group in groupby(
-        enumerate(layers), lambda pair: (pair[1].top_k, pair[1].itemsize)
-    ):
-        indices = [index for index, _ in group]
-        # Viewed as bytes, so that int16 holds what uint16 does on every device.
-        dtype = torch.uint8 if itemsize == 1 else torch.int16
-        runs.append(_Run(indices[0], indices[-1] + 1, top_k, dtype))
+    shapes = [(spec.top_k, spec.itemsize) for spec in layers]
+    for (top_k, itemsize), group in groupby(range(len(layers)), shapes.__getitem__):
+        indices = list(group)
+        runs.append(_Run(indices[0], indices[-1] + 1, top_k, itemsize))
     return runs
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    # Some experts take ids as [batch, tokens, slots].
     return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 

@@ -47,7 +47,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print rows in aligned columns; numbers to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-    numeric = [bool(cells) and all(_is_number(line[i]) for line in cells) for i in range(len(header))]
+    numeric = [
+        bool(cells) and all(_is_number(line[i]) for line in cells) for i in range(len(header))
+    ]
     for line in [list(header), *cells]:
         padded = [
             text.rjust(width) if right else text.ljust(width)
@@ -58,7 +60,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def quantity(value: float, unit: str = "") -> str:
     """Write a count or a size for people: 9.8M, 1.5 GiB (unit "B" counts in powers of 1024)."""
-    base, steps = (1024.0, ["", "Ki", "Mi", "Gi", "Ti"]) if unit == "B" else (1000.0, ["", "k", "M", "G", "T"])
+    base, steps = (
+        (1024.0, ["", "Ki", "Mi", "Gi", "Ti"])
+        if unit == "B"
+        else (1000.0, ["", "k", "M", "G", "T"])
+    )
     step = 0
     while abs(value) >= base and step < len(steps) - 1:
         value, step = value / base, step + 1

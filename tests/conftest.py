@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +22,19 @@ os.environ.update(
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-MoE with a byte tokenizer."""
+    from tests.toy import save_byte_model
+
+    return save_byte_model(tmp_path_factory.mktemp("byte-model"))
+
+
+@pytest.fixture(scope="session")
+def toy_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An include path of small tasks of every request type."""
+    from tests.toy import save_toy_tasks
+
+    return save_toy_tasks(tmp_path_factory.mktemp("toy-tasks"))

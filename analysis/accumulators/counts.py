@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from moe_probe.analysis.rules import QUESTION_SEGMENTS, Rule
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace
 from moe_probe.trace.counting import Stratum
-from moe_probe.trace.files import read_tables
 from moe_probe.trace.schema import COUNTS_SCHEMA
+from moe_probe.trace.tables import read_part
 
 if TYPE_CHECKING:
     from moe_probe.analysis.scan import Rows
@@ -116,7 +115,7 @@ class Counts:
             )
         counts = cls(trace.layers, rule)
         for path in trace.files.parts("counts"):
-            counts._add_table(read_tables([path], COUNTS_SCHEMA))
+            counts._add_table(read_part(path, COUNTS_SCHEMA))
         assignments_G = counts.counts_GN[filled.layer].sum(axis=1)
         counts.tokens_G = -(-assignments_G // filled.top_k)
         return counts
@@ -176,13 +175,11 @@ def table_totals(trace: Trace) -> dict[int, np.ndarray]:
 
     Rows of layers or experts that run.json lacks are left out.
     """
+    schema = pa.schema([COUNTS_SCHEMA.field(name) for name in ("layer", "expert", "count")])
     total = np.zeros(sum(spec.num_experts for spec in trace.layers.values()), np.int64)
     for path in trace.files.parts("counts"):
-        try:
-            # Without the strings a part is read ten times faster.
-            table = pq.read_table(path, columns=["layer", "expert", "count"])
-        except (pa.ArrowException, OSError) as error:
-            raise TraceError(f"{path} cannot be read as part of a trace: {error}") from error
+        # Without the strings a part is read ten times faster.
+        table = read_part(path, schema)
         column_R = _columns(table, trace.layers)
         known_R = column_R >= 0
         total += _bincount(column_R[known_R], table["count"].to_numpy()[known_R], len(total))

@@ -75,7 +75,7 @@ class RowFaults:
 def _inspect(ids_TK: np.ndarray, spec: LayerSpec) -> Anomalies:
     # Columns in contiguous memory: comparing all pairs of them is faster than sorting rows.
     ids_KT = np.ascontiguousarray(ids_TK.T)
-    is_empty_KT = ids_KT == np.iinfo(spec.dtype).max if spec.empty_slots else None
+    is_empty_KT = ids_KT == spec.none_id if spec.empty_slots else None
     twice_T = np.zeros(ids_KT.shape[1], bool)
     for first in range(spec.top_k):
         for second in range(first + 1, spec.top_k):

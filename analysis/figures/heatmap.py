@@ -22,20 +22,24 @@ if TYPE_CHECKING:
 _DPI = 200
 _CLIP = 3.0
 _ABSENT = "#9a9a9a"
+# Outside the map's red, white and blue for every kind of colour vision.
+_IDLE = "#ffd400"
 _MAX_LABELS = 40
 
 
 def load_heatmap(layers: Sequence[LayerCounts], *, rule: Rule) -> Figure:
     """Draw log2 of every expert's relative load; 0 is a fair share, colours end at 1/8 and 8.
 
-    An expert that was never selected is marked by a cross; where a layer has fewer experts than
+    An expert that was never selected is yellow with a cross; where a layer has fewer experts than
     the widest one, or counted no token, the map is grey. Layers carry the model's own indices.
     """
     # The object interface: pyplot takes longer to import and keeps global state.
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     log_load_LM = log2_load(layers)
+    is_idle_LM = np.isneginf(log_load_LM)
     height, width = log_load_LM.shape
     figure = Figure(
         figsize=(_clamp(2.5 + width * 0.035, 6.5, 16.0), _clamp(1.9 + height * 0.16, 2.6, 14.0)),
@@ -46,14 +50,14 @@ def load_heatmap(layers: Sequence[LayerCounts], *, rule: Rule) -> Figure:
     axes = figure.add_subplot()
     axes.set_facecolor(_ABSENT)
     image = axes.imshow(
-        np.clip(log_load_LM, -_CLIP, _CLIP),
-        cmap="RdBu_r",
+        np.where(is_idle_LM, -np.inf, np.clip(log_load_LM, -_CLIP, _CLIP)),
+        cmap=colormaps["RdBu_r"].with_extremes(under=_IDLE),
         vmin=-_CLIP,
         vmax=_CLIP,
         aspect="auto",
         interpolation="nearest",
     )
-    _mark_idle(axes, np.isneginf(log_load_LM))
+    _mark_idle(axes, is_idle_LM)
     _label(axes, layers)
     bar = figure.colorbar(image, ax=axes, ticks=range(-3, 4), pad=0.01)
     bar.ax.set_yticklabels(["≤ 1/8", "1/4", "1/2", "fair", "2×", "4×", "≥ 8×"])
@@ -70,7 +74,7 @@ def caption(layers: Sequence[LayerCounts], *, rule: Rule) -> str:
         f"T = {layers[0].tokens:,} tokens."
     )
     if any(counts.assignments and (counts.counts_N == 0).any() for counts in layers):
-        text += " Cross: never selected."
+        text += " Yellow with a cross: never selected."
     if len({counts.spec.num_experts for counts in layers}) > 1:
         text += " Grey: no such expert."
     return text
@@ -103,7 +107,7 @@ def _mark_idle(axes: Any, is_idle_LM: np.ndarray) -> None:
             figure.get_figheight() * 0.7 * 72 / is_idle_LM.shape[0],
         )
         axes.scatter(
-            column, row, s=(0.6 * cell) ** 2, marker="x", color="white", linewidths=0.12 * cell
+            column, row, s=(0.6 * cell) ** 2, marker="x", color="black", linewidths=0.12 * cell
         )
 
 

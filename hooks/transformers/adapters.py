@@ -1,8 +1,10 @@
-"""Architectures whose experts do not take ids and weights as arguments, by class name.
+"""Architectures that rule A of the detector cannot read, or would misread, by class name.
 
 To support another one, write a function that reads the decision from a module's arguments or
 output, add it to `ADAPTERS`, and add the architecture to tests/hooks/zoo.py, where the knock-out
-oracle proves it against what the model really computes.
+oracle proves it against what the model really computes. docs/capture.md walks through it.
+
+Shape suffixes: T tokens, E experts, K slots.
 """
 
 from __future__ import annotations
@@ -14,27 +16,38 @@ from typing import Any
 import torch
 from torch import nn
 
+# (module, args, kwargs, output) -> ids [T, K], weights [T, K]; output is None before the forward.
+Reader = Callable[
+    [nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[torch.Tensor, torch.Tensor]
+]
+
 
 @dataclass(frozen=True)
 class Adapter:
     """How to read one class of modules."""
 
-    read: Callable[
-        [nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[torch.Tensor, torch.Tensor]
-    ]
+    read: Reader
     before: bool
+    """Whether to read before the module runs (its arguments) or after (its output)."""
 
 
 def _read_llama4_router(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # Scores are sigmoid(-inf) = 0 for every expert that was not chosen, so the largest K are the
-    # decision itself; the experts run on all tokens and only these scores tell them apart.
-    scores_TE: torch.Tensor = output[0]
-    weights_TK, ids_TK = scores_TE.topk(module.top_k, dim=-1)  # type: ignore[arg-type]
-    return ids_TK, weights_TK
+    # The router returns a weight for every expert, 0 for those not chosen. Its own top-k of its
+    # logits is repeated rather than taken from the weights, which can underflow to 0 when chosen.
+    scores_TE, logits_TE = output[:2]
+    ids_TK = logits_TE.topk(module.top_k, dim=-1).indices
+    return ids_TK, scores_TE.gather(-1, ids_TK)
 
 
 ADAPTERS: dict[str, Adapter] = {
     "Llama4Router": Adapter(_read_llama4_router, before=False),
 }
+
+MISREAD: dict[str, str] = {
+    "ZayaExperts": "its router hands tokens that skip all experts on as expert 0",
+    "NllbMoeExperts": "it takes a mask for ids and runs other experts than its router chose",
+    "SwitchTransformersExperts": "its router gives one mask entry per expert and drops tokens",
+}
+"""Classes whose arguments look like a decision but are not one, and why."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 _NUM_EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
-_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+_TOP_K = (
+    *("num_experts_per_tok", "num_experts_per_token"),
+    *("moe_topk", "moe_top_k", "moe_k", "top_k_experts"),
+)
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 _FACTS = {
     "num_groups": ("n_group", "num_expert_group"),
@@ -14,6 +17,7 @@ _FACTS = {
     "selection": ("topk_method",),
     "normalized": ("norm_topk_prob",),
     "scale": ("routed_scaling_factor",),
+    "num_zero_experts": ("zero_expert_num",),
 }
 
 
@@ -23,15 +27,17 @@ def text_config(config: Any) -> Any:
 
 
 def num_experts(config: Any) -> int:
-    """Return the routed experts per layer a configuration names; 0 for a dense model."""
-    value = _first(text_config(config), _NUM_EXPERTS)
-    return int(max(value) if isinstance(value, list | tuple) else value or 0)
+    """Return how many experts a router chooses among, by the configuration; 0 for a dense model.
+
+    Zero experts, which return their input, are chosen like any other.
+    """
+    text = text_config(config)
+    return _most(text, _NUM_EXPERTS, 0) + int(getattr(text, "zero_expert_num", None) or 0)
 
 
 def top_k(config: Any) -> int:
-    """Return the experts per token a configuration names, the most of any layer; 1 if it does not."""
-    value = _first(text_config(config), _TOP_K)
-    return int(max(value) if isinstance(value, list | tuple) else value or 1)
+    """Return the experts per token a configuration names, the most of any layer, 1 by default."""
+    return _most(text_config(config), _TOP_K, 1)
 
 
 def layer_facts(config: Any) -> dict[str, Any]:
@@ -39,18 +45,25 @@ def layer_facts(config: Any) -> dict[str, Any]:
     text = text_config(config)
     facts = {name: _first(text, fields) for name, fields in _FACTS.items()}
     facts["num_shared_experts"] = _first(text, _SHARED)
-    if facts["num_shared_experts"] is None and getattr(text, "shared_expert_intermediate_size", 0):
+    shared_size = getattr(text, "shared_expert_intermediate_size", None)
+    if facts["num_shared_experts"] is None and shared_size:
         facts["num_shared_experts"] = 1
     return {name: value for name, value in facts.items() if value is not None}
 
 
 def expected_moe_layers(config: Any) -> list[int] | None:
-    """Return the layers that are sparse according to the configuration, None if it does not say."""
+    """Return the layers that are sparse according to the configuration, None if it does not say.
+
+    Follows what the models of transformers do with these fields; `moe_layer_freq` of some
+    published configurations is not among them.
+    """
     text = text_config(config)
-    num_layers = int(text.num_hidden_layers)
+    num_layers = getattr(text, "num_hidden_layers", None)
+    if num_layers is None or not num_experts(config):
+        return None
     kinds = getattr(text, "mlp_layer_types", None)
     if kinds:
-        return [layer for layer, kind in enumerate(kinds) if "sparse" in kind or "moe" in kind]
+        return [layer for layer, kind in enumerate(kinds) if kind != "dense"]
     if getattr(text, "first_k_dense_replace", None) is not None:
         return list(range(int(text.first_k_dense_replace), num_layers))
     if getattr(text, "decoder_sparse_step", None):
@@ -60,6 +73,12 @@ def expected_moe_layers(config: Any) -> list[int] | None:
     if text.model_type in ("mixtral", "olmoe", "gpt_oss", "phimoe", "granitemoe"):
         return list(range(num_layers))
     return None
+
+
+def _most(text: Any, names: tuple[str, ...], default: int) -> int:
+    # DBRX keeps its experts in a configuration of its own, some others one number per layer.
+    value = _first(text, names) or _first(getattr(text, "ffn_config", None), names)
+    return int(max(value) if isinstance(value, list | tuple) else value or default)
 
 
 def _first(config: Any, names: tuple[str, ...]) -> Any:

@@ -1,8 +1,8 @@
 """Find where a transformers model hands a routing decision to its experts.
 
 Rule A: the module that computes the experts takes the chosen ids and the gate weights as arguments,
-whatever the router did before (bias, groups, hashing). It is recognised by its argument names, never
-by the position of a router's outputs, which differs between architectures and releases.
+whatever the router did before (bias, groups, hashing). It is recognised by its argument names and
+never by the position of a router's outputs, which differs between architectures and releases.
 
 An architecture rule A cannot read gets an entry in `adapters.ADAPTERS`; adapters go first.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,21 +18,16 @@ import torch
 from torch import nn
 
 from moe_probe.errors import CaptureError
-from moe_probe.hooks.transformers.adapters import ADAPTERS
+from moe_probe.hooks.transformers.adapters import ADAPTERS, MISREAD, Reader
 
-_IDS_NAMES = frozenset(
-    "top_k_index top_k_indices topk_indices topk_ids topk_idx router_indices selected_experts "
-    "expert_indices".split()
-)
-_WEIGHTS_NAMES = frozenset(
-    "top_k_weights top_k_weight topk_weights topk_weight routing_weights router_weights "
-    "expert_weights".split()
-)
-
-# (module, args, kwargs, output) -> ids [T, K], weights [T, K]; output is None before the forward.
-Reader = Callable[
-    [nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[torch.Tensor, torch.Tensor]
-]
+_IDS_NAMES = {
+    *("top_k_index", "top_k_indices", "topk_indices", "topk_ids", "topk_idx"),
+    *("router_indices", "selected_experts", "expert_indices"),
+}
+_WEIGHTS_NAMES = {
+    *("top_k_weights", "top_k_weight", "topk_weights", "topk_weight"),
+    *("routing_weights", "router_weights", "expert_weights"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,18 +52,25 @@ def find_sites(model: nn.Module) -> list[Site]:
     """
     sites = []
     for path, module in model.named_modules():
-        adapter = ADAPTERS.get(type(module).__name__)
-        if adapter is not None:
+        # Where a part was compiled on its own, its path names the wrapper too.
+        path = path.replace("_orig_mod.", "")
+        name = type(module).__name__
+        if name in MISREAD:
+            raise CaptureError(
+                f"{name} at {path} cannot be recorded: {MISREAD[name]}, so its trace would be "
+                "wrong. Add an adapter (docs/capture.md)."
+            )
+        if (adapter := ADAPTERS.get(name)) is not None:
             sites.append(Site(path, _layer(path), module, adapter.read, adapter.before))
         elif (read := _reader_of_arguments(module)) is not None:
             sites.append(Site(path, _layer(path), module, read, True))
     _refuse_unread(model, sites)
     layers = [site.layer for site in sites]
-    if len(set(layers)) != len(layers):
-        twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+    twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+    if twice:
         raise CaptureError(
-            f"Layers {twice} of {type(model).__name__} have more than one router each, which this "
-            "version cannot tell apart in a trace."
+            f"Layers {twice} of {type(model).__name__} have more than one router each, which a "
+            "trace cannot tell apart. Use a model with one MoE block per layer."
         )
     return sites
 
@@ -101,14 +102,14 @@ def _refuse_unread(model: nn.Module, sites: list[Site]) -> None:
     """Refuse a model in which some block holds experts but no site reads it."""
     read = {site.path for site in sites}
     for path, module in model.named_modules():
-        if not path.endswith(".experts") or "shared" in path.rsplit(".", 2)[-2]:
+        path = path.replace("_orig_mod.", "")
+        block, _, name = path.rpartition(".")
+        if name != "experts" or "shared" in block.rpartition(".")[2]:
             continue
-        block = path.rsplit(".", 1)[0]
-        if not any(p == path or p.startswith(f"{block}.") or p == block for p in read):
-            kind = type(model.get_submodule(block)).__name__
+        if not any(p == block or p.startswith(f"{block}.") for p in read):
             raise CaptureError(
-                f"{kind} at {block} holds experts ({type(module).__name__}), but how it chooses "
-                "them cannot be read. Load it without fused or quantised MoE kernels, or add an "
+                f"{path} holds experts ({type(module).__name__}), but how they are chosen cannot "
+                "be read. Load the model without fused or quantised MoE kernels, or add an "
                 "adapter (docs/capture.md)."
             )
 
@@ -116,5 +117,8 @@ def _refuse_unread(model: nn.Module, sites: list[Site]) -> None:
 def _layer(path: str) -> int:
     found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
     if found is None:
-        raise CaptureError(f"Module {path} holds experts outside any numbered layer.")
+        raise CaptureError(
+            f"{path} holds experts outside any numbered layer, so its rows would have no layer. "
+            "Record the decoder that contains it."
+        )
     return int(found.group(1))

@@ -27,7 +27,8 @@ def record(
     ],
     backend: Annotated[str, typer.Option("--backend", help="Engine: hf.")] = "hf",
     num_fewshot: Annotated[
-        int | None, typer.Option("--num-fewshot", help="Examples in the prompt. [task's own; mmlu: 5]")
+        int | None,
+        typer.Option("--num-fewshot", help="Examples in the prompt. [task's own; mmlu: 5]"),
     ] = None,
     limit: Annotated[
         float | None, typer.Option("--limit", "-L", help="Documents per task, or a share below 1.")
@@ -40,7 +41,8 @@ def record(
     ] = "auto",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto.")] = "auto",
     model_args: Annotated[
-        str, typer.Option("--model-args", "-a", help="key=value,... for the model class of lm-eval.")
+        str,
+        typer.Option("--model-args", "-a", help="key=value,... for the model class of lm-eval."),
     ] = "",
     capture: Annotated[
         str, typer.Option("--capture", help="counts, ids, or weights: how much to keep.")
@@ -51,7 +53,9 @@ def record(
     output_path: Annotated[
         Path | None, typer.Option("--output", "-o", help="Trace directory. [by model, task, date]")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing trace.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace an existing trace.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished trace.")] = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Scores only, for a dense model to compare with.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -75,7 +75,7 @@ class PrefixStore:
         self._rows: OrderedDict[Hashable, np.ndarray] = OrderedDict()
         self._kept_bytes = 0
 
-    def find(self, keys: dict[int, Hashable], ids_TB: np.ndarray) -> tuple[int, int]:
+    def find(self, keys: Mapping[int, Hashable], ids_TB: np.ndarray) -> tuple[int, int]:
         """Find who stores this sequence's leading tokens.
 
         Args:
@@ -95,7 +95,7 @@ class PrefixStore:
                 return owner, cut
         return -1, 0
 
-    def add(self, keys: dict[int, Hashable], sequence_id: int, ids_TB: np.ndarray) -> None:
+    def add(self, keys: Mapping[int, Hashable], sequence_id: int, ids_TB: np.ndarray) -> None:
         """Make a recorded sequence available as owner of its leading tokens."""
         prefix = min(keys, default=0)
         for cut, key in keys.items():

@@ -89,10 +89,9 @@ def measure(plan: RecordPlan) -> RunSize:
     """Build every prompt of a plan and add up; raises UsageError where the data is missing."""
     options, text = plan.options, text_config(plan.config)
     tokenizer = AutoTokenizer.from_pretrained(options.model.identifier)
-    max_length = options.model_args.get("max_length") or getattr(
-        text, "max_position_embeddings", _DEFAULT_MAX_LENGTH
-    )
-    lm = _CountingLM(tokenizer, int(max_length))
+    positions = getattr(text, "max_position_embeddings", _DEFAULT_MAX_LENGTH)
+    max_length = int(options.model_args.get("max_length") or positions)
+    lm = _CountingLM(tokenizer, max_length)
     simple_evaluate(
         model=lm,
         tasks=plan.tasks.load(),

@@ -12,7 +12,6 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences
@@ -38,7 +37,8 @@ class _AnswerHook:
         if kind == "loglikelihood":
             loglik, is_greedy = answer
             self._recorder.answer(
-                _answer_key(kind, arguments), {"loglik": float(loglik), "is_greedy": bool(is_greedy)}
+                _answer_key(kind, arguments),
+                {"loglik": float(loglik), "is_greedy": bool(is_greedy)},
             )
         elif kind == "generate_until":
             self._recorder.answer(_answer_key(kind, arguments), {"response": str(answer)})
@@ -108,8 +108,10 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refuse lm-eval's answer cache: what it answers never runs through the model."""
         if self._recorder is not None and not isinstance(cache_hook, _AnswerHook):
-            raise UsageError("use_cache cannot be combined with recording: cached answers route no "
-                             "tokens. Leave use_cache out.")
+            raise UsageError(
+                "use_cache cannot be combined with recording: cached answers route no "
+                "tokens. Leave use_cache out."
+            )
         super().set_cache_hook(cache_hook)
 
     # --- log-likelihoods
@@ -175,9 +177,7 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
                 rows[group].requests.append(self._reader.request(instance, key))
             else:
                 truncated = len(whole) - 1 - len(fed)
-                rows[group] = self._reader.row(
-                    [(instance, key)], context, fed, truncated=truncated
-                )
+                rows[group] = self._reader.row([(instance, key)], context, fed, truncated=truncated)
                 self._recorder.expect(len(fed))
             row_of_request.append(rows[group])
         return row_of_request

@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.mmlu_source import Question, Questions, read_questions
+from moe_probe.evaluation.mmlu_source import SUBJECT, Question, Questions, read_questions
 
 _MARKER = "moe-probe-mmlu.json"
 _FORMAT = {"format": "moe-probe-mmlu", "version": 1}
@@ -56,7 +56,9 @@ def prepared_subjects(directory: Path) -> dict[str, dict[str, int]]:
         marker = json.loads((directory / _MARKER).read_text(encoding="utf-8"))
         if {key: marker[key] for key in _FORMAT} != _FORMAT:
             raise ValueError(f"format {marker['format']!r} version {marker['version']!r}")
-        subjects: dict[str, dict[str, int]] = marker["subjects"]
+        subjects: dict[str, dict[str, int]] = dict(marker["subjects"])
+        if strange := [name for name in subjects if not SUBJECT.fullmatch(name)]:
+            raise ValueError(f"subject {strange[0]!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{directory} is not an offline copy of MMLU ({error}). "

@@ -17,7 +17,7 @@ CHOICES = "ABCD"
 SPLITS = {"dev": "dev", "test": "test", "val": "validation", "validation": "validation"}
 
 # A subject becomes a folder name and part of a task name.
-_SUBJECT = re.compile(r"\w[\w-]*")
+SUBJECT = re.compile(r"\w[\w-]*")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _answer(answer: Any, where: str) -> int:
 
 
 def _subject(subject: Any, where: object) -> str:
-    if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject):
+    if not isinstance(subject, str) or not SUBJECT.fullmatch(subject):
         raise UsageError(
             f"{where} has the subject {subject!r}. Use letters, digits, '_' and '-' only."
         )

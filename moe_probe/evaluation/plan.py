@@ -81,9 +81,7 @@ def make_plan(options: RecordOptions) -> RecordPlan:
             "use_cache cannot be combined with recording: cached answers route no tokens. "
             "Leave it out of --model-args."
         )
-    tasks = load_tasks(
-        options.tasks, mmlu_dir=options.mmlu_dir, include_path=options.include_path
-    )
+    tasks = load_tasks(options.tasks, mmlu_dir=options.mmlu_dir, include_path=options.include_path)
     config = load_config(options.model, options.model_args)
     _refuse_dense(config, baseline=options.baseline)
     memory = estimate_memory(config, options.dtype)

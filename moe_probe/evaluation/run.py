@@ -46,15 +46,21 @@ def run_recording(plan: RecordPlan) -> RunResult:
 
     Raises:
         CaptureError: a layer cannot be read; found before the evaluation starts.
-        UsageError: the output belongs to another run.
+        UsageError: the output belongs to another run, or the model or its data cannot be loaded.
         KeyboardInterrupt: passed on after the trace was closed.
     """
-    options = plan.options
-    prior = _prior_run(options)
+    prior = _prior_run(plan.options)
     for name in ("lm_eval", "transformers", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     items = plan.tasks.load()
-    lm = _load_model(options)
+    return record_evaluation(plan, load_model(plan.options), items, prior=prior)
+
+
+def record_evaluation(
+    plan: RecordPlan, lm: MoeProbeHF, items: list[Any], *, prior: PriorRun | None = None
+) -> RunResult:
+    """Evaluate a loaded model on loaded tasks under capture; otherwise as `run_recording`."""
+    options = plan.options
     with ExitStack() as stack:
         keep_weights = options.capture is Capture.WEIGHTS
         capture = TransformersCapture(
@@ -81,17 +87,17 @@ def run_recording(plan: RecordPlan) -> RunResult:
                 tasks=plan.tasks.manager.load(items)["tasks"],
                 facts=plan.tasks.facts,
             )
-            outcome.results = _evaluate(plan, lm, items)
-    num_sequences = open_trace(options.output).sequences.num_rows
+            outcome.results = evaluate(plan, lm, items)
     return RunResult(
         path=options.output,
         completeness=recorder.totals,
-        num_sequences=num_sequences,
+        num_sequences=open_trace(options.output).sequences.num_rows,
         results=outcome.results,
     )
 
 
-def _evaluate(plan: RecordPlan, lm: MoeProbeHF, items: list[Any]) -> dict[str, Any]:
+def evaluate(plan: RecordPlan, lm: MoeProbeHF, items: list[Any]) -> dict[str, Any]:
+    """Run lm-eval as a plan says; what it prints goes to stderr."""
     # lm-eval prints notices to stdout, which is for results.
     with redirect_stdout(sys.stderr):
         results = simple_evaluate(
@@ -147,7 +153,8 @@ def _prior_run(options: RecordOptions) -> PriorRun | None:
     return PriorRun(trace.sequences)
 
 
-def _load_model(options: RecordOptions) -> MoeProbeHF:
+def load_model(options: RecordOptions) -> MoeProbeHF:
+    """Load the model under lm-eval's class; raises UsageError where that fails."""
     arguments = {"dtype": options.dtype, "device": options.device, **options.model_args}
     try:
         return MoeProbeHF(

@@ -1,8 +1,9 @@
 """The trace: the only thing capture and analysis share."""
 
+from moe_probe.trace.output import check_output
 from moe_probe.trace.reader import Block, Trace, open_trace
 from moe_probe.trace.schema import SEGMENTS, Capture, LayerSpec, RowLayout, Sequence
-from moe_probe.trace.writer import TraceWriter, WriterStats, check_output
+from moe_probe.trace.writer import TraceWriter, WriterStats
 
 __all__ = [
     "SEGMENTS",

@@ -1,16 +1,22 @@
 """Counts of expert selections by task, subject and stretch: the small table every trace has.
 
-Shape suffixes: T tokens, K slots, N experts, G strata (task, subject, area, segment).
+Shape suffixes: T tokens, K slots, N experts, G strata (task, subject, area, segment),
+R rows of the counts table.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
 from moe_probe.trace.schema import COUNTS_SCHEMA, SEGMENTS, LayerSpec, Sequence
+
+# Ids that np.bincount, which widens them to int64, takes at a time: more would leave the cache.
+_CHUNK_IDS = 1 << 16
 
 
 class Stratum(NamedTuple):
@@ -41,72 +47,103 @@ class Strata:
         return np.asarray(number_by_segment)[segment_T]
 
 
-class CountsBuilder:
-    """Adds layers one by one and makes the tidy table; rows with a zero count are left out."""
+@dataclass(frozen=True)
+class Groups:
+    """Tokens sorted by how they count: one plain histogram per group gives every count."""
 
-    def __init__(self, strata: Strata) -> None:
-        self._strata = list(strata.numbers)
-        self._tables: list[pa.Table] = []
+    order_T: np.ndarray
+    """Token indices, group after group."""
+    groups: list[tuple[slice, int, int, bool]]
+    """Each group's stretch of `order_T`, its stratum, its runs, and whether its context is new."""
 
-    def add_layer(
-        self,
-        spec: LayerSpec,
-        ids_TK: np.ndarray,
-        *,
-        stratum_T: np.ndarray,
-        runs_T: np.ndarray,
-        is_new_T: np.ndarray,
-        weights_TK: np.ndarray | None = None,
-    ) -> None:
-        """Count one layer.
+    @classmethod
+    def of(cls, stratum_T: np.ndarray, runs_T: np.ndarray, is_new_T: np.ndarray) -> Self:
+        """Group tokens.
 
         Args:
-            spec: The layer; an id that it lacks is "none" and not counted.
-            ids_TK: Expert ids.
             stratum_T: Stratum number of each token.
             runs_T: How often the model ran each token: `count` and `weight_sum` are times this.
             is_new_T: Whether the token's context is seen for the first time: `unique_count`.
-            weights_TK: Gate weights, where they are captured.
         """
-        shape = (len(self._strata), spec.num_experts + 1)
-        key_TK = np.minimum(ids_TK, spec.num_experts) + stratum_T[:, None] * shape[1]
-        slots = ids_TK.shape[1]
+        order_T = np.lexsort((is_new_T, runs_T, stratum_T))
+        keys = [values_T[order_T] for values_T in (stratum_T, runs_T, is_new_T)]
+        is_first_T = np.ones(len(order_T), bool)
+        is_first_T[1:] = np.any([key_T[1:] != key_T[:-1] for key_T in keys], axis=0)
+        starts = np.flatnonzero(is_first_T).tolist()
+        groups = [
+            (slice(start, stop), int(keys[0][start]), int(keys[1][start]), bool(keys[2][start]))
+            for start, stop in zip(starts, [*starts[1:], len(order_T)], strict=True)
+        ]
+        return cls(order_T, groups)
 
-        def tally(weights_TK: np.ndarray | None = None) -> np.ndarray:
-            flat = None if weights_TK is None else weights_TK.ravel()
-            size = shape[0] * shape[1]
-            return np.bincount(key_TK.ravel(), flat, size).reshape(shape)[:, : spec.num_experts]
 
-        runs_TK = np.repeat(runs_T[:, None], slots, axis=1)
-        counts_GN = tally() if (runs_T == 1).all() else np.rint(tally(runs_TK)).astype(np.int64)
-        if is_new_T.all():
-            unique_GN = tally()
-        else:
-            new_TK = np.repeat(is_new_T[:, None], slots, axis=1).astype(np.float64)
-            unique_GN = np.rint(tally(new_TK)).astype(np.int64)
-        sums_GN = None if weights_TK is None else tally(weights_TK.astype(np.float64) * runs_TK)
-        self._tables.append(self._table(spec.layer, counts_GN, unique_GN, sums_GN))
+class CountsBuilder:
+    """Adds layers one by one and makes the tidy table; rows with a zero count are left out."""
 
-    def _table(
-        self,
-        layer: int,
-        counts_GN: np.ndarray,
-        unique_GN: np.ndarray,
-        sums_GN: np.ndarray | None,
-    ) -> pa.Table:
-        stratum, expert = np.nonzero((counts_GN > 0) | (unique_GN > 0))
+    def __init__(self, strata: Strata, groups: Groups) -> None:
+        self._strata = list(strata.numbers)
+        self._groups = groups
+        self._columns: list[tuple[np.ndarray, ...]] = []
+        self._has_weights = False
+
+    def add_layer(
+        self, spec: LayerSpec, ids_TK: np.ndarray, weights_TK: np.ndarray | None = None
+    ) -> None:
+        """Count one layer; an id that it lacks is "none" and not counted."""
+        shape = (len(self._strata), spec.num_experts)
+        counts_GN, unique_GN = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        sums_GN = np.zeros(shape)
+        self._has_weights = weights_TK is not None
+        ids_TK = np.take(ids_TK, self._groups.order_T, axis=0)
+        if weights_TK is not None:
+            weights_TK = np.take(weights_TK, self._groups.order_T, axis=0)
+        for rows, stratum, runs, is_new in self._groups.groups:
+            weights = None if weights_TK is None else weights_TK[rows].ravel()
+            tally_N, sum_N = _histogram(ids_TK[rows].ravel(), weights, spec.num_experts)
+            counts_GN[stratum] += runs * tally_N
+            unique_GN[stratum] += tally_N if is_new else 0
+            sums_GN[stratum] += runs * sum_N
+        stratum_R, expert_R = np.nonzero(counts_GN | unique_GN)
+        chosen = (stratum_R, expert_R)
+        layer_R = np.full(len(expert_R), spec.layer)
+        values = (counts_GN[chosen], unique_GN[chosen], sums_GN[chosen])
+        self._columns.append((layer_R, expert_R, stratum_R, *values))
+
+    def table(self) -> pa.Table:
+        """Everything counted, as COUNTS_SCHEMA says."""
+        if not self._columns or not self._strata:
+            return COUNTS_SCHEMA.empty_table()
+        joined = [np.concatenate(column) for column in zip(*self._columns, strict=True)]
+        layer_R, expert_R, stratum_R, count_R, unique_R, sum_R = joined
         columns = [
-            np.full(len(expert), layer, np.int32),
-            expert.astype(np.int32),
+            layer_R.astype(np.int32),
+            expert_R.astype(np.int32),
             *(
-                pa.DictionaryArray.from_arrays(stratum, pa.array(values)).cast(pa.string())
-                for values in (list(zip(*self._strata, strict=True)) or [[""]] * 4)
+                pa.DictionaryArray.from_arrays(stratum_R, pa.array(list(names))).cast(pa.string())
+                for names in zip(*self._strata, strict=True)
             ),
-            counts_GN[stratum, expert],
-            unique_GN[stratum, expert],
-            pa.nulls(len(expert), pa.float64()) if sums_GN is None else sums_GN[stratum, expert],
+            count_R,
+            unique_R,
+            sum_R if self._has_weights else pa.nulls(len(sum_R), pa.float64()),
         ]
         return pa.table(columns, schema=COUNTS_SCHEMA)
 
-    def table(self) -> pa.Table:
-        return pa.concat_tables(self._tables) if self._tables else COUNTS_SCHEMA.empty_table()
+
+def _histogram(
+    ids: np.ndarray, weights: np.ndarray | None, num_experts: int
+) -> tuple[np.ndarray, np.ndarray | int]:
+    tally_N = np.zeros(num_experts, np.int64)
+    sum_N = 0 if weights is None else np.zeros(num_experts)
+    for chunk in _chunks(len(ids)):
+        chunk_ids = ids[chunk]
+        if ids.itemsize > 1:
+            chunk_ids = np.minimum(chunk_ids, num_experts)  # "none" is 65,535: a long histogram
+        tally_N += np.bincount(chunk_ids, minlength=num_experts)[:num_experts]
+        if weights is not None:
+            sum_N += np.bincount(chunk_ids, weights[chunk], num_experts)[:num_experts]
+    return tally_N, sum_N
+
+
+def _chunks(length: int) -> Iterator[slice]:
+    for start in range(0, length, _CHUNK_IDS):
+        yield slice(start, start + _CHUNK_IDS)

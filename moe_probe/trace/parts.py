@@ -5,14 +5,16 @@ Shape suffixes: T tokens, K slots, B bytes of one token's ids.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_probe.trace.counting import CountsBuilder, Strata
-from moe_probe.trace.files import TraceFiles, atomic, write_table
+from moe_probe.trace.counting import CountsBuilder, Groups, Strata
+from moe_probe.trace.files import TraceFiles, atomic
 from moe_probe.trace.schema import (
     ANSWER_SCHEMA,
     SEQUENCE_SCHEMA,
@@ -22,9 +24,10 @@ from moe_probe.trace.schema import (
     routing_schema,
 )
 from moe_probe.trace.staging import Segment
+from moe_probe.trace.tables import SEGMENT_KEY, segment_of, write_table
 
-# Token rows moved together when a layer's columns are gathered: the block stays in the L2 cache.
-_BLOCK = 1024
+# Token rows moved together when the layers' columns are gathered: they stay in the L2 cache.
+_BLOCK = 2048
 
 
 def flush(segment: Segment, files: TraceFiles) -> None:
@@ -32,35 +35,66 @@ def flush(segment: Segment, files: TraceFiles) -> None:
 
     The sequences part comes last: rows no sequence claims do not exist for readers, so a kill
     before it leaves nothing half-visible, and a kill after it leaves nothing to recover.
+
+    Raises:
+        TraceError: a file cannot be written.
+        ValueError, KeyError, TypeError and the like: a damaged segment.
     """
     number, rank = segment.number, segment.rank
     events = segment.events()
     sequences = [Sequence(**event["sequence"]) for event in events if "sequence" in event]
-    columns = _Columns(segment)
-    if segment.capture is not Capture.COUNTS and segment.num_rows:
-        _write_routing(segment, files, columns)
+    claimed = pa.Table.from_pylist([_row(s) for s in sequences], SEQUENCE_SCHEMA)
     if segment.num_rows:
-        counts = _count(segment, sequences, columns)
-        write_table(files.part("counts", rank, number), counts, segment=number)
+        groups, strata = _group_rows(segment, sequences)
+        columns = _Columns(segment)
+        if segment.capture is not Capture.COUNTS:
+            _write_routing(segment, files, columns)
+        builder = CountsBuilder(strata, groups)
+        for spec, ids_TK, weights_TK in columns.layer_arrays():
+            builder.add_layer(spec, ids_TK, weights_TK)
+        write_table(files.part("counts", rank, number), builder.table(), segment=number)
     answers = [event["answer"] for event in events if "answer" in event]
     if answers:
         table = pa.Table.from_pylist(answers, ANSWER_SCHEMA)
         write_table(files.part("answers", rank, number), table, segment=number)
-    table = pa.Table.from_pylist([_row(s) for s in sequences], SEQUENCE_SCHEMA)
-    write_table(files.part("sequences", rank, number), table, segment=number)
+    write_table(files.part("sequences", rank, number), claimed, segment=number)
 
 
 def is_flushed(segment: Segment, files: TraceFiles) -> bool:
     """Whether the last of the segment's parts exists: it was renamed, but not yet cleared."""
     path = files.part("sequences", segment.rank, segment.number)
-    if not path.exists():
-        return False
-    metadata = pq.read_schema(path).metadata or {}
-    return bool(metadata.get(b"moe_probe.segment") == str(segment.number).encode())
+    return path.exists() and segment_of(path) == segment.number
 
 
-def _row(sequence: Sequence) -> dict[str, object]:
+def _row(sequence: Sequence) -> dict[str, Any]:
     return {name: getattr(sequence, name) for name in Sequence.__slots__}
+
+
+def _group_rows(segment: Segment, sequences: list[Sequence]) -> tuple[Groups, Strata]:
+    """Say how each row counts; raises ValueError where rows and sequences do not fit."""
+    num_rows = segment.num_rows
+    unseen = {sequence.sequence_id: sequence for sequence in sequences}
+    strata = Strata()
+    stratum_T = np.zeros(num_rows, np.int64)
+    runs_T = np.zeros(num_rows, np.int64)
+    is_new_T = np.zeros(num_rows, bool)
+    ids_T = segment.sequence_id_T[:num_rows]
+    starts = [0, *(np.flatnonzero(ids_T[1:] != ids_T[:-1]) + 1).tolist(), num_rows]
+    for start, stop in itertools.pairwise(starts):
+        sequence = unseen.pop(int(ids_T[start]), None)
+        position_T = segment.position_T[start:stop]
+        if sequence is None or not _fits(sequence, position_T):
+            raise ValueError(f"rows {start} to {stop} fit no sequence")
+        stratum_T[start:stop] = strata.assign(sequence, position_T)
+        runs_T[start:stop] = sequence.multiplicity
+        is_new_T[start:stop] = (sequence.new_from >= 0) & (position_T >= sequence.new_from)
+    return Groups.of(stratum_T, runs_T, is_new_T), strata
+
+
+def _fits(sequence: Sequence, position_T: np.ndarray) -> bool:
+    first = sequence.prefix_tokens
+    is_whole = sequence.num_tokens == first + len(position_T)
+    return is_whole and bool((position_T == np.arange(len(position_T)) + first).all())
 
 
 class _Columns:
@@ -68,91 +102,62 @@ class _Columns:
 
     def __init__(self, segment: Segment) -> None:
         self.layers = segment.layout.layers
-        num_rows, offsets = segment.num_rows, segment.layout.id_offsets
-        self.ids = [np.empty((num_rows, spec.row_bytes), np.uint8) for spec in self.layers]
-        for start in range(0, num_rows, _BLOCK):
-            block_TB = segment.ids_TB[start : min(start + _BLOCK, num_rows)]
-            for out_TB, low, high in zip(self.ids, offsets, offsets[1:], strict=False):
-                _copy_columns(block_TB[:, low:high], out_TB[start : start + len(block_TB)])
-        self.weights: list[np.ndarray] | None = None
+        num_rows = segment.num_rows
+        self.ids = _gather(
+            segment.ids_TB[:num_rows],
+            [spec.row_bytes for spec in self.layers],
+        )
+        self.weights: list[np.ndarray] = []
         if segment.weights_TS is not None:
-            slots = segment.layout.slot_offsets
-            self.weights = [
-                np.ascontiguousarray(segment.weights_TS[:num_rows, low:high])
-                for low, high in zip(slots, slots[1:], strict=False)
-            ]
+            weights_TB = segment.weights_TS[:num_rows].view(np.uint8)
+            self.weights = _gather(weights_TB, [2 * spec.top_k for spec in self.layers])
 
-    def layer_ids(self) -> Iterator[tuple[LayerSpec, np.ndarray, np.ndarray | None]]:
-        for index, spec in enumerate(self.layers):
-            weights_TK = None if self.weights is None else self.weights[index]
-            yield spec, self.ids[index].view(spec.dtype), weights_TK
+    def layer_arrays(self) -> Iterator[tuple[LayerSpec, np.ndarray, np.ndarray | None]]:
+        weights = self.weights or [None] * len(self.layers)
+        for spec, ids_TB, weights_TB in zip(self.layers, self.ids, weights, strict=True):
+            weights_TK = None if weights_TB is None else weights_TB.view(np.float16)
+            yield spec, ids_TB.view(spec.dtype), weights_TK
 
 
-
-def _copy_columns(source_TB: np.ndarray, target_TB: np.ndarray) -> None:
-    # One machine word per row where the width allows: nine times the speed of copying bytes.
-    width = source_TB.shape[1]
-    if width in (2, 4, 8):
-        word = np.dtype(f"u{width}")
-        target_TB.view(word)[:] = source_TB.view(word)
-    else:
-        target_TB[:] = source_TB
+def _gather(rows_TB: np.ndarray, widths: list[int]) -> list[np.ndarray]:
+    """Cut rows into columns of `widths` bytes: contiguous uint8 [T, width] each."""
+    targets = [np.empty((len(rows_TB), width), np.uint8) for width in widths]
+    offsets = [0, *itertools.accumulate(widths)]
+    pairs = []
+    for target_TB, low, width in zip(targets, offsets, widths, strict=False):
+        source_TB = rows_TB[:, low : low + width]
+        # As machine words where the width allows: nine times the speed of copying bytes.
+        word = np.dtype(np.uint8 if width % 2 else np.uint16)
+        if width % 4 == 0:
+            word = np.dtype(np.uint64 if width % 8 == 0 else np.uint32)
+        pairs.append((target_TB.view(word), source_TB.view(word)))
+    for start in range(0, len(rows_TB), _BLOCK):
+        for target, source in pairs:
+            target[start : start + _BLOCK] = source[start : start + _BLOCK]
+    return targets
 
 
 def _write_routing(segment: Segment, files: TraceFiles, columns: _Columns) -> None:
-    num_rows = segment.num_rows
-    schema = routing_schema(segment.layout.layers, segment.capture)
+    num_rows, layers = segment.num_rows, segment.layout.layers
+    schema = routing_schema(layers, segment.capture)
     arrays: list[pa.Array] = [
         pa.array(segment.sequence_id_T[:num_rows]),
         pa.array(segment.position_T[:num_rows]),
         pa.array(segment.token_id_T[:num_rows]),
     ]
-    for buffers in (columns.ids, columns.weights or []):
-        for values in buffers:
-            data = pa.py_buffer(values)
-            width = values.nbytes // max(num_rows, 1)
-            arrays.append(
-                pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), num_rows, [None, data])
-            )
-    schema = schema.with_metadata({"moe_probe.segment": str(segment.number)})
-    split = [s.ids_column for s in segment.layout.layers if s.itemsize == 2]
-    split += [s.weights_column for s in segment.layout.layers if columns.weights is not None]
+    for values_TB in (*columns.ids, *columns.weights):
+        kind, data = pa.binary(values_TB.shape[1]), pa.py_buffer(values_TB)
+        arrays.append(pa.FixedSizeBinaryArray.from_buffers(kind, num_rows, [None, data]))
+    split = [spec.ids_column for spec in layers if spec.itemsize == 2]
+    split += [spec.weights_column for spec in layers if columns.weights]
     with atomic(files.part("routing", segment.rank, segment.number)) as temporary:
         pq.write_table(
-            pa.table(arrays, schema=schema),
+            pa.table(arrays, schema=schema.with_metadata({SEGMENT_KEY: str(segment.number)})),
             temporary,
             compression="zstd",
             compression_level=1,
             use_dictionary=["sequence_id", "position"],
             use_byte_stream_split=split,
             write_statistics=False,
-            row_group_size=max(num_rows, 1),
+            row_group_size=num_rows,
         )
-
-
-def _count(segment: Segment, sequences: list[Sequence], columns: _Columns) -> pa.Table:
-    num_rows = segment.num_rows
-    by_id = {sequence.sequence_id: sequence for sequence in sequences}
-    strata = Strata()
-    stratum_T = np.zeros(num_rows, np.int64)
-    runs_T = np.zeros(num_rows, np.int64)
-    is_new_T = np.zeros(num_rows, bool)
-    ids_T = segment.sequence_id_T[:num_rows]
-    starts = np.flatnonzero(np.diff(ids_T, prepend=ids_T[0] - 1))
-    for start, stop in zip(starts, np.append(starts[1:], num_rows), strict=True):
-        sequence = by_id[int(ids_T[start])]
-        position_T = segment.position_T[start:stop]
-        stratum_T[start:stop] = strata.assign(sequence, position_T)
-        runs_T[start:stop] = sequence.multiplicity
-        is_new_T[start:stop] = (sequence.new_from >= 0) & (position_T >= sequence.new_from)
-    builder = CountsBuilder(strata)
-    for spec, ids_TK, weights_TK in columns.layer_ids():
-        builder.add_layer(
-            spec,
-            ids_TK,
-            stratum_T=stratum_T,
-            runs_T=runs_T,
-            is_new_T=is_new_T,
-            weights_TK=weights_TK,
-        )
-    return builder.table()

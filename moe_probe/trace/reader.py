@@ -5,7 +5,9 @@ Shape suffixes: T tokens, K slots.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from moe_probe.errors import TraceError
-from moe_probe.trace.files import TraceFiles, read_run, read_tables
-from moe_probe.trace.recovery import fixed_binary, recover, with_outcomes
+from moe_probe.trace.files import TraceFiles, read_run, writer_lock
+from moe_probe.trace.recovery import recover, unread_tokens
 from moe_probe.trace.schema import (
     ANSWER_SCHEMA,
     COUNTS_SCHEMA,
-    SEQUENCE_SCHEMA,
     Capture,
     LayerSpec,
+    RowLayout,
+    routing_schema,
 )
+from moe_probe.trace.settling import by_sequence, with_outcomes
 from moe_probe.trace.sharing import SharingIndex
+from moe_probe.trace.tables import layer_arrays, read_part, read_sequences, read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,28 +47,30 @@ class Block:
 
     @cached_property
     def sequence_id_T(self) -> np.ndarray:
-        return self.table["sequence_id"].to_numpy()
+        return np.asarray(self.table["sequence_id"].to_numpy())
 
     @cached_property
     def position_T(self) -> np.ndarray:
-        return self.table["position"].to_numpy()
+        return np.asarray(self.table["position"].to_numpy())
 
     @cached_property
     def token_id_T(self) -> np.ndarray:
         """Vocabulary ids; -1 where they were not stored."""
-        return self.table["token_id"].to_numpy()
+        return np.asarray(self.table["token_id"].to_numpy())
 
     def topk_ids(self, layer: int) -> np.ndarray:
-        """Expert ids [T, K] of one layer, in the slot order run.json names."""
-        spec = self.layers[layer]
-        ids_TK = fixed_binary(self.table, spec.ids_column, spec.dtype)
-        return ids_TK if len(ids_TK) else np.empty((0, spec.top_k), spec.dtype)
+        """Expert ids [T, K] of one layer, in the slot order run.json names, as they were stored.
+
+        An empty slot holds the layer's `none_id`. Other ids are below `num_experts` in every
+        trace that TraceWriter made from valid ids; in a foreign one they may be anything.
+        """
+        return layer_arrays(self.table, self.layers[layer], weights=False)[0]
 
     def topk_weights(self, layer: int) -> np.ndarray:
         """Gate weights float16 [T, K] of one layer, slot by slot beside the ids."""
-        spec = self.layers[layer]
-        weights_TK = fixed_binary(self.table, spec.weights_column, np.float16)
-        return weights_TK if len(weights_TK) else np.empty((0, spec.top_k), np.float16)
+        weights_TK = layer_arrays(self.table, self.layers[layer], weights=True)[1]
+        assert weights_TK is not None
+        return weights_TK
 
 
 class Trace:
@@ -74,14 +80,10 @@ class Trace:
         self.files = files
         self.run = run
         self.is_recording = is_recording
-        """Whether another process is still writing; only finished parts are read then."""
-        try:
-            self.layers = {
-                spec.layer: spec for spec in map(LayerSpec.from_json, run["layers"])
-            }
-            self.capture = Capture(run["capture"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise TraceError(f"{files.run} lacks what a trace needs: {error}.") from error
+        """Whether there is more than can be read: another process is still writing, or what it
+        left cannot be recovered in a place that is read-only. Finished parts are read."""
+        self.layers = {spec.layer: spec for spec in RowLayout.from_json(run["layers"]).layers}
+        self.capture = Capture(run["capture"])
 
     def __repr__(self) -> str:
         model, status = self.run.get("model", "?"), self.run.get("status", "?")
@@ -94,8 +96,9 @@ class Trace:
     @cached_property
     def sequences(self) -> pa.Table:
         """One row per sequence the model ran, answers joined."""
-        sequences = read_tables(self.files.parts("sequences"), SEQUENCE_SCHEMA)
-        return with_outcomes(sequences, read_tables(self.files.parts("answers"), ANSWER_SCHEMA), {})
+        sequences = read_sequences(self.files.parts("sequences"))
+        answers = read_tables(self.files.finished("answers"), ANSWER_SCHEMA)
+        return with_outcomes(sequences, by_sequence(answers), {})
 
     @cached_property
     def counts(self) -> pa.Table:
@@ -104,7 +107,7 @@ class Trace:
         `count` is every token the model ran, `unique_count` every distinct context once. The
         parts are joined as they are: sum over whatever is not wanted.
         """
-        return read_tables(self.files.parts("counts"), COUNTS_SCHEMA)
+        return read_tables(self.files.finished("counts"), COUNTS_SCHEMA)
 
     @cached_property
     def sharing(self) -> SharingIndex:
@@ -128,55 +131,87 @@ class Trace:
             )
         if weights and self.capture is not Capture.WEIGHTS:
             raise TraceError(f"{self.path} has no gate weights. Record with --capture weights.")
-        chosen = {layer: self.layers[layer] for layer in (layers or self.layers)}
-        columns = ["sequence_id", "position", "token_id"]
-        columns += [spec.ids_column for spec in chosen.values()]
-        if weights:
-            columns += [spec.weights_column for spec in chosen.values()]
+        unknown = [layer for layer in layers or () if layer not in self.layers]
+        if unknown:
+            raise TraceError(f"{self.path} has no MoE layer {unknown[0]}: {list(self.layers)}.")
+        chosen = self.layers if layers is None else {n: self.layers[n] for n in layers}
+        capture = Capture.WEIGHTS if weights else Capture.IDS
+        schema = routing_schema(chosen.values(), capture)
         known = self.sequences["sequence_id"].to_numpy()
-        for path in self.files.parts("routing"):
-            block = Block(_read_part(path, columns), chosen)
-            is_known_T = np.isin(block.sequence_id_T, known)
-            if not is_known_T.all():
-                block = Block(block.table.filter(pa.array(is_known_T)), chosen)
-            yield block
+        for path in self.files.finished("routing"):
+            block = Block(read_part(path, schema), chosen)
+            yield _claimed(block, known)
 
     def to_arrow(self) -> pa.Table:
-        """All stored tokens with typed columns: ids as fixed-size lists, zero-copy where possible."""
-        blocks = [_typed(block, self.capture) for block in
-                  self.scan(weights=self.capture is Capture.WEIGHTS)]
-        return pa.concat_tables(blocks)
+        """All stored tokens with typed columns: ids and weights as fixed-size lists."""
+        weights = self.capture is Capture.WEIGHTS
+        schema = routing_schema(self.layers.values(), self.capture)
+        nothing = Block(schema.empty_table(), self.layers)
+        blocks = [_typed(block, weights=weights) for block in self.scan(weights=weights)]
+        return pa.concat_tables([_typed(nothing, weights=weights), *blocks])
 
     def to_pandas(self) -> pd.DataFrame:
         """All stored tokens as a DataFrame, one row per token."""
-        return self.to_arrow().to_pandas()
+        frame: pd.DataFrame = self.to_arrow().to_pandas()
+        return frame
 
 
 def open_trace(path: str | Path) -> Trace:
     """Open a trace, first recovering what a killed recording left in staging.
+
+    A recording that still goes on is left alone, and its finished parts are read. So is one that
+    was killed and lies where nothing can be written; a warning says what is missing.
 
     Raises:
         TraceError: `path` is not a trace, of another format, or damaged.
     """
     files = TraceFiles(Path(path))
     run = read_run(files)
-    recovered = recover(files, run) if files.stage.is_dir() else 0
-    return Trace(files, run, is_recording=recovered is None)
+    if run.get("status") != "running" and not files.stage.is_dir():
+        return Trace(files, run, is_recording=False)
+    with ExitStack() as stack:
+        try:
+            is_ours = stack.enter_context(writer_lock(files))
+        except OSError as error:
+            return _read_only(files, run, error)
+        if is_ours:
+            run = read_run(files)  # the recording may have ended meanwhile
+            recover(files, run)
+        return Trace(files, run, is_recording=not is_ours)
 
 
-def _read_part(path: Path, columns: list[str]) -> pa.Table:
+def _read_only(files: TraceFiles, run: dict[str, Any], cause: OSError) -> Trace:
     try:
-        return pq.ParquetFile(path).read(columns)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise TraceError(f"{path} cannot be read as part of a trace: {error}") from error
+        tokens = unread_tokens(files, run)
+        missing = f"{tokens} tokens of it are still in {files.stage} and are not read"
+    except (TraceError, OSError) as error:
+        tokens, missing = 1, f"what is still in {files.stage} cannot be read ({error})"
+    is_unsettled = run.get("status") == "running"
+    if tokens or is_unsettled:
+        warnings.warn(
+            f"{files.root} is an unfinished recording that cannot be recovered where it lies "
+            f"({cause.strerror}): {missing}, and tokens shared between sequences are counted once. "
+            "Copy the directory to a place that can be written and open it there.",
+            stacklevel=3,
+        )
+    return Trace(files, run, is_recording=bool(tokens) or is_unsettled)
 
 
-def _typed(block: Block, capture: Capture) -> pa.Table:
+def _claimed(block: Block, known: np.ndarray) -> Block:
+    """Leave out rows of sequences that the trace does not have; it is nearly always all of them."""
+    ids_T = block.sequence_id_T
+    is_first_T = np.ones(len(ids_T), bool)
+    is_first_T[1:] = ids_T[1:] != ids_T[:-1]
+    if np.isin(ids_T[is_first_T], known).all():
+        return block
+    return Block(block.table.filter(pa.array(np.isin(ids_T, known))), block.layers)
+
+
+def _typed(block: Block, *, weights: bool) -> pa.Table:
     table = block.table
     for spec in block.layers.values():
-        ids_TK = block.topk_ids(spec.layer)
-        table = _replace(table, spec.ids_column, ids_TK)
-        if capture is Capture.WEIGHTS:
+        table = _replace(table, spec.ids_column, block.topk_ids(spec.layer))
+        if weights:
             table = _replace(table, spec.weights_column, block.topk_weights(spec.layer))
     return table
 

@@ -13,17 +13,18 @@ import json
 import mmap
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from moe_probe.errors import TraceError
-from moe_probe.trace.schema import Capture, LayerSpec, RowLayout
+from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, Capture, RowLayout
 
 _MAGIC = b"MOEPSEG1"
 _PAGE = 4096
 _HEADER_BYTES = 1 << 20  # describes up to a few thousand layers; sparse on disk until written
 _LOG_BYTES = 8 << 20
+_MAX_NUMBER = 10**9
 
 
 class Segment:
@@ -32,12 +33,21 @@ class Segment:
     def __init__(self, path: Path, buffer: mmap.mmap, header: dict[str, Any]) -> None:
         self.path = path
         self.tokens: int = header["tokens"]
-        self.capture = Capture(header["capture"])
         self.rank: int = header["rank"]
-        self.layout = RowLayout(tuple(LayerSpec.from_json(v) for v in header["layers"]))
+        for value, limit in ((self.tokens, MAX_SEQUENCE_TOKENS + 1), (self.rank, _MAX_NUMBER)):
+            if type(value) is not int or not 0 <= value < limit:
+                raise ValueError(f"impossible number {value!r:.40}")
+        self.capture = Capture(header["capture"])
+        self.layout = RowLayout.from_json(header["layers"])
         self._buffer = buffer
         self._words = np.frombuffer(buffer, np.uint64, count=2, offset=8)
-        offset = _HEADER_BYTES
+        self._map_columns()
+        if self.num_rows > self.tokens or self._log_end > _LOG_BYTES or self.number >= _MAX_NUMBER:
+            raise ValueError(
+                f"{self.num_rows} rows and {self._log_end} bytes of events in segment {self.number}"
+            )
+
+    def _map_columns(self) -> None:
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "sequence_id_T": (np.int64, (self.tokens,)),
             "position_T": (np.int32, (self.tokens,)),
@@ -47,11 +57,14 @@ class Segment:
         if self.capture is Capture.WEIGHTS:
             shapes["weights_TS"] = (np.float16, (self.tokens, self.layout.num_slots))
         shapes["log"] = (np.uint8, (_LOG_BYTES,))
+        offset = _HEADER_BYTES
         # Plain arrays over one buffer: np.memmap objects cost three times as much per access.
         views: dict[str, np.ndarray] = {}
         for name, (dtype, shape) in shapes.items():
             count = int(np.prod(shape))
-            flat = np.frombuffer(buffer, dtype, count, offset) if count else np.empty(0, dtype)
+            flat = (
+                np.frombuffer(self._buffer, dtype, count, offset) if count else np.empty(0, dtype)
+            )
             views[name] = flat.reshape(shape)
             offset = _align(offset + count * np.dtype(dtype).itemsize)
         self.sequence_id_T = views["sequence_id_T"]
@@ -60,57 +73,55 @@ class Segment:
         self.ids_TB = views["ids_TB"]
         self.weights_TS = views.get("weights_TS")
         self._log = views["log"]
-        self._rows, self._log_end = self._committed()
 
     @classmethod
     def create(
-        cls, path: Path, *, layers: tuple[LayerSpec, ...], capture: Capture, rank: int, tokens: int
-    ) -> Segment:
+        cls, path: Path, *, layout: RowLayout, capture: Capture, rank: int, tokens: int
+    ) -> Self:
         """Allocate and pre-fault a staging file; raises TraceError when the disk has no room."""
         header = {
             "tokens": tokens,
             "capture": str(capture),
             "rank": rank,
-            "layers": [spec.to_json() for spec in layers],
+            "layers": [spec.to_json() for spec in layout.layers],
         }
         text = json.dumps(header).encode()
         if len(text) > _HEADER_BYTES - _PAGE:
-            raise TraceError(f"{len(layers)} layers need {len(text)} bytes of segment header.")
-        layout = RowLayout(layers)
+            raise TraceError(
+                f"{len(layout.layers)} layers need {len(text)} bytes of segment header, more than "
+                f"{_HEADER_BYTES - _PAGE}. Give the layers fewer facts."
+            )
         row = 16 + layout.ids_bytes + (2 * layout.num_slots if capture is Capture.WEIGHTS else 0)
         size = _HEADER_BYTES + _align(tokens * row + 5 * _PAGE) + _LOG_BYTES
-        try:
-            with open(path, "w+b") as file:
-                # Reserved now: a full disk found later, through the mapping, would be SIGBUS.
-                os.posix_fallocate(file.fileno(), 0, size)
-                buffer = mmap.mmap(file.fileno(), size)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise TraceError(
-                f"Cannot reserve {size / 2**20:.0f} MiB of staging space at {path.parent}: "
-                f"{error.strerror}. Free some space or choose another place with --output."
-            ) from error
+        buffer = _reserve(path, size)
         np.frombuffer(buffer, np.uint8)[_HEADER_BYTES::_PAGE] = 0
         buffer[_PAGE : _PAGE + len(text)] = text
         buffer[24:32] = len(text).to_bytes(8, "little")
-        buffer[0:8] = _MAGIC
+        buffer[0:8] = _MAGIC  # last: a file without it was never written to
         return cls(path, buffer, header)
 
     @classmethod
-    def open(cls, path: Path) -> Segment | None:
-        """Map a leftover file; None when the process died before its header was complete."""
-        size = path.stat().st_size
-        if size < _HEADER_BYTES:
-            return None
-        with open(path, "r+b") as file:
-            buffer = mmap.mmap(file.fileno(), size)
-        length = int.from_bytes(buffer[24:32], "little")
-        if buffer[0:8] != _MAGIC or length > _HEADER_BYTES - _PAGE:
-            return None
+    def open(cls, path: Path) -> Self | None:
+        """Map a leftover file to read it; None when its process died before the header was complete.
+
+        Raises TraceError for a file that is damaged or not a segment.
+        """
         try:
+            size = path.stat().st_size
+            if size < _HEADER_BYTES:
+                return None
+            with open(path, "rb") as file:
+                buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            length = int.from_bytes(buffer[24:32], "little")
+            if buffer[0:8] == bytes(8):
+                return None
+            if buffer[0:8] != _MAGIC or length > _HEADER_BYTES - _PAGE:
+                raise ValueError("it does not begin as one")
             return cls(path, buffer, json.loads(buffer[_PAGE : _PAGE + length]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise TraceError(f"Staging file {path} is damaged: {error}.") from error
+        except (ValueError, KeyError, TypeError, RecursionError, TraceError) as error:
+            raise damaged(path, error) from error
+        except OSError as error:
+            raise TraceError(f"Cannot read {path}: {error.strerror}.") from error
 
     @property
     def number(self) -> int:
@@ -119,20 +130,23 @@ class Segment:
 
     @property
     def num_rows(self) -> int:
-        return self._rows
+        return int(self._words[0]) >> 32
+
+    @property
+    def _log_end(self) -> int:
+        return int(self._words[0]) & 0xFFFF_FFFF
 
     @property
     def is_empty(self) -> bool:
-        return self._rows == 0 and self._log_end == 0
+        return int(self._words[0]) == 0
 
     def reset(self, number: int) -> None:
         """Empty the segment and give it a new number."""
         self._words[0] = 0
         self._words[1] = number
-        self._rows = self._log_end = 0
 
     def fits(self, rows: int, event: bytes) -> bool:
-        return self._rows + rows <= self.tokens and self._log_end + len(event) + 1 <= _LOG_BYTES
+        return self.num_rows + rows <= self.tokens and self._log_end + len(event) + 1 <= _LOG_BYTES
 
     def append(
         self,
@@ -145,33 +159,49 @@ class Segment:
         weights_TS: np.ndarray | None = None,
     ) -> None:
         """Copy rows and one event line in, then commit both with a single store."""
-        start = self._rows
+        # The word is the only state: an interrupt at any point leaves rows and events in step.
+        start = stop = self.num_rows
         if ids_TB is not None:
-            stop = start + len(ids_TB)
+            stop += len(ids_TB)
             self.ids_TB[start:stop] = ids_TB
             self.sequence_id_T[start:stop] = sequence_id
             self.position_T[start:stop] = np.arange(first_position, first_position + len(ids_TB))
             self.token_id_T[start:stop] = -1 if token_id_T is None else token_id_T
             if self.weights_TS is not None:
-                assert weights_TS is not None
                 self.weights_TS[start:stop] = weights_TS
-            self._rows = stop
         line = event + b"\n"
-        self._log[self._log_end : self._log_end + len(line)] = np.frombuffer(line, np.uint8)
-        self._log_end += len(line)
-        self._words[0] = (self._rows << 32) | self._log_end
+        log_start = self._log_end
+        log_end = log_start + len(line)
+        self._log[log_start:log_end] = np.frombuffer(line, np.uint8)
+        self._words[0] = (stop << 32) | log_end
 
     def events(self) -> list[dict[str, Any]]:
         """Committed events, oldest first."""
         lines = self._log[: self._log_end].tobytes().splitlines()
         return [json.loads(line) for line in lines]
 
-    def _committed(self) -> tuple[int, int]:
-        word = int(self._words[0])
-        rows, log_end = word >> 32, word & 0xFFFF_FFFF
-        if rows > self.tokens or log_end > _LOG_BYTES:
-            raise TraceError(f"Staging file {self.path} is damaged: {rows} rows, {log_end} bytes.")
-        return rows, log_end
+
+def damaged(path: Path, error: Exception) -> TraceError:
+    """What to say of a staging file whose content cannot be right."""
+    return TraceError(
+        f"Staging file {path} is damaged or not one ({error!s:.200}). Delete it to open the trace "
+        "without the tokens in it; everything else is intact."
+    )
+
+
+def _reserve(path: Path, size: int) -> mmap.mmap:
+    try:
+        with open(path, "x+b") as file:
+            # Reserved now: a full disk found later, through the mapping, would be SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, size)
+            return mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        if not isinstance(error, FileExistsError):
+            path.unlink(missing_ok=True)
+        raise TraceError(
+            f"Cannot reserve {size / 2**20:.0f} MiB of staging space at {path.parent}: "
+            f"{error.strerror}. Free some space or choose another place with --output."
+        ) from error
 
 
 def _align(offset: int) -> int:

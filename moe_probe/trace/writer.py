@@ -7,37 +7,40 @@ from __future__ import annotations
 
 import json
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from moe_probe.errors import TraceError, UsageError
-from moe_probe.trace.files import TraceFiles, read_run, write_run, writer_lock
+from moe_probe.errors import TraceError
+from moe_probe.trace.files import TraceFiles, writer_lock
+from moe_probe.trace.output import (
+    begin_run,
+    check_output,
+    end_run,
+    last_sequence,
+)
 from moe_probe.trace.parts import flush
-from moe_probe.trace.recovery import recover, settle
 from moe_probe.trace.schema import (
     FORMAT_VERSION,
+    MAX_SEQUENCE_TOKENS,
     SEGMENT_TOKENS,
     Capture,
     LayerSpec,
     RowLayout,
     Sequence,
 )
+from moe_probe.trace.settling import settle
 from moe_probe.trace.staging import Segment
 
 _NUM_SEGMENTS = 3
 _PART_SECONDS = 60.0
-_SEQUENCES_PER_RANK = 1 << 40
 
 
 @dataclass
@@ -65,9 +68,10 @@ class TraceWriter:
         layers: The MoE layers, in model order.
         capture: How much to keep of each decision.
         run: Facts for run.json: model, task, engine, ...
-        rank: Which of several writers of one trace this is.
+        rank: Names the parts and numbers the sequences of one of several writers, of which only
+            one at a time can have the trace.
         resume: Continue an existing trace of the same layers and capture level.
-        force: Replace an existing trace.
+        force: Replace an existing trace; other files beside it stay.
         segment_tokens: Tokens per part; also the longest sequence that can be written.
 
     Raises:
@@ -89,81 +93,64 @@ class TraceWriter:
     ) -> None:
         self.files = TraceFiles(Path(path))
         self.layout = RowLayout(tuple(layers))
+        self.layout.check()
         self.capture = Capture(capture)
         self.rank = rank
         self.stats = WriterStats()
+        if not 0 < segment_tokens <= MAX_SEQUENCE_TOKENS:
+            raise ValueError(f"segment_tokens is {segment_tokens}, not 1 to {MAX_SEQUENCE_TOKENS}")
         self._segment_tokens = segment_tokens
-        self._closing = ExitStack()
         self._error: BaseException | None = None
         self._closed = False
-        self._prepare_directory(resume=resume, force=force)
-        self.run: dict[str, Any] = self._open_run(dict(run or {}), resume=resume)
-        self._next_number = self._last_number() + 1
-        self._next_sequence = self._last_sequence() + 1
-        self._start()
+        check_output(self.files.root, resume=resume, force=force)
+        with ExitStack() as stack:
+            self._lock(stack)
+            # Again, now that nobody else can make or remove a trace here.
+            check_output(self.files.root, resume=resume, force=force)
+            self.run = self._begin(dict(run or {}), resume=resume, force=force)
+            self._start()
+            self._closing = stack.pop_all()
 
-    def _prepare_directory(self, *, resume: bool, force: bool) -> None:
+    def _lock(self, stack: ExitStack) -> None:
         root = self.files.root
-        check_output(root, resume=resume, force=force)
         try:
-            if force and root.exists():
-                shutil.rmtree(root)
-            self.files.make_folders()
+            root.mkdir(parents=True, exist_ok=True)
+            is_ours = stack.enter_context(writer_lock(self.files))
         except OSError as error:
             raise TraceError(
                 f"Cannot write the trace at {root}: {error.strerror}. Choose another --output."
             ) from error
-        if not self._closing.enter_context(writer_lock(self.files, self.rank)):
-            self._closing.close()
+        if not is_ours:
             raise TraceError(f"Another process is recording into {root}. Wait for it to end.")
 
-    def _open_run(self, run: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+    def _begin(self, run: dict[str, Any], *, resume: bool, force: bool) -> dict[str, Any]:
         facts = {
             "moe_probe_trace": FORMAT_VERSION,
             "capture": str(self.capture),
             "layers": [spec.to_json() for spec in self.layout.layers],
         }
-        if resume and self.files.run.exists():
-            self._closing.close()  # recovery takes the lock itself
-            old = read_run(self.files)
-            recover(self.files, old)
-            self._closing.enter_context(writer_lock(self.files, self.rank))
-            for name, value in facts.items():
-                if old[name] != value:
-                    raise UsageError(
-                        f"Cannot resume {self.files.root}: its {name} was {_short(old[name])}, "
-                        f"now it is {_short(value)}. Record into a new --output."
-                    )
-            run = {**old, **run, "resumed": [*old.get("resumed", []), _now()]}
-        else:
-            run = {**facts, "start": _now(), **run}
-        run["status"] = "running"
-        write_run(self.files, run)
+        try:
+            run = begin_run(self.files, facts, run, resume=resume, force=force)
+        except OSError as error:
+            raise TraceError(
+                f"Cannot write the trace at {self.files.root}: {error.strerror}. "
+                "Choose another --output."
+            ) from error
+        self._next_number = self.files.last_number(self.rank) + 1
+        self._next_sequence = last_sequence(self.files, self.rank) + 1
+        # Ids from here on that are written; below it all are, or belong to an earlier recording.
+        self._first_unwritten = self._next_sequence
+        self._written: set[int] = set()
         return run
-
-    def _last_number(self) -> int:
-        numbers = [
-            int(path.stem.rsplit("-", 1)[1])
-            for path in self.files.parts("sequences")
-            if path.stem.startswith(f"part-{self.rank}-")
-        ]
-        return max(numbers, default=-1)
-
-    def _last_sequence(self) -> int:
-        last = self.rank * _SEQUENCES_PER_RANK - 1
-        for path in self.files.parts("sequences"):
-            if path.stem.startswith(f"part-{self.rank}-"):
-                ids = pq.read_table(path, columns=["sequence_id"])["sequence_id"].to_numpy()
-                last = max(last, *ids.tolist()) if len(ids) else last
-        return last
 
     def _start(self) -> None:
         self._free: queue.SimpleQueue[Segment] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()
+        self._active: Segment | None = None
         self._segments = [
             Segment.create(
                 self.files.segment(self.rank, slot),
-                layers=self.layout.layers,
+                layout=self.layout,
                 capture=self.capture,
                 rank=self.rank,
                 tokens=self._segment_tokens,
@@ -174,7 +161,6 @@ class TraceWriter:
             self._free.put(segment)
         self._thread = threading.Thread(target=self._work, name="moe-probe-writer", daemon=True)
         self._thread.start()
-        self._take_segment()
 
     def next_sequence_id(self) -> int:
         """Reserve the id of the next sequence."""
@@ -199,25 +185,63 @@ class TraceWriter:
             weights_TS: Gate weights float16, slots of all layers joined, at capture `weights`.
 
         Raises:
-            ValueError: the number of rows does not fit the sequence, or exceeds a segment.
+            ValueError: the rows do not fit the sequence or the layers, or exceed a segment, or the
+                sequence was written before.
             TraceError: the background thread failed to write; everything accepted is still safe.
         """
         rows = 0 if ids_TB is None else len(ids_TB)
-        if rows and rows != sequence.num_tokens - sequence.prefix_tokens:
-            raise ValueError(
-                f"sequence {sequence.sequence_id} has {sequence.num_tokens} tokens, "
-                f"{sequence.prefix_tokens} of them shared, but {rows} rows were given"
-            )
-        event = json.dumps({"sequence": asdict(sequence)}, separators=(",", ":")).encode()
-        self._reserve(rows, event).append(
+        if ids_TB is not None and rows:
+            self._check_rows(sequence, ids_TB, token_id_T, weights_TS)
+        self._claim(sequence.sequence_id)
+        self._reserve(rows, event := _event({"sequence": asdict(sequence)})).append(
             event,
             sequence_id=sequence.sequence_id,
             first_position=sequence.prefix_tokens,
             token_id_T=token_id_T,
-            ids_TB=ids_TB,
+            ids_TB=ids_TB if rows else None,
             weights_TS=weights_TS if self.capture is Capture.WEIGHTS else None,
         )
         self.stats.tokens += rows
+
+    def _check_rows(
+        self,
+        sequence: Sequence,
+        ids_TB: np.ndarray,
+        token_id_T: np.ndarray | None,
+        weights_TS: np.ndarray | None,
+    ) -> None:
+        rows, name = len(ids_TB), f"sequence {sequence.sequence_id}"
+        if rows != sequence.num_tokens - sequence.prefix_tokens:
+            raise ValueError(
+                f"{name} has {sequence.num_tokens} tokens, "
+                f"{sequence.prefix_tokens} of them shared, but {rows} rows were given"
+            )
+        if rows > self._segment_tokens:
+            raise ValueError(
+                f"{name} has {rows} tokens, more than the {self._segment_tokens} of a segment"
+            )
+        if ids_TB.shape != (rows, self.layout.ids_bytes) or ids_TB.dtype != np.uint8:
+            raise ValueError(
+                f"{name}: packed ids are {ids_TB.dtype} {ids_TB.shape}, "
+                f"expected uint8 {(rows, self.layout.ids_bytes)}"
+            )
+        if token_id_T is not None and np.shape(token_id_T) != (rows,):
+            raise ValueError(f"{name}: {np.shape(token_id_T)} token ids for {rows} rows")
+        shape = (rows, self.layout.num_slots)
+        if self.capture is Capture.WEIGHTS and np.shape(weights_TS) != shape:
+            raise ValueError(f"{name}: weights of shape {np.shape(weights_TS)}, expected {shape}")
+
+    def _claim(self, sequence_id: int) -> None:
+        if not self._first_unwritten <= sequence_id < self._next_sequence or (
+            sequence_id in self._written
+        ):
+            raise ValueError(
+                f"sequence id {sequence_id} was written before, or not by next_sequence_id given"
+            )
+        self._written.add(sequence_id)
+        while self._first_unwritten in self._written:
+            self._written.remove(self._first_unwritten)
+            self._first_unwritten += 1
 
     def add(
         self,
@@ -266,7 +290,7 @@ class TraceWriter:
             "is_greedy": is_greedy,
             "response": response,
         }
-        event = json.dumps({"answer": answer}, separators=(",", ":")).encode()
+        event = _event({"answer": answer})
         self._reserve(0, event).append(event)
 
     def close(
@@ -284,18 +308,24 @@ class TraceWriter:
         if self._closed:
             return
         self._closed = True
-        self._full.put(self._active)
         self._full.put(None)
         self._thread.join()
-        self._closing.close()
-        self._check()
-        for segment in self._segments:
-            segment.path.unlink(missing_ok=True)
-        self.run.update(facts or {}, status=status, end=_now(), writer=asdict(self.stats))
-        settle(self.files, self.run, correct)
-        write_run(self.files, self.run)
-        for folder in (self.files.stage, self.files.root / "answers"):
-            shutil.rmtree(folder, ignore_errors=True)
+        with self._closing:
+            self._check()
+            self._flush_rest()
+            self.run.update(facts or {}, status=status, writer=asdict(self.stats))
+            settle(self.files, self.run, correct)
+            for segment in self._segments:
+                segment.path.unlink(missing_ok=True)
+            end_run(self.files, self.run)
+            self.files.drop_stage()
+
+    def _flush_rest(self) -> None:
+        for segment in sorted(self._segments, key=lambda segment: segment.number):
+            if not segment.is_empty:
+                flush(segment, self.files)
+                self.stats.parts += 1
+                segment.reset(segment.number)
 
     def __enter__(self) -> Self:
         return self
@@ -314,17 +344,19 @@ class TraceWriter:
         if self._closed:
             raise ValueError("the trace is closed")
         segment = self._active
-        is_old = not segment.is_empty and time.monotonic() - self._taken > _PART_SECONDS
-        if is_old or not segment.fits(rows, event):
-            self._full.put(segment)
-            self._take_segment()
-            if not self._active.fits(rows, event):
-                raise ValueError(
-                    f"a sequence of {rows} tokens exceeds the segment of {self._segment_tokens}"
-                )
+        if segment is not None:
+            is_old = not segment.is_empty and time.monotonic() - self._taken > _PART_SECONDS
+            if is_old or not segment.fits(rows, event):
+                # Let go first: should an interrupt come between, `close` finds the segment full.
+                self._active = None
+                self._full.put(segment)
+        if self._active is None:
+            self._active = self._take_segment()
+        if not self._active.fits(rows, event):
+            raise ValueError(f"a text of {len(event)} bytes exceeds what a segment holds")
         return self._active
 
-    def _take_segment(self) -> None:
+    def _take_segment(self) -> Segment:
         try:
             segment = self._free.get_nowait()
         except queue.Empty:
@@ -335,7 +367,7 @@ class TraceWriter:
         segment.reset(self._next_number)
         self._next_number += 1
         self._taken = time.monotonic()
-        self._active = segment
+        return segment
 
     def _wait_for_segment(self) -> Segment:
         while True:
@@ -363,27 +395,7 @@ class TraceWriter:
             raise TraceError(f"The trace writer failed: {self._error!r}.") from self._error
 
 
-def check_output(root: Path, *, resume: bool, force: bool) -> None:
-    """Refuse an output that would destroy something; raises UsageError."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        if resume:
-            raise UsageError(f"Nothing to resume: {root} does not exist. Leave --resume out.")
-        return
-    is_trace = (root / "run.json").is_file()
-    if not is_trace:
-        raise UsageError(
-            f"{root} exists and is not a trace, so it is left alone. Choose another --output."
-        )
-    if not resume and not force:
-        raise UsageError(
-            f"{root} already holds a trace. Use --resume to continue it or --force to replace it."
-        )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _event(content: dict[str, Any]) -> bytes:
+    # A lone surrogate, which no parquet string can hold, becomes a question mark.
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=np.ndarray.item)
+    return text.encode("utf-8", errors="replace")

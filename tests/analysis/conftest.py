@@ -21,6 +21,7 @@ LAYERS = [
     LayerSpec(layer=1, num_experts=8, top_k=2),
     LayerSpec(layer=2, num_experts=5, top_k=1),
     LayerSpec(layer=5, num_experts=300, top_k=6),
+    LayerSpec(layer=6, num_experts=256, top_k=3),
 ]
 SUBJECTS = [("anatomy", "stem"), ("law", "humanities"), ("", "")]
 IDLE = 3

@@ -51,9 +51,9 @@ def test_layers_carry_their_own_index() -> None:
 def test_caption_names_rule_and_tokens() -> None:
     text = caption(LAYERS, rule=Rule.UNIQUE)
     assert "unique (every distinct context once); T = 80 tokens" in text
-    assert "Cross: never selected." in text
+    assert "Yellow with a cross: never selected." in text
     assert "Grey: no such expert." in text
-    assert "Cross" not in caption([layer(0, [1, 1])], rule=Rule.RAW)
+    assert "cross" not in caption([layer(0, [1, 1])], rule=Rule.RAW)
 
 
 @pytest.mark.parametrize("layers", [LAYERS, [layer(0, [0, 0])], [layer(1, [5])]])

@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from moe_probe.evaluation.plan import RecordOptions, make_plan
 from moe_probe.evaluation.run import RunResult, run_recording
 from moe_probe.models import resolve_model
-from moe_probe.trace import Capture, Trace, open_trace
+from moe_probe.trace import Capture, Trace
 
 
 def record(model: Path | str, tasks: list[str], output: Path, **changes: Any) -> RunResult:
@@ -44,7 +44,7 @@ def stock_samples(model: Path | str, items: list[Any], **arguments: Any) -> dict
 
 
 def rows_of(trace: Trace, sequence_id: int) -> np.ndarray:
-    """Ids [tokens, layers * slots] of one sequence, shared leading tokens taken from their owner."""
+    """Ids [tokens, layers * slots] of one sequence, shared tokens taken from their owner."""
     facts = {row["sequence_id"]: row for row in trace.sequences.to_pylist()}
     stored = {
         layer: np.concatenate([block.topk_ids(layer) for block in trace.scan()])
@@ -53,7 +53,7 @@ def rows_of(trace: Trace, sequence_id: int) -> np.ndarray:
     sequence_ids = np.concatenate([block.sequence_id_T for block in trace.scan()])
     positions = np.concatenate([block.position_T for block in trace.scan()])
     row = facts[sequence_id]
-    parts = []
+    parts: list[np.ndarray] = []
     stop, owner = row["num_tokens"], sequence_id
     while stop > 0:
         start = facts[owner]["prefix_tokens"]

@@ -154,6 +154,18 @@ def test_force_replaces_a_copy_and_nothing_else(source: Path, tmp_path: Path) ->
     assert [path.name for path in precious.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"version": 1', '"version": 2'), ('"algebra"', '"../algebra"'), ("{", "[")],
+)
+def test_strange_marker_is_refused(source: Path, tmp_path: Path, old: str, new: str) -> None:
+    prepare(source, tmp_path / "out")
+    marker = tmp_path / "out" / "moe-probe-mmlu.json"
+    marker.write_text(marker.read_text().replace(old, new, 1))
+    with pytest.raises(UsageError, match="is not an offline copy of MMLU"):
+        prepared_subjects(tmp_path / "out")
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no copy of MMLU at {REAL}")
 def test_real_mmlu_round_trip(tmp_path: Path) -> None:
     sizes = prepare(REAL, tmp_path / "out")

@@ -104,7 +104,9 @@ def test_rows_equal_sequences_run_alone(trace: Trace, stock: dict[str, Any]) -> 
 
 def test_stretches_are_the_texts_they_say(trace: Trace, stock: dict[str, Any]) -> None:
     tokenizer = stock["lm"].tokenizer
-    for row in trace.sequences.filter(trace.sequences["task"].to_numpy() == "toy_alpha").to_pylist():
+    for row in trace.sequences.filter(
+        trace.sequences["task"].to_numpy() == "toy_alpha"
+    ).to_pylist():
         sample = stock["samples"]["toy_alpha"][row["doc_id"]]
         text = sample["arguments"][0][0]
         tokens = tokenizer.encode(text)
@@ -135,8 +137,11 @@ def test_shared_prefixes_give_the_counts_of_storing_everything(
     assert stored_once.equals(everything.groupby(keys)[["count", "unique_count"]].sum())
 
 
-def test_new_contexts_are_those_no_earlier_sequence_had(trace: Trace, stock: dict[str, Any]) -> None:
-    tokenizer, seen, new = stock["lm"].tokenizer, set(), 0
+def test_new_contexts_are_those_no_earlier_sequence_had(
+    trace: Trace, stock: dict[str, Any]
+) -> None:
+    tokenizer, new = stock["lm"].tokenizer, 0
+    seen: set[tuple[int, ...]] = set()
     for row in trace.sequences.to_pylist():
         sample = stock["samples"][row["task"]][row["doc_id"]]
         tokens = tokenizer.encode("".join(sample["arguments"][row["choices"][0]]))[:-1]
@@ -213,12 +218,10 @@ def test_batch_size_probes_are_not_recorded(
 
 
 def test_sampling_keeps_whole_documents(byte_model: Path, toy_tasks: Path, tmp_path: Path) -> None:
-    record(
-        byte_model, ["toy_words"], tmp_path / "half", include_path=toy_tasks, sample_every=2
-    )
+    record(byte_model, ["toy_words"], tmp_path / "half", include_path=toy_tasks, sample_every=2)
     trace = open_trace(tmp_path / "half")
     rows = trace.sequences.to_pylist()
-    by_document = {row["doc_id"]: set() for row in rows}
+    by_document: dict[int, set[bool]] = {row["doc_id"]: set() for row in rows}
     for row in rows:
         by_document[row["doc_id"]].add(row["sampled"])
         assert row["choice_logliks"] is not None

@@ -29,7 +29,8 @@ def whole(byte_model: Path, toy_tasks: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def counts(trace: Trace) -> pd.DataFrame:
-    return trace.counts.to_pandas().groupby(KEYS)[["count", "unique_count"]].sum()
+    table: pd.DataFrame = trace.counts.to_pandas()
+    return table.groupby(KEYS)[["count", "unique_count"]].sum()
 
 
 def answers(trace: Trace) -> dict[Any, Any]:
@@ -99,8 +100,6 @@ def test_only_the_same_run_can_be_resumed(
     output = tmp_path / "trace"
     record(byte_model, ["toy_beta"], output, include_path=toy_tasks)
     with pytest.raises(UsageError, match="its num_fewshot was None, now it is 1"):
-        record(
-            byte_model, ["toy_beta"], output, include_path=toy_tasks, resume=True, num_fewshot=1
-        )
+        record(byte_model, ["toy_beta"], output, include_path=toy_tasks, resume=True, num_fewshot=1)
     with pytest.raises(UsageError, match="Use --resume to continue it or --force"):
         record(byte_model, ["toy_beta"], output, include_path=toy_tasks)

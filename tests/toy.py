@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig
@@ -71,22 +70,13 @@ def save_byte_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     fast.save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
-def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_model(tmp_path_factory.mktemp("byte-model"))
-
-
-@pytest.fixture(scope="session")
-def toy_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An include path with toy_alpha, toy_beta, toy_words, toy_generate and toy_rolling."""
-    folder = tmp_path_factory.mktemp("toy-tasks")
+def save_toy_tasks(folder: Path) -> Path:
+    """Make an include path of toy_alpha, toy_beta, toy_words, toy_generate and toy_rolling."""
     words = ["stone", "river", "cloud!", "a", "lamp post", "tin", "violet", "oak tree"]
     for name, count in (("toy_alpha", 9), ("toy_beta", 7), ("toy_words", 5)):
         docs = [

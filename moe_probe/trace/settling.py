@@ -1,0 +1,172 @@
+"""Facts that come after the rows: shared tokens are counted, answers join their sequences.
+
+Every step may be repeated after a kill at any moment and gives the same files.
+
+Shape suffixes: T tokens of a part that others ran too, K slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moe_probe.errors import TraceError
+from moe_probe.trace.counting import CountsBuilder, Groups, Strata
+from moe_probe.trace.files import TraceFiles
+from moe_probe.trace.schema import (
+    ANSWER_SCHEMA,
+    COUNTS_SCHEMA,
+    OUTCOMES,
+    SEQUENCE_SCHEMA,
+    Capture,
+    RowLayout,
+    Sequence,
+    routing_schema,
+)
+from moe_probe.trace.sharing import SharingIndex
+from moe_probe.trace.tables import (
+    layer_arrays,
+    read_part,
+    read_sequences,
+    read_tables,
+    segment_of,
+    write_table,
+)
+
+Correct = Mapping[tuple[str, int], bool]
+Answers = dict[int, dict[int, dict[str, Any]]]
+
+
+def settle(files: TraceFiles, run: Mapping[str, Any], correct: Correct | None = None) -> None:
+    """Count shared tokens for everyone who ran them, and join answers to their sequences.
+
+    Args:
+        files: The trace; the caller holds its lock.
+        run: Content of its run.json.
+        correct: Whether the model was right, by (task, doc_id), as far as known.
+    """
+    if run["capture"] != Capture.COUNTS:
+        counts = _shared_counts(files, RowLayout.from_json(run["layers"]), Capture(run["capture"]))
+        path = files.part("counts", 0, "shared")
+        if counts.num_rows:
+            write_table(path, counts)
+        else:
+            path.unlink(missing_ok=True)
+    answers = by_sequence(read_tables(files.finished("answers"), ANSWER_SCHEMA))
+    if not answers and not correct:
+        return
+    for path in files.parts("sequences"):
+        table = read_tables([path], SEQUENCE_SCHEMA)
+        joined = with_outcomes(table, answers, correct or {})
+        if joined is not table:
+            write_table(path, joined, segment=segment_of(path))
+    # Answers that wait for others of their sequence stay for the run that resumes this one.
+    if not answers:
+        for path in files.finished("answers"):
+            path.unlink()
+
+
+def by_sequence(answers: pa.Table) -> Answers:
+    """Answers by sequence and choice; of several to one choice the last counts."""
+    found: Answers = {}
+    for answer in answers.to_pylist():
+        found.setdefault(answer["sequence_id"], {})[answer["choice"]] = answer
+    return found
+
+
+def with_outcomes(sequences: pa.Table, answers: Answers, correct: Correct) -> pa.Table:
+    """Fill the outcome columns of a sequences table; joined answers are taken out of `answers`.
+
+    A sequence whose choices are not all answered keeps what it had.
+    """
+    names = ["sequence_id", "choices", "task", "doc_id", *(field.name for field in OUTCOMES)]
+    rows, is_changed = sequences.select(names).to_pylist(), False
+    for row in rows:
+        given = answers.get(row["sequence_id"], {})
+        choices = row["choices"] or sorted(given)
+        if given and all(choice in given for choice in choices):
+            _fill(row, [given[choice] for choice in choices])
+            del answers[row["sequence_id"]]
+            is_changed = True
+        known = correct.get((row["task"], row["doc_id"]), row["correct"])
+        is_changed |= known != row["correct"]
+        row["correct"] = known
+    if not is_changed:
+        return sequences
+    filled = pa.Table.from_pylist(rows, pa.schema(list(OUTCOMES)))
+    for field in OUTCOMES:
+        index = sequences.schema.get_field_index(field.name)
+        sequences = sequences.set_column(index, field, filled[field.name])
+    return sequences
+
+
+def _fill(row: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    if answers[0]["response"] is None:
+        row["choice_logliks"] = [answer["loglik"] for answer in answers]
+        row["choice_is_greedy"] = [answer["is_greedy"] for answer in answers]
+    else:
+        row["response"] = answers[0]["response"]
+
+
+def _shared_counts(files: TraceFiles, layout: RowLayout, capture: Capture) -> pa.Table:
+    """Counts of stored rows for the runs of sequences that left them to another one."""
+    sequences = read_sequences(files.parts("sequences"))
+    extra = SharingIndex(sequences).extra_runs()
+    if not extra:
+        return COUNTS_SCHEMA.empty_table()
+    owners = np.fromiter(extra, np.int64)
+    is_owner = np.isin(sequences["sequence_id"].to_numpy(), owners)
+    names = list(Sequence.__slots__)
+    facts = {
+        row["sequence_id"]: Sequence(**row)
+        for row in sequences.filter(pa.array(is_owner)).select(names).to_pylist()
+    }
+    tables = [
+        _count_shared_rows(path, layout, capture, extra, facts)
+        for path in files.finished("routing")
+    ]
+    return _summed(pa.concat_tables(tables)) if tables else COUNTS_SCHEMA.empty_table()
+
+
+def _count_shared_rows(
+    path: Path,
+    layout: RowLayout,
+    capture: Capture,
+    extra: dict[int, np.ndarray],
+    facts: dict[int, Sequence],
+) -> pa.Table:
+    schema = routing_schema(layout.layers, capture)
+    identity = read_part(path, pa.schema([schema.field("sequence_id"), schema.field("position")]))
+    sequence_id = identity["sequence_id"].to_numpy()
+    rows_T = np.flatnonzero(np.isin(sequence_id, list(extra)))
+    if not len(rows_T):
+        return COUNTS_SCHEMA.empty_table()
+    sequence_id_T, position_T = sequence_id[rows_T], identity["position"].to_numpy()[rows_T]
+    strata = Strata()
+    stratum_T, runs_T = np.zeros((2, len(rows_T)), np.int64)
+    for owner in np.unique(sequence_id_T).tolist():
+        mine = sequence_id_T == owner
+        if not ((position_T[mine] >= 0) & (position_T[mine] < len(extra[owner]))).all():
+            raise TraceError(f"{path} is damaged: it has rows beyond the end of sequence {owner}.")
+        stratum_T[mine] = strata.assign(facts[owner], position_T[mine])
+        runs_T[mine] = extra[owner][position_T[mine]]
+    is_weighted = capture is Capture.WEIGHTS
+    builder = CountsBuilder(strata, Groups.of(stratum_T, runs_T, np.zeros(len(rows_T), bool)))
+    for spec in layout.layers:
+        columns = [spec.ids_column, *([spec.weights_column] if is_weighted else [])]
+        table = read_part(path, pa.schema([schema.field(name) for name in columns]))
+        ids_TK, weights_TK = layer_arrays(table, spec, weights=is_weighted)
+        builder.add_layer(spec, ids_TK[rows_T], None if weights_TK is None else weights_TK[rows_T])
+    return builder.table()
+
+
+def _summed(counts: pa.Table) -> pa.Table:
+    sums = ["count", "unique_count", "weight_sum"]
+    keys = [name for name in COUNTS_SCHEMA.names if name not in sums]
+    table = counts.group_by(keys).aggregate([(name, "sum") for name in sums])
+    columns = [table[name if name in keys else f"{name}_sum"] for name in COUNTS_SCHEMA.names]
+    return pa.table(columns, names=COUNTS_SCHEMA.names).cast(COUNTS_SCHEMA)

@@ -1,0 +1,119 @@
+"""Parquet tables of a trace: written whole, and read with suspicion.
+
+Shape suffixes: T tokens, K slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from moe_probe.errors import TraceError
+from moe_probe.trace.files import atomic
+from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, SEQUENCE_SCHEMA, LayerSpec
+
+SEGMENT_KEY = b"moe_probe.segment"
+# What each number of a sequence may be at most; none may be absent or negative, but for prefix_id,
+# doc_id and new_from, where -1 means "none".
+_LIMITS = {
+    "sequence_id": 1 << 62,
+    "num_tokens": MAX_SEQUENCE_TOKENS,
+    "prefix_tokens": MAX_SEQUENCE_TOKENS,
+    "multiplicity": 1 << 31,
+    "prefix_id": 1 << 62,
+    "doc_id": 1 << 62,
+    "new_from": MAX_SEQUENCE_TOKENS,
+}
+_CAN_BE_NONE = ("prefix_id", "doc_id", "new_from")
+
+
+def write_table(path: Path, table: pa.Table, *, segment: int | None = None) -> None:
+    """Write a small table whole; `segment` marks it as made from that staging segment."""
+    if segment is not None:
+        table = table.replace_schema_metadata({SEGMENT_KEY: str(segment)})
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=1)
+
+
+def segment_of(path: Path) -> int | None:
+    """The number of the staging segment that a part was made from; None for other parts."""
+    with _readable(path) as file:
+        number = (file.schema_arrow.metadata or {}).get(SEGMENT_KEY)
+        return None if number is None else int(number)
+
+
+def read_part(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a part's columns that `schema` names; raises TraceError unless their types agree."""
+    with _readable(path) as file:
+        table = file.read(schema.names).select(schema.names)
+        for field in schema:
+            if table.schema.field(field.name).type != field.type:
+                raise ValueError(f"{field.name} is not of type {field.type}")
+    return table
+
+
+def read_tables(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
+    """Read and join small tables; raises TraceError for one that does not convert to `schema`."""
+    tables = []
+    for path in paths:
+        with _readable(path) as file:
+            tables.append(file.read(schema.names).select(schema.names).cast(schema))
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        # Not pq.read_table: it would make columns of directories named like "task=mmlu".
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise TraceError(f"{path} cannot be read as part of a trace: {reason}.") from error
+
+
+def read_sequences(paths: list[Path]) -> pa.Table:
+    """Read sequences parts; raises TraceError where a number is impossible or an id occurs twice."""
+    sequences = read_tables(paths, SEQUENCE_SCHEMA)
+    where = paths[0].parent if paths else Path()
+    for name, limit in _LIMITS.items():
+        bounds = pc.min_max(sequences[name]).as_py()
+        least = -1 if name in _CAN_BE_NONE else 0
+        if sequences[name].null_count or (
+            len(sequences) and not least <= bounds["min"] <= bounds["max"] < limit
+        ):
+            raise TraceError(f"{where} is damaged: {name} is absent or impossible in some row.")
+    if pc.any(pc.greater(sequences["prefix_tokens"], sequences["num_tokens"])).as_py():
+        raise TraceError(f"{where} is damaged: a sequence shares more tokens than it has.")
+    if pc.count_distinct(sequences["sequence_id"]).as_py() < len(sequences):
+        raise TraceError(f"{where} is damaged: a sequence_id occurs twice.")
+    return sequences
+
+
+def fixed_binary(table: pa.Table, column: str, dtype: np.dtype[Any], slots: int) -> np.ndarray:
+    """View a fixed-size binary column as an array [T, K]; several chunks are copied into one."""
+    chunks = table[column].chunks
+    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else []
+    if not len(array):
+        return np.empty((0, slots), dtype)
+    start = array.offset * array.type.byte_width
+    values = np.frombuffer(array.buffers()[1], dtype, len(array) * slots, start)
+    return values.reshape(len(array), slots)
+
+
+def layer_arrays(
+    table: pa.Table, spec: LayerSpec, *, weights: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Expert ids [T, K] of one layer and, where asked for, its gate weights float16 [T, K]."""
+    ids_TK = fixed_binary(table, spec.ids_column, spec.dtype, spec.top_k)
+    if not weights:
+        return ids_TK, None
+    float16 = np.dtype(np.float16)
+    return ids_TK, fixed_binary(table, spec.weights_column, float16, spec.top_k)
