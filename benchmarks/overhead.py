@@ -1,6 +1,6 @@
 """What recording costs: the same evaluation with and without, in turn, in CPU time.
 
-    python -m benchmarks.overhead [--pairs 7] [--parameters 100]
+    python -m benchmarks.overhead [--pairs 7] [--brief]
 
 Prints, per workload and capture level, the median ratio of process CPU time with recording to
 without. CPU time counts every thread, the background writer's too.
@@ -44,7 +44,9 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=7)
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--brief", action="store_true", help="One pair, to see that it runs.")
+    arguments = parser.parse_args()
+    pairs = 1 if arguments.brief else arguments.pairs
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from moe_probe.trace import Capture, LayerSpec, RowLayout, TraceWriter
+from moe_probe.trace import Capture, LayerSpec, RowLayout, Sequence, TraceWriter
 from moe_probe.trace.schema import SEGMENT_TOKENS
 
 SHAPES = {"v3": (58, 256, 8), "qwen3": (48, 128, 8), "mixtral": (32, 8, 2)}
@@ -31,7 +31,7 @@ SHAPES = {"v3": (58, 256, 8), "qwen3": (48, 128, 8), "mixtral": (32, 8, 2)}
 
 FORWARD_TOKENS = 2048
 # The hottest of 256 experts gets about five times the mean, as the hottest of real routers do.
-ZIPF_EXPONENT = 0.4
+ZIPF_EXPONENT = 0.6
 MEDIAN_PROMPT_TOKENS = 95
 
 
@@ -89,32 +89,24 @@ def sustain(rows: Rows, capture: Capture, tokens: int, folder: Path) -> Result:
     rng = np.random.default_rng(1)
     path = folder / "trace"
     writer = TraceWriter(path, layers=list(rows.layout.layers), capture=capture)
-    inside, written, subject = 0.0, 0, 0
+    inside, written, first = 0.0, 0, 0
     process, main, start = time.process_time(), time.thread_time(), time.perf_counter()
     while written < tokens:
         length = int(np.clip(MEDIAN_PROMPT_TOKENS * np.exp(0.6 * rng.normal()), 25, 1200))
-        first = written % (SEGMENT_TOKENS - length)
-        ids_TB = rows.ids_TB[first : first + length]
-        weights_TS = rows.weights_TS[first : first + length]
-        subject = written * 57 // tokens
-        sequence = (
-            writer.sequence(num_tokens=length, subject=f"s{subject}", prefix_end=length // 2)
-            if hasattr(writer, "sequence")
-            else None
+        first = first if first + length <= SEGMENT_TOKENS else 0
+        chosen = slice(first, first + length)
+        sequence = Sequence(
+            sequence_id=writer.next_sequence_id(),
+            num_tokens=length,
+            task="mmlu",
+            subject=f"subject {written * 57 // tokens}",
+            question_end=length - 2,
+            cue_end=length - 1,
         )
-        if sequence is None:
-            from moe_probe.trace import Sequence
-
-            sequence = Sequence(
-                sequence_id=writer.next_sequence_id(),
-                num_tokens=length,
-                subject=f"s{subject}",
-                prefix_end=length // 2,
-            )
         before = time.perf_counter()
-        writer.write(sequence, ids_TB, weights_TS=weights_TS)
+        writer.write(sequence, rows.ids_TB[chosen], weights_TS=rows.weights_TS[chosen])
         inside += time.perf_counter() - before
-        written += length
+        written, first = written + length, first + length
     main = time.thread_time() - main
     writer.close()
     wall = time.perf_counter() - start

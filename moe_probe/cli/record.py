@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from moe_probe import output
 from moe_probe.errors import MoeProbeError, UsageError
 
 if TYPE_CHECKING:
-    from moe_probe.evaluation.plan import RecordOptions, RecordPlan
+    from moe_probe.evaluation.plan import RecordOptions
     from moe_probe.evaluation.run import RunResult
 
 
@@ -75,6 +76,7 @@ def record(
 
     Example: moe-probe record --model olmoe-1b-7b --task mmlu --num-fewshot 5 --limit 20
     """
+    resume_command = _resume_command(dict(locals()))
     output.set_quiet(quiet)
     if backend != "hf":
         raise UsageError(f"No backend is called {backend!r}. Use --backend hf.")
@@ -97,7 +99,10 @@ def record(
         include_path=include_path,
         quiet=quiet,
     )
-    _run(options, dry_run=dry_run)
+    if dry_run:
+        _print_dry_run(options)
+    else:
+        _run(options, resume_command)
 
 
 def _options(
@@ -139,13 +144,10 @@ def _options(
     )
 
 
-def _run(options: RecordOptions, *, dry_run: bool) -> None:
+def _run(options: RecordOptions, resume_command: str) -> None:
     from moe_probe.evaluation.plan import make_plan
 
     plan = make_plan(options)
-    if dry_run:
-        _print_dry_run(plan)
-        return
     from moe_probe.evaluation.run import run_recording
 
     output.note(f"Trace: {options.output}")
@@ -154,7 +156,7 @@ def _run(options: RecordOptions, *, dry_run: bool) -> None:
     except KeyboardInterrupt:
         output.note("")
         output.error(f"Interrupted. What was recorded is kept in {options.output}.")
-        output.note(f"Resume: {_resume_command()}")
+        output.note(f"Resume: {resume_command}")
         sys.exit(130)
     _print_result(result)
     missing = result.completeness.shortfall
@@ -165,20 +167,22 @@ def _run(options: RecordOptions, *, dry_run: bool) -> None:
         )
 
 
-def _print_dry_run(plan: RecordPlan) -> None:
+def _print_dry_run(options: RecordOptions) -> None:
     from moe_probe.evaluation.dryrun import measure
+    from moe_probe.evaluation.plan import make_plan
 
+    plan = make_plan(options)
     size = measure(plan)
     rows = [
-        ("model", plan.options.model.identifier),
+        ("model", options.model.identifier),
         ("memory", f"{plan.memory}; {output.quantity(plan.available, 'B')} available"),
-        ("tasks", f"{len(plan.tasks.facts)} ({', '.join(plan.options.tasks)})"),
+        ("tasks", f"{len(plan.tasks.facts)} ({', '.join(options.tasks)})"),
         ("documents", size.num_documents),
         ("tokens to run", output.quantity(size.num_tokens)),
         ("tokens to store", output.quantity(size.num_new_tokens)),
         ("MoE layers", size.num_layers),
-        ("trace", f"about {output.quantity(size.trace_bytes, 'B')} at {plan.options.capture}"),
-        ("output", plan.options.output),
+        ("trace", f"about {output.quantity(size.trace_bytes, 'B')} at {options.capture}"),
+        ("output", options.output),
     ]
     for name, value in rows:
         output.result(f"{name + ':':<17}{value}")
@@ -226,10 +230,22 @@ def _default_output(model: str, tasks: list[str]) -> Path:
     return Path("moe-probe-" + "-".join(re.sub(r"[^\w.+-]", "_", part) for part in parts))
 
 
-def _resume_command() -> str:
-    words = ["moe-probe", *sys.argv[1:]]
-    keep = [word for word in words if word not in ("--force", "-f", "--resume")]
-    return shlex.join([*keep, "--resume"])
+def _resume_command(arguments: dict[str, Any]) -> str:
+    """Write the command that continues a run of `record` with these arguments."""
+    words = ["moe-probe", "record"]
+    for name, parameter in inspect.signature(record).parameters.items():
+        value = arguments[name]
+        option = "--output" if name == "output_path" else f"--{name.replace('_', '-')}"
+        if value == parameter.default or name in ("force", "resume"):
+            continue
+        if value is True:
+            words.append(option)
+        else:
+            for each in value if isinstance(value, list) else [value]:
+                words += [option, str(each)]
+    if arguments["output_path"] is None:
+        words += ["--output", str(_default_output(arguments["model"], arguments["task"]))]
+    return shlex.join([*words, "--resume"])
 
 
 def _quiet_libraries() -> None:

@@ -61,7 +61,7 @@ class TaskPlan:
         try:
             with _without_progress_bars():
                 loaded = self.manager.load(self.names)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, TypeError) as error:
             cause = str(error).strip().split("\n")[0].rstrip(".")
             advice = "Connect to the network once, or pass --include-path with local tasks."
             if any(name.startswith("mmlu") for name in self.facts):

@@ -3,7 +3,8 @@
 from moe_probe.trace.output import check_output
 from moe_probe.trace.reader import Block, Trace, open_trace
 from moe_probe.trace.schema import SEGMENTS, Capture, LayerSpec, RowLayout, Sequence
-from moe_probe.trace.writer import TraceWriter, WriterStats
+from moe_probe.trace.spool import WriterStats
+from moe_probe.trace.writer import TraceWriter
 
 __all__ = [
     "SEGMENTS",

@@ -131,9 +131,8 @@ class CountsBuilder:
 
 def _histogram(
     ids: np.ndarray, weights: np.ndarray | None, num_experts: int
-) -> tuple[np.ndarray, np.ndarray | int]:
-    tally_N = np.zeros(num_experts, np.int64)
-    sum_N = 0 if weights is None else np.zeros(num_experts)
+) -> tuple[np.ndarray, np.ndarray]:
+    tally_N, sum_N = np.zeros(num_experts, np.int64), np.zeros(num_experts)
     for chunk in _chunks(len(ids)):
         chunk_ids = ids[chunk]
         if ids.itemsize > 1:

@@ -113,10 +113,9 @@ class _Columns:
             self.weights = _gather(weights_TB, [2 * spec.top_k for spec in self.layers])
 
     def layer_arrays(self) -> Iterator[tuple[LayerSpec, np.ndarray, np.ndarray | None]]:
-        weights = self.weights or [None] * len(self.layers)
-        for spec, ids_TB, weights_TB in zip(self.layers, self.ids, weights, strict=True):
-            weights_TK = None if weights_TB is None else weights_TB.view(np.float16)
-            yield spec, ids_TB.view(spec.dtype), weights_TK
+        for index, spec in enumerate(self.layers):
+            weights_TK = self.weights[index].view(np.float16) if self.weights else None
+            yield spec, self.ids[index].view(spec.dtype), weights_TK
 
 
 def _gather(rows_TB: np.ndarray, widths: list[int]) -> list[np.ndarray]:

@@ -1,5 +1,4 @@
-"""Trace format 1: what a sequence and a part file look like. docs/trace-format.md in code.
-"""
+"""Trace format 1: what a sequence and a part file look like. docs/trace-format.md in code."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Segment:
 
     @classmethod
     def open(cls, path: Path) -> Self | None:
-        """Map a leftover file to read it; None when its process died before the header was complete.
+        """Map a leftover file to read it; None when its process died before it was ready.
 
         Raises TraceError for a file that is damaged or not a segment.
         """

@@ -80,7 +80,7 @@ def _readable(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def read_sequences(paths: list[Path]) -> pa.Table:
-    """Read sequences parts; raises TraceError where a number is impossible or an id occurs twice."""
+    """Read sequences parts; raises TraceError for impossible numbers and ids that occur twice."""
     sequences = read_tables(paths, SEQUENCE_SCHEMA)
     where = paths[0].parent if paths else Path()
     for name, limit in _LIMITS.items():
@@ -100,9 +100,9 @@ def read_sequences(paths: list[Path]) -> pa.Table:
 def fixed_binary(table: pa.Table, column: str, dtype: np.dtype[Any], slots: int) -> np.ndarray:
     """View a fixed-size binary column as an array [T, K]; several chunks are copied into one."""
     chunks = table[column].chunks
-    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else []
-    if not len(array):
+    if not len(table):
         return np.empty((0, slots), dtype)
+    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     start = array.offset * array.type.byte_width
     values = np.frombuffer(array.buffers()[1], dtype, len(array) * slots, start)
     return values.reshape(len(array), slots)

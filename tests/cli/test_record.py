@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def test_baseline_records_scores_of_a_dense_model(
 
 
 def test_interrupt_keeps_the_data_and_says_how_to_go_on(
-    tmp_path: Path, byte_model: Path, toy_tasks: Path
+    run: Run, tmp_path: Path, byte_model: Path, toy_tasks: Path
 ) -> None:
     output = tmp_path / "my trace"
     arguments = [
@@ -239,8 +240,11 @@ def test_interrupt_keeps_the_data_and_says_how_to_go_on(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     resume = next(line for line in err.splitlines() if line.startswith("Resume: "))
-    assert f"-o '{output}' --resume" in resume
     trace = open_trace(output)
     assert trace.run["status"] == "interrupted"
     assert 0 < trace.sequences.num_rows < 34
     assert json.loads((output / "run.json").read_text())["completeness"]["shortfall"] > 0
+    code, out, _ = run(*shlex.split(resume)[2:])
+    assert code == 0
+    assert "complete" in out
+    assert open_trace(output).run["status"] == "complete"

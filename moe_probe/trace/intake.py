@@ -1,0 +1,82 @@
+"""What TraceWriter accepts: rows that fit their sequence, and every sequence id once.
+
+Shape suffixes: T tokens, B bytes of one token's ids, S slots over all layers.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from moe_probe.trace.layout import Capture, RowLayout
+from moe_probe.trace.schema import Sequence
+
+
+class SequenceIds:
+    """Gives sequence ids, from `first` on, and takes each back once."""
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+        # Every id below is written, or belongs to the recording that this one continues.
+        self._first_unwritten = first
+        self._written: set[int] = set()
+
+    def next(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def claim(self, sequence_id: int) -> None:
+        """Note an id as written; raises ValueError if it was before, or was never given."""
+        is_given = self._first_unwritten <= sequence_id < self._next
+        if not is_given or sequence_id in self._written:
+            raise ValueError(
+                f"sequence id {sequence_id} was written before or never reserved; "
+                "take it from next_sequence_id()"
+            )
+        self._written.add(sequence_id)
+        while self._first_unwritten in self._written:
+            self._written.remove(self._first_unwritten)
+            self._first_unwritten += 1
+
+
+def check_rows(
+    sequence: Sequence,
+    ids_TB: np.ndarray,
+    token_id_T: Any,
+    weights_TS: Any,
+    *,
+    layout: RowLayout,
+    capture: Capture,
+) -> None:
+    """Raise ValueError where rows do not fit their sequence, the layers or each other."""
+    rows, name = len(ids_TB), f"sequence {sequence.sequence_id}"
+    if rows != sequence.num_tokens - sequence.prefix_tokens:
+        raise ValueError(
+            f"{name} has {sequence.num_tokens} tokens, "
+            f"{sequence.prefix_tokens} of them shared, but {rows} rows were given"
+        )
+    if ids_TB.shape != (rows, layout.ids_bytes) or ids_TB.dtype != np.uint8:
+        raise ValueError(
+            f"{name}: packed ids are {ids_TB.dtype} {ids_TB.shape}, "
+            f"expected uint8 {(rows, layout.ids_bytes)}"
+        )
+    if token_id_T is not None and np.shape(token_id_T) != (rows,):
+        raise ValueError(f"{name}: {np.shape(token_id_T)} token ids for {rows} rows")
+    slots = (rows, layout.num_slots)
+    if capture is Capture.WEIGHTS and (weights_TS is None or np.shape(weights_TS) != slots):
+        raise ValueError(f"{name}: weights of shape {np.shape(weights_TS)}, expected {slots}")
+
+
+def event(content: dict[str, Any]) -> bytes:
+    """One line of a segment's log."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    # A lone surrogate, which no parquet string can hold, becomes a question mark.
+    return text.encode("utf-8", errors="replace")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r:.80} cannot be kept in a trace")

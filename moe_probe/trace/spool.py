@@ -1,0 +1,177 @@
+"""Between the model's thread and the disk: three staging segments, and a thread that empties them.
+
+Shape suffixes: T tokens, B bytes of one token's ids, S slots over all layers.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_probe.errors import TraceError
+from moe_probe.trace.files import TraceFiles
+from moe_probe.trace.layout import Capture, RowLayout
+from moe_probe.trace.parts import flush
+from moe_probe.trace.staging import Segment
+
+NUM_SEGMENTS = 3
+# A slow recording still gets a part this often, so that little is left to recover.
+_PART_SECONDS = 60.0
+
+
+@dataclass
+class WriterStats:
+    """What the writer did; kept in run.json."""
+
+    tokens: int = 0
+    """Rows accepted."""
+    parts: int = 0
+    """Segments turned into parts."""
+    stalls: int = 0
+    """Times the model had to wait for the writer."""
+    stalled_seconds: float = 0.0
+
+
+class Spool:
+    """Copies rows into a segment; a full one goes to the thread and the next free one is taken.
+
+    Args:
+        files: The trace, whose lock the caller holds.
+        layout: Where a layer's ids lie in a row.
+        capture: Whether rows have weights.
+        rank: Names segments and parts.
+        tokens: Rows that a segment can hold.
+        first_number: Number of the first part.
+
+    Raises:
+        TraceError: the disk has no room for the segments.
+    """
+
+    def __init__(
+        self,
+        files: TraceFiles,
+        *,
+        layout: RowLayout,
+        capture: Capture,
+        rank: int,
+        tokens: int,
+        first_number: int,
+    ) -> None:
+        self.stats = WriterStats()
+        self._files = files
+        self._next_number = first_number
+        self._error: BaseException | None = None
+        self._active: Segment | None = None
+        self._taken = 0.0
+        self._free: queue.SimpleQueue[Segment] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()
+        self._segments = [
+            Segment.create(
+                files.segment(rank, slot), layout=layout, capture=capture, rank=rank, tokens=tokens
+            )
+            for slot in range(NUM_SEGMENTS)
+        ]
+        for segment in self._segments:
+            self._free.put(segment)
+        self._thread = threading.Thread(target=self._work, name="moe-probe-writer", daemon=True)
+        self._thread.start()
+
+    def append(
+        self,
+        event: bytes,
+        *,
+        sequence_id: int = -1,
+        first_position: int = 0,
+        token_id_T: np.ndarray | None = None,
+        ids_TB: np.ndarray | None = None,
+        weights_TS: np.ndarray | None = None,
+    ) -> None:
+        """Accept rows and an event; both survive the process once this returns.
+
+        Raises:
+            ValueError: the event is too long.
+            TraceError: the thread failed to write a part.
+        """
+        rows = 0 if ids_TB is None else len(ids_TB)
+        self._reserve(rows, event).append(
+            event,
+            sequence_id=sequence_id,
+            first_position=first_position,
+            token_id_T=token_id_T,
+            ids_TB=ids_TB,
+            weights_TS=weights_TS,
+        )
+        self.stats.tokens += rows
+
+    def finish(self) -> None:
+        """Write all that is left; raises TraceError where that fails, and staging keeps it."""
+        self._full.put(None)
+        self._thread.join()
+        self._check()
+        for segment in sorted(self._segments, key=lambda segment: segment.number):
+            self._empty(segment)
+
+    def remove(self) -> None:
+        """Delete the staging files, after `finish`."""
+        for segment in self._segments:
+            segment.path.unlink(missing_ok=True)
+
+    def _reserve(self, rows: int, event: bytes) -> Segment:
+        self._check()
+        segment = self._active
+        if segment is not None:
+            is_old = not segment.is_empty and time.monotonic() - self._taken > _PART_SECONDS
+            if is_old or not segment.fits(rows, event):
+                # Let go first: should an interrupt come between, `finish` finds the segment full.
+                self._active = None
+                self._full.put(segment)
+        if self._active is None:
+            self._active = self._take_segment()
+        if not self._active.fits(rows, event):
+            raise ValueError(f"a text of {len(event)} bytes is more than a segment can hold")
+        return self._active
+
+    def _take_segment(self) -> Segment:
+        try:
+            segment = self._free.get_nowait()
+        except queue.Empty:
+            start = time.perf_counter()
+            segment = self._wait_for_segment()
+            self.stats.stalls += 1
+            self.stats.stalled_seconds += time.perf_counter() - start
+        segment.reset(self._next_number)
+        self._next_number += 1
+        self._taken = time.monotonic()
+        return segment
+
+    def _wait_for_segment(self) -> Segment:
+        while True:
+            try:
+                return self._free.get(timeout=0.2)
+            except queue.Empty:
+                self._check()
+
+    def _work(self) -> None:
+        while (segment := self._full.get()) is not None:
+            try:
+                self._empty(segment)
+            except BaseException as error:
+                self._error = error
+                return
+            self._free.put(segment)
+
+    def _empty(self, segment: Segment) -> None:
+        if not segment.is_empty:
+            flush(segment, self._files)
+            self.stats.parts += 1
+            segment.reset(segment.number)
+
+    def _check(self) -> None:
+        if isinstance(self._error, TraceError):
+            raise self._error
+        if self._error is not None:
+            raise TraceError(f"The trace writer failed: {self._error!r}.") from self._error
