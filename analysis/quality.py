@@ -262,7 +262,7 @@ def _expert_zero(layers: Iterable[LayerCounts]) -> Check:
 
 def _fact(trace: Trace, name: str) -> int | None:
     facts = _table(trace.run, "model_facts")
-    return _integers(facts, name)[0] if name in facts else None
+    return None if facts.get(name) is None else _integers(facts, name)[0]
 
 
 def _table(facts: dict[str, Any], name: str) -> dict[str, Any]:

@@ -32,7 +32,9 @@ SHAPES = {"v3": (58, 256, 8), "qwen3": (48, 128, 8), "mixtral": (32, 8, 2)}
 FORWARD_TOKENS = 2048
 # The hottest of 256 experts gets about five times the mean, as the hottest of real routers do.
 ZIPF_EXPONENT = 0.6
+# Like MMLU without shots.
 MEDIAN_PROMPT_TOKENS = 95
+TOKENS_PER_SUBJECT = 27_000
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def sustain(rows: Rows, capture: Capture, tokens: int, folder: Path) -> Result:
             sequence_id=writer.next_sequence_id(),
             num_tokens=length,
             task="mmlu",
-            subject=f"subject {written * 57 // tokens}",
+            subject=f"subject {written // TOKENS_PER_SUBJECT}",
             question_end=length - 2,
             cue_end=length - 1,
         )

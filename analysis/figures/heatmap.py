@@ -50,7 +50,8 @@ def load_heatmap(layers: Sequence[LayerCounts], *, rule: Rule) -> Figure:
     axes = figure.add_subplot()
     axes.set_facecolor(_ABSENT)
     image = axes.imshow(
-        np.where(is_idle_LM, -np.inf, np.clip(log_load_LM, -_CLIP, _CLIP)),
+        # Finite, since what is not is drawn as absent.
+        np.where(is_idle_LM, -2 * _CLIP, np.clip(log_load_LM, -_CLIP, _CLIP)),
         cmap=colormaps["RdBu_r"].with_extremes(under=_IDLE),
         vmin=-_CLIP,
         vmax=_CLIP,

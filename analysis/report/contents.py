@@ -22,8 +22,8 @@ from moe_probe.trace import Capture, Trace
 REPORT_VERSION = 1
 NUM_RANKED = 10
 _RUN_FACTS = (
-    *("model", "revision", "task", "tasks", "num_fewshot", "limit", "sample", "engine", "device"),
-    *("dtype", "seed", "capture", "start", "end", "status"),
+    *("model", "model_revision", "task", "tasks", "num_fewshot", "limit", "sample_every"),
+    *("engine", "device", "dtype", "capture", "start", "end", "status"),
 )
 
 
@@ -36,8 +36,8 @@ class Contents:
     run: dict[str, Any]
     """What was run: the facts of run.json that people ask for."""
     rule: Rule
-    is_finished: bool
-    """Whether the recording ended as planned."""
+    is_complete: bool
+    """Whether the recording ended as planned and lacks nothing."""
     num_sequences: int
     counts: list[LayerCounts]
     layers: pd.DataFrame
@@ -76,9 +76,9 @@ class Contents:
     def warnings(self) -> list[str]:
         """Say what makes this report preliminary or empty."""
         texts = []
-        if not self.is_finished:
+        if not self.is_complete:
             status = self.run.get("status", "unknown")
-            texts.append(f"This recording is not finished (status: {status}).")
+            texts.append(f"This recording is not complete (status: {one_line(status)}).")
         if not self.tokens:
             texts.append(f"No token counts under the rule {self.rule}: {self.rule.description}.")
         if self.failed:
@@ -104,7 +104,7 @@ class Contents:
             "trace": self.trace,
             "run": self.run,
             "rule": str(self.rule),
-            "is_finished": self.is_finished,
+            "is_complete": self.is_complete,
             "sequences": self.num_sequences,
             "tokens": self.tokens,
             "warnings": self.warnings(),
@@ -118,6 +118,8 @@ class Contents:
 
 def one_line(value: Any) -> str:
     """Return a fact as text on one line, without characters that would steer a terminal."""
+    if isinstance(value, dict):
+        value = list(value.values())
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
@@ -130,11 +132,13 @@ def gather(trace: Trace, rule: Rule) -> Contents:
         counts = Counts(trace.layers, rule)
         checks = check_trace(trace, also=[counts])
     layers = list(counts.by_layer())
+    options = trace.run.get("options")
+    known = {**(options if isinstance(options, dict) else {}), **trace.run}
     return Contents(
         trace=str(trace.path),
-        run={name: trace.run[name] for name in _RUN_FACTS if trace.run.get(name) is not None},
+        run={name: known[name] for name in _RUN_FACTS if known.get(name) is not None},
         rule=rule,
-        is_finished=trace.run.get("status") == "complete",
+        is_complete=trace.run.get("status") == "complete",
         num_sequences=trace.sequences.num_rows,
         counts=layers,
         layers=layers_table(layers),

@@ -66,7 +66,8 @@ class TransformersCapture:
                 # would go on calling them; neither is guarded against.
                 torch._dynamo.reset()
                 stack.callback(torch._dynamo.reset)
-                begin, end = torch.compiler.disable(begin), torch.compiler.disable(end)
+                begin = torch.compiler.disable(begin)  # type: ignore[no-untyped-call]
+                end = torch.compiler.disable(end)  # type: ignore[no-untyped-call]
             for index, site in enumerate(self._sites):
                 stack.enter_context(hooked(site, self._hook(index, site)))
             before = self.model.register_forward_pre_hook(begin, with_kwargs=True)

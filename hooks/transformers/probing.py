@@ -95,7 +95,13 @@ def _checked_ids(site: Site, ids: Any, weights: Any) -> torch.Tensor:
     """Return ids [T, K], refusing masks, per-expert weights and anything else."""
     if not isinstance(ids, torch.Tensor) or not isinstance(weights, torch.Tensor):
         given = f"{type(ids).__name__} and {type(weights).__name__}"
-    elif ids.is_floating_point() or ids.dtype is torch.bool or ids.shape != weights.shape:
+    elif (
+        ids.is_floating_point()
+        or ids.dtype is torch.bool
+        or ids.shape != weights.shape
+        # A mask has the same few values many times over.
+        or (ids.sort(dim=-1).values.diff(dim=-1) == 0).any()
+    ):
         given = f"{ids.dtype} {tuple(ids.shape)} and {weights.dtype} {tuple(weights.shape)}"
     else:
         return ids.reshape(-1, ids.shape[-1])

@@ -9,142 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass, field
 from typing import Any
 from zlib import crc32
 
 import numpy as np
-import pyarrow as pa
 
+from moe_probe.evaluation.completeness import Completeness
 from moe_probe.evaluation.contexts import ContextIndex, PrefixStore, token_hash
+from moe_probe.evaluation.prior import PriorRun
 from moe_probe.evaluation.progress import RunProgress
-from moe_probe.evaluation.stretches import Bounds
+from moe_probe.evaluation.rows import Request, Row
 from moe_probe.trace import Capture, Sequence, TraceWriter
-
-
-@dataclass(frozen=True)
-class Request:
-    """One thing the evaluation asked for: a choice's log-likelihood, or a text."""
-
-    task: str
-    subject: str
-    area: str
-    doc_id: int
-    kind: str
-    choice: int
-    answer_key: Hashable = None
-    """What the evaluation names when it has the answer; None if it never does."""
-
-
-@dataclass
-class Row:
-    """One row the model is to run, and every request it answers."""
-
-    tokens_T: np.ndarray
-    """Token ids int32 [T] fed to the model, without padding."""
-    bounds: Bounds
-    truncated: int
-    requests: list[Request]
-
-    def by_document(self) -> list[list[Request]]:
-        """The requests, grouped by the document they belong to; several only for equal prompts."""
-        groups: dict[tuple[str, int], list[Request]] = defaultdict(list)
-        for request in self.requests:
-            group = groups[request.task, request.doc_id]
-            if request.choice not in [known.choice for known in group]:
-                group.append(request)
-        return list(groups.values())
-
-
-@dataclass
-class Completeness:
-    """Tokens the evaluation asked for against tokens recorded; kept in run.json."""
-
-    expected_tokens: int = 0
-    """Tokens of all rows the evaluation had to run, by its own token lists."""
-    stored_tokens: int = 0
-    shared_tokens: int = 0
-    """Run, and stored by an earlier sequence with the same beginning."""
-    unsampled_tokens: int = 0
-    """Run, and left out by document sampling."""
-    computed_tokens: int = 0
-    """Token slots the model ran while its hooks were attached, padding and probes included."""
-    padding_tokens: int = 0
-    probe_tokens: int = 0
-    """Slots of batches that only measured memory."""
-    after_stop_tokens: int = 0
-    """Slots a finished sequence still took while others in its batch went on."""
-    unmatched_tokens: int = 0
-    """Slots of rows that no request explains."""
-    layers: dict[str, int] = field(default_factory=dict)
-    """Token slots captured, by layer."""
-
-    @property
-    def recorded_tokens(self) -> int:
-        return self.stored_tokens + self.shared_tokens + self.unsampled_tokens
-
-    @property
-    def shortfall(self) -> int:
-        """Expected tokens that are missing in some layer; 0 when the trace is complete."""
-        missing = max((self.computed_tokens - n for n in self.layers.values()), default=0)
-        return max(self.expected_tokens - self.recorded_tokens, missing, self.unmatched_tokens)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "recorded_tokens": self.recorded_tokens,
-            "shortfall": self.shortfall,
-        }
-
-
-class PriorRun:
-    """What an interrupted recording already has, by what a row is asked for."""
-
-    def __init__(self, sequences: pa.Table) -> None:
-        self.completeness = Completeness()
-        self._sequence_ids: dict[Hashable, int] = {}
-        self._answers: dict[Hashable, dict[str, Any]] = {}
-        self._num_tokens: dict[Hashable, int] = {}
-        for row in sequences.to_pylist():
-            self._add(row)
-
-    def _add(self, row: dict[str, Any]) -> None:
-        document = (row["kind"], row["task"], row["doc_id"], row["prompt_hash"])
-        self._sequence_ids[(*document, tuple(row["choices"]))] = row["sequence_id"]
-        for position, choice in enumerate(row["choices"]):
-            self._num_tokens[(*document, choice)] = row["num_tokens"]
-            if row["response"] is not None:
-                self._answers[(*document, choice)] = {"response": row["response"]}
-            elif row["choice_logliks"] is not None:
-                self._answers[(*document, choice)] = {
-                    "loglik": row["choice_logliks"][position],
-                    "is_greedy": row["choice_is_greedy"][position],
-                }
-        totals, tokens = self.completeness, row["num_tokens"] * row["multiplicity"]
-        if not row["sampled"]:
-            totals.unsampled_tokens += tokens
-        else:
-            shared = row["prefix_tokens"] * row["multiplicity"]
-            totals.shared_tokens += shared
-            totals.stored_tokens += tokens - shared
-
-    def sequence_id(self, requests: list[Request], prompt_hash: str) -> int | None:
-        """The sequence that was recorded for these requests of one document, if any."""
-        first, choices = requests[0], tuple(request.choice for request in requests)
-        key = (first.kind, first.task, first.doc_id, prompt_hash, choices)
-        return self._sequence_ids.get(key)
-
-    def answer(self, request: Request, prompt_hash: str) -> dict[str, Any] | None:
-        """The answer that was recorded for a request, if any."""
-        return self._answers.get(_answer_key(request, prompt_hash))
-
-    def num_tokens(self, request: Request, prompt_hash: str) -> int:
-        """Tokens of the sequence that has the request's answer, generated ones included."""
-        return self._num_tokens[_answer_key(request, prompt_hash)]
-
-
-def _answer_key(request: Request, prompt_hash: str) -> Hashable:
-    return (request.kind, request.task, request.doc_id, prompt_hash, request.choice)
 
 
 class Recorder:
@@ -182,9 +57,17 @@ class Recorder:
         """Note tokens that the evaluation is going to run."""
         self.totals.expected_tokens += num_tokens
 
-    def note_known(self, tokens_T: np.ndarray) -> None:
-        """Note a sequence that the interrupted recording has, so its contexts are not new."""
-        self._contexts.add(tokens_T)
+    def note_known(self, request: Request, tokens_T: np.ndarray, num_tokens: int) -> None:
+        """Note a sequence the interrupted recording has: its contexts are not new any more.
+
+        Args:
+            request: What it was run for.
+            tokens_T: The prompt.
+            num_tokens: Its length, with what was generated after it.
+        """
+        if self._is_sampled(request):
+            self._contexts.add(tokens_T)
+        self.expect(num_tokens)
 
     def record(
         self,
@@ -251,6 +134,8 @@ class Recorder:
         original: int,
     ) -> Sequence:
         first = requests[0]
+        # One decision for all documents of a row: they share its rows.
+        sampled = self._is_sampled(row.requests[0])
         sequence = Sequence(
             sequence_id=self.writer.next_sequence_id(),
             num_tokens=len(tokens_T),
@@ -261,10 +146,10 @@ class Recorder:
             kind=first.kind,
             choices=[request.choice for request in requests],
             truncated_tokens=row.truncated,
-            # One decision for all documents of a row: they share its rows.
-            sampled=self._is_sampled(row.requests[0]),
+            sampled=sampled,
             prompt_hash=prompt_hash,
-            new_from=self._contexts.add(tokens_T),
+            # What was left out of the trace does not make a later context old.
+            new_from=self._contexts.add(tokens_T) if sampled else -1,
             rank=self.writer.rank,
             **row.bounds._asdict(),
         )

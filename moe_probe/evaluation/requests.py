@@ -1,4 +1,4 @@
-"""From lm-eval's requests to the rows a model is expected to run, and back from rows to requests."""
+"""From lm-eval's Instances to the rows a model is to run, and back from rows to requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.evaluation.recorder import Request, Row
+from moe_probe.evaluation.rows import Request, Row
 from moe_probe.evaluation.stretches import Bounds, StretchFinder
 
 
@@ -44,14 +44,15 @@ class RequestReader:
 
     def row(
         self,
-        instances: Sequence[tuple[Any, Hashable]],
+        instance: Any,
+        answer_key: Hashable,
         context_tokens: Sequence[int],
         fed: Sequence[int],
         *,
         truncated: int,
     ) -> Row:
-        """Describe a row that answers some Instances, each with its answer key."""
-        instance, num_fed = instances[0][0], len(fed)
+        """Describe the row that answers one Instance; more requests may join it."""
+        num_fed = len(fed)
         if instance.request_type == "loglikelihood_rolling":
             # Running text: there is no prompt around it.
             bounds = Bounds(0, num_fed, num_fed, num_fed)
@@ -63,8 +64,8 @@ class RequestReader:
                 num_fed=num_fed,
                 truncated=truncated,
             )
-        requests = [self.request(instance, key) for instance, key in instances]
-        return Row(np.asarray(fed, np.int32), bounds, truncated, requests)
+        request = self.request(instance, answer_key)
+        return Row(np.asarray(fed, np.int32), bounds, truncated, [request])
 
     def _question(self, instance: Any) -> str | None:
         task = self._tasks.get(instance.task_name)
@@ -73,6 +74,11 @@ class RequestReader:
         text = task.doc_to_text(instance.doc)
         # Some tasks answer with an index or a list: their prompt has no one question text.
         return text if isinstance(text, str) else None
+
+
+def answer_key(kind: str, arguments: Any) -> Hashable:
+    """What lm-eval names an answer by, when it reports one to its cache."""
+    return (kind, arguments[0], str(arguments[1]))
 
 
 class RowIndex:

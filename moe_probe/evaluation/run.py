@@ -16,12 +16,14 @@ from lm_eval import simple_evaluate
 
 from moe_probe import __version__
 from moe_probe.errors import UsageError
+from moe_probe.evaluation.completeness import Completeness
 from moe_probe.evaluation.hf import MoeProbeHF
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan
+from moe_probe.evaluation.prior import PriorRun
 from moe_probe.evaluation.progress import RunProgress
-from moe_probe.evaluation.recorder import Completeness, PriorRun, Recorder
+from moe_probe.evaluation.recorder import Recorder
 from moe_probe.hooks.transformers import TransformersCapture
-from moe_probe.hooks.transformers.config_facts import expected_moe_layers, text_config
+from moe_probe.hooks.transformers.config_facts import expected_moe_layers, text_config, top_k
 from moe_probe.trace import Capture, TraceWriter, open_trace
 from moe_probe.trace.schema import SEGMENT_TOKENS
 
@@ -179,6 +181,7 @@ def _run_facts(plan: RecordPlan, lm: MoeProbeHF) -> dict[str, Any]:
             "model_type": config.model_type,
             "num_layers": int(text_config(config).num_hidden_layers),
             "num_moe_layers": None if layers is None else len(layers),
+            "top_k": top_k(config),
             "num_parameters": plan.memory.num_parameters,
         },
         "tokenizer": type(lm.tokenizer).__name__,

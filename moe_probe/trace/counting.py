@@ -6,6 +6,7 @@ R rows of the counts table.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -32,19 +33,19 @@ class Strata:
     """Numbers the strata of a batch of tokens, sequence by sequence."""
 
     def __init__(self) -> None:
-        self.numbers: dict[Stratum, int] = {}
+        self._numbers: dict[tuple[str, str, str], int] = {}
 
     def assign(self, sequence: Sequence, positions_T: np.ndarray) -> np.ndarray:
         """Return the stratum number of each position: int64 [T]."""
-        number_by_segment = [
-            self.numbers.setdefault(
-                Stratum(sequence.task, sequence.subject, sequence.area, segment), len(self.numbers)
-            )
-            for segment in SEGMENTS
-        ]
+        key = (sequence.task, sequence.subject, sequence.area)
+        number = self._numbers.setdefault(key, len(self._numbers))
         # side="right": a position equal to a stretch's end belongs to the next stretch.
         segment_T = np.searchsorted(sequence.bounds[:-1], positions_T, side="right")
-        return np.asarray(number_by_segment)[segment_T]
+        return segment_T + number * len(SEGMENTS)
+
+    def list(self) -> list[Stratum]:
+        """The strata; their numbers are indices into this."""
+        return [Stratum(*key, segment) for key in self._numbers for segment in SEGMENTS]
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,17 @@ class Groups:
             runs_T: How often the model ran each token: `count` and `weight_sum` are times this.
             is_new_T: Whether the token's context is seen for the first time: `unique_count`.
         """
-        order_T = np.lexsort((is_new_T, runs_T, stratum_T))
-        keys = [values_T[order_T] for values_T in (stratum_T, runs_T, is_new_T)]
-        is_first_T = np.ones(len(order_T), bool)
-        is_first_T[1:] = np.any([key_T[1:] != key_T[:-1] for key_T in keys], axis=0)
-        starts = np.flatnonzero(is_first_T).tolist()
-        groups = [
-            (slice(start, stop), int(keys[0][start]), int(keys[1][start]), bool(keys[2][start]))
-            for start, stop in zip(starts, [*starts[1:], len(order_T)], strict=True)
-        ]
+        runs, runs_index_T = np.unique(runs_T, return_inverse=True)
+        key_T = (stratum_T * len(runs) + runs_index_T) * 2 + is_new_T
+        if key_T.max(initial=0) < 1 << 16:
+            key_T = key_T.astype(np.uint16)  # radix sort: many times faster
+        order_T = np.argsort(key_T, kind="stable")
+        starts = np.flatnonzero(np.diff(key_T[order_T], prepend=-1)).tolist()
+        groups = []
+        for start, stop in itertools.pairwise([*starts, len(order_T)]):
+            token = order_T[start]
+            facts = int(stratum_T[token]), int(runs_T[token]), bool(is_new_T[token])
+            groups.append((slice(start, stop), *facts))
         return cls(order_T, groups)
 
 
@@ -81,7 +84,7 @@ class CountsBuilder:
     """Adds layers one by one and makes the tidy table; rows with a zero count are left out."""
 
     def __init__(self, strata: Strata, groups: Groups) -> None:
-        self._strata = list(strata.numbers)
+        self._strata = strata.list()
         self._groups = groups
         self._columns: list[tuple[np.ndarray, ...]] = []
         self._has_weights = False
@@ -90,27 +93,28 @@ class CountsBuilder:
         self, spec: LayerSpec, ids_TK: np.ndarray, weights_TK: np.ndarray | None = None
     ) -> None:
         """Count one layer; an id that it lacks is "none" and not counted."""
-        shape = (len(self._strata), spec.num_experts)
-        counts_GN, unique_GN = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        sums_GN = np.zeros(shape)
+        counts_GN = np.zeros((len(self._strata), spec.num_experts), np.int64)
+        unique_GN, sums_GN = np.zeros_like(counts_GN), np.zeros(counts_GN.shape)
         self._has_weights = weights_TK is not None
         ids_TK = np.take(ids_TK, self._groups.order_T, axis=0)
         if weights_TK is not None:
             weights_TK = np.take(weights_TK, self._groups.order_T, axis=0)
         for rows, stratum, runs, is_new in self._groups.groups:
-            weights = None if weights_TK is None else weights_TK[rows].ravel()
-            tally_N, sum_N = _histogram(ids_TK[rows].ravel(), weights, spec.num_experts)
-            counts_GN[stratum] += runs * tally_N
-            unique_GN[stratum] += tally_N if is_new else 0
-            sums_GN[stratum] += runs * sum_N
-        stratum_R, expert_R = np.nonzero(counts_GN | unique_GN)
-        chosen = (stratum_R, expert_R)
+            for chunk in _chunks(rows, ids_TK.shape[1]):
+                tally_N = _tally(ids_TK[chunk], None, spec.num_experts)
+                counts_GN[stratum] += tally_N if runs == 1 else tally_N * runs
+                if is_new:
+                    unique_GN[stratum] += tally_N
+                if weights_TK is not None:
+                    sum_N = _tally(ids_TK[chunk], weights_TK[chunk], spec.num_experts)
+                    sums_GN[stratum] += sum_N * runs
+        stratum_R, expert_R = chosen = np.nonzero(counts_GN | unique_GN)
         layer_R = np.full(len(expert_R), spec.layer)
         values = (counts_GN[chosen], unique_GN[chosen], sums_GN[chosen])
         self._columns.append((layer_R, expert_R, stratum_R, *values))
 
     def table(self) -> pa.Table:
-        """Everything counted, as COUNTS_SCHEMA says."""
+        """Everything counted: the columns of COUNTS_SCHEMA, text still as dictionaries."""
         if not self._columns or not self._strata:
             return COUNTS_SCHEMA.empty_table()
         joined = [np.concatenate(column) for column in zip(*self._columns, strict=True)]
@@ -119,30 +123,25 @@ class CountsBuilder:
             layer_R.astype(np.int32),
             expert_R.astype(np.int32),
             *(
-                pa.DictionaryArray.from_arrays(stratum_R, pa.array(list(names))).cast(pa.string())
+                pa.DictionaryArray.from_arrays(stratum_R.astype(np.int32), pa.array(list(names)))
                 for names in zip(*self._strata, strict=True)
             ),
             count_R,
             unique_R,
             sum_R if self._has_weights else pa.nulls(len(sum_R), pa.float64()),
         ]
-        return pa.table(columns, schema=COUNTS_SCHEMA)
+        return pa.table(columns, names=COUNTS_SCHEMA.names)
 
 
-def _histogram(
-    ids: np.ndarray, weights: np.ndarray | None, num_experts: int
-) -> tuple[np.ndarray, np.ndarray]:
-    tally_N, sum_N = np.zeros(num_experts, np.int64), np.zeros(num_experts)
-    for chunk in _chunks(len(ids)):
-        chunk_ids = ids[chunk]
-        if ids.itemsize > 1:
-            chunk_ids = np.minimum(chunk_ids, num_experts)  # "none" is 65,535: a long histogram
-        tally_N += np.bincount(chunk_ids, minlength=num_experts)[:num_experts]
-        if weights is not None:
-            sum_N += np.bincount(chunk_ids, weights[chunk], num_experts)[:num_experts]
-    return tally_N, sum_N
+def _tally(ids_TK: np.ndarray, weights_TK: np.ndarray | None, num_experts: int) -> np.ndarray:
+    ids = ids_TK.ravel()
+    if ids.itemsize > 1:
+        ids = np.minimum(ids, num_experts)  # "none" is 65,535: a long histogram
+    weights = None if weights_TK is None else weights_TK.ravel()
+    return np.bincount(ids, weights, num_experts)[:num_experts]
 
 
-def _chunks(length: int) -> Iterator[slice]:
-    for start in range(0, length, _CHUNK_IDS):
-        yield slice(start, start + _CHUNK_IDS)
+def _chunks(rows: slice, slots: int) -> Iterator[slice]:
+    step = max(_CHUNK_IDS // slots, 1)
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,8 @@ from moe_probe.trace.tables import SEGMENT_KEY, segment_of, write_table
 
 # Token rows moved together when the layers' columns are gathered: they stay in the L2 cache.
 _BLOCK = 2048
+# Copying a row's bytes as one machine word is nine times as fast as one by one.
+_WORDS = [np.dtype(name) for name in ("complex128", "uint64", "uint32", "uint16", "uint8")]
 
 
 def flush(segment: Segment, files: TraceFiles) -> None:
@@ -43,7 +44,7 @@ def flush(segment: Segment, files: TraceFiles) -> None:
     number, rank = segment.number, segment.rank
     events = segment.events()
     sequences = [Sequence(**event["sequence"]) for event in events if "sequence" in event]
-    claimed = pa.Table.from_pylist([_row(s) for s in sequences], SEQUENCE_SCHEMA)
+    claimed = pa.Table.from_pylist([sequence.to_json() for sequence in sequences], SEQUENCE_SCHEMA)
     if segment.num_rows:
         groups, strata = _group_rows(segment, sequences)
         columns = _Columns(segment)
@@ -64,10 +65,6 @@ def is_flushed(segment: Segment, files: TraceFiles) -> bool:
     """Whether the last of the segment's parts exists: it was renamed, but not yet cleared."""
     path = files.part("sequences", segment.rank, segment.number)
     return path.exists() and segment_of(path) == segment.number
-
-
-def _row(sequence: Sequence) -> dict[str, Any]:
-    return {name: getattr(sequence, name) for name in Sequence.__slots__}
 
 
 def _group_rows(segment: Segment, sequences: list[Sequence]) -> tuple[Groups, Strata]:
@@ -125,10 +122,7 @@ def _gather(rows_TB: np.ndarray, widths: list[int]) -> list[np.ndarray]:
     pairs = []
     for target_TB, low, width in zip(targets, offsets, widths, strict=False):
         source_TB = rows_TB[:, low : low + width]
-        # As machine words where the width allows: nine times the speed of copying bytes.
-        word = np.dtype(np.uint8 if width % 2 else np.uint16)
-        if width % 4 == 0:
-            word = np.dtype(np.uint64 if width % 8 == 0 else np.uint32)
+        word = next(word for word in _WORDS if width % word.itemsize == 0)
         pairs.append((target_TB.view(word), source_TB.view(word)))
     for start in range(0, len(rows_TB), _BLOCK):
         for target, source in pairs:

@@ -32,6 +32,7 @@ def recover(files: TraceFiles, run: dict[str, Any]) -> int:
     Raises:
         TraceError: a staging file is damaged, or a part cannot be written.
     """
+    files.make_folders()
     recovered = sum(_recover_segment(files, path, rank, run) for path, rank in files.segments())
     if recovered or run.get("status") == "running":
         files.drop_unclaimed()

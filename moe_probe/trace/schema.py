@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import pyarrow as pa
 
@@ -80,6 +81,10 @@ class Sequence:
             self.cue_end = self.choice_end
         if self.question_end < 0:
             self.question_end = self.cue_end
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; many times faster than dataclasses.asdict, which copies deeply."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def bounds(self) -> tuple[int, ...]:

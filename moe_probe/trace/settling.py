@@ -161,7 +161,7 @@ def _count_shared_rows(
         table = read_part(path, pa.schema([schema.field(name) for name in columns]))
         ids_TK, weights_TK = layer_arrays(table, spec, weights=is_weighted)
         builder.add_layer(spec, ids_TK[rows_T], None if weights_TK is None else weights_TK[rows_T])
-    return builder.table()
+    return builder.table().cast(COUNTS_SCHEMA)
 
 
 def _summed(counts: pa.Table) -> pa.Table:

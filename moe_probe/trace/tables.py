@@ -19,7 +19,7 @@ from moe_probe.errors import TraceError
 from moe_probe.trace.files import atomic
 from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, SEQUENCE_SCHEMA, LayerSpec
 
-SEGMENT_KEY = b"moe_probe.segment"
+SEGMENT_KEY = "moe_probe.segment"
 # What each number of a sequence may be at most; none may be absent or negative, but for prefix_id,
 # doc_id and new_from, where -1 means "none".
 _LIMITS = {
@@ -31,21 +31,30 @@ _LIMITS = {
     "doc_id": 1 << 62,
     "new_from": MAX_SEQUENCE_TOKENS,
 }
+_PLAIN = ("count", "unique_count", "weight_sum")
 _CAN_BE_NONE = ("prefix_id", "doc_id", "new_from")
 
 
 def write_table(path: Path, table: pa.Table, *, segment: int | None = None) -> None:
     """Write a small table whole; `segment` marks it as made from that staging segment."""
-    if segment is not None:
-        table = table.replace_schema_metadata({SEGMENT_KEY: str(segment)})
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=1)
+    options = {
+        "compression": "zstd",
+        "compression_level": 1,
+        # Numbers that hardly repeat gain nothing from a dictionary.
+        "use_dictionary": [name for name in table.column_names if name not in _PLAIN],
+        # Columns that are dictionaries in memory are plain text to those who read the file.
+        "store_schema": False,
+    }
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, table.schema, **options) as file:
+        file.write_table(table)
+        if segment is not None:
+            file.add_key_value_metadata({SEGMENT_KEY: str(segment)})
 
 
 def segment_of(path: Path) -> int | None:
     """The number of the staging segment that a part was made from; None for other parts."""
     with _readable(path) as file:
-        number = (file.schema_arrow.metadata or {}).get(SEGMENT_KEY)
+        number = (file.metadata.metadata or {}).get(SEGMENT_KEY.encode())
         return None if number is None else int(number)
 
 

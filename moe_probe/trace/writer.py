@@ -152,7 +152,7 @@ class TraceWriter:
                 )
         self._sequence_ids.claim(sequence.sequence_id)
         self._spool.append(
-            event({"sequence": asdict(sequence)}),
+            event({"sequence": sequence.to_json()}),
             sequence_id=sequence.sequence_id,
             first_position=sequence.prefix_tokens,
             token_id_T=token_id_T,

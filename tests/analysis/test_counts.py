@@ -62,6 +62,12 @@ def test_counts_level_trace_equals_naive_loop(counts_run: Any, rule: Rule) -> No
     assert by_key(count(counts_run.trace, rule)) == without_zeros(counts_run.naive(rule))
 
 
+def test_order_of_the_sequences_table_does_not_matter(run: Any) -> None:
+    order = np.random.default_rng(3).permutation(len(run.trace.sequences))
+    run.trace.sequences = run.trace.sequences.take(pa.array(order))
+    assert by_key(count(run.trace, Rule.RAW)) == without_zeros(run.naive("raw"))
+
+
 def test_scan_of_some_layers_leaves_others_alone(run: Any) -> None:
     part = Counts({5: run.trace.layers[5]}, Rule.RAW)
     scan(run.trace, [part], layers=[5])

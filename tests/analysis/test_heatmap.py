@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.figures.heatmap import caption, load_heatmap, log2_load, to_png
@@ -39,6 +40,14 @@ def test_scale_is_centred_and_clipped() -> None:
 def test_idle_experts_are_marked_and_absent_ones_are_not() -> None:
     (marks,) = axes_of(LAYERS).collections
     assert marks.get_offsets().tolist() == [[3, 0]]
+
+
+def test_idle_experts_have_a_colour_of_their_own() -> None:
+    image = axes_of(LAYERS).images[0]
+    colours = image.to_rgba(image.get_array())
+    assert to_hex(colours[0, 3]) == "#ffd400"
+    assert colours[1, 3, 3] == 0  # absent: the grey behind the map shows
+    assert to_hex(colours[0, 1]) == to_hex(colours[1, 1]) == to_hex(image.cmap(0.5))
 
 
 def test_layers_carry_their_own_index() -> None:

@@ -37,7 +37,8 @@ def write(path: Path, rows: list[list[int]], **run: Any) -> Path:
     """Write rows of expert ids without validating them."""
     rows_TB = np.array(rows, np.uint8)
     with TraceWriter(path, layers=[LayerSpec(layer=1, num_experts=8, top_k=2)], run=run) as writer:
-        writer.write(Sequence(sequence_id=0, num_tokens=len(rows)), rows_TB)
+        number = writer.next_sequence_id()
+        writer.write(Sequence(sequence_id=number, num_tokens=len(rows)), rows_TB)
     return path
 
 

@@ -117,6 +117,15 @@ def test_json_is_one_document_with_the_same_numbers(probe: Any, new_trace: Any) 
     assert {**written, "files": 0} == {**document, "files": 0}
 
 
+def test_options_of_the_run_are_shown(probe: Any, new_trace: Any) -> None:
+    run = {"options": {"tasks": ["a", "b"], "limit": 5}, "engine": {"name": "e", "version": "1.2"}}
+    trace = new_trace(**run)
+    assert "tasks    a, b\n" in probe("report", trace).out
+    text = (trace / "report/report.html").read_text()
+    assert "<dt>limit</dt><dd>5</dd>" in text
+    assert "<dt>engine</dt><dd>e, 1.2</dd>" in text
+
+
 def test_findings_are_stated(probe: Any, new_trace: Any) -> None:
     out = probe("report", new_trace()).out
     assert "2 of 16 experts are idle on this corpus" in " ".join(out.split())
@@ -160,8 +169,8 @@ def test_failing_check_withholds_findings(probe: Any, new_trace: Any) -> None:
 
 def test_unfinished_trace_is_reported_as_that(probe: Any, new_trace: Any) -> None:
     trace = new_trace(status="interrupted")
-    assert "! This recording is not finished (status: interrupted)." in probe("report", trace).out
-    assert "not finished" in (trace / "report/report.html").read_text()
+    assert "! This recording is not complete (status: interrupted)." in probe("report", trace).out
+    assert "not complete" in (trace / "report/report.html").read_text()
 
 
 def test_nothing_counted_is_null_and_said(probe: Any, new_trace: Any) -> None:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_probe.evaluation.contexts import ContextIndex, PrefixStore, token_hash
-from moe_probe.evaluation.recorder import Request, Row
 from moe_probe.evaluation.requests import RowIndex
+from moe_probe.evaluation.rows import Request, Row
 from moe_probe.evaluation.stretches import Bounds
 
 # Few different tokens, and large ids among them, so that sequences often share a beginning.

@@ -231,5 +231,10 @@ def test_sampling_keeps_whole_documents(byte_model: Path, toy_tasks: Path, tmp_p
     assert completeness["shortfall"] == 0
     sampled = sum(r["num_tokens"] * r["multiplicity"] for r in rows if r["sampled"])
     assert completeness["unsampled_tokens"] == completeness["expected_tokens"] - sampled
-    counts = trace.counts.to_pandas().groupby("layer")["count"].sum()
-    assert counts.to_dict() == {0: 4 * sampled, 2: 4 * sampled}
+    counts = trace.counts.to_pandas().groupby("layer")[["count", "unique_count"]].sum()
+    assert counts["count"].to_dict() == {0: 4 * sampled, 2: 4 * sampled}
+    # Contexts that only unsampled documents had before count as new.
+    new = sum(r["num_tokens"] - r["new_from"] for r in rows if r["sampled"])
+    assert counts["unique_count"].to_dict() == {0: 4 * new, 2: 4 * new}
+    first = min((r for r in rows if r["sampled"]), key=lambda r: r["sequence_id"])
+    assert first["new_from"] == 0

@@ -139,7 +139,7 @@ ZOO: dict[str, Entry] = {
         },
         layers=(0, 1),
         num_experts=24,
-        without=("head_dim", "intermediate_size", "num_key_value_heads", "num_hidden_layers"),
+        without=("intermediate_size", "num_key_value_heads", "num_hidden_layers"),
     ),
 }
 

@@ -1,0 +1,47 @@
+"""The books of a recording: every token the model ran is accounted for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Completeness:
+    """Tokens the evaluation asked for against tokens recorded; kept in run.json."""
+
+    expected_tokens: int = 0
+    """Tokens of all rows the evaluation had to run, by its own token lists."""
+    stored_tokens: int = 0
+    shared_tokens: int = 0
+    """Run, and stored by an earlier sequence with the same beginning."""
+    unsampled_tokens: int = 0
+    """Run, and left out by document sampling."""
+    computed_tokens: int = 0
+    """Token slots the model ran while its hooks were attached, padding and probes included."""
+    padding_tokens: int = 0
+    probe_tokens: int = 0
+    """Slots of batches that only measured memory."""
+    after_stop_tokens: int = 0
+    """Slots a finished sequence still took while others in its batch went on."""
+    unmatched_tokens: int = 0
+    """Slots of rows that no request explains."""
+    layers: dict[str, int] = field(default_factory=dict)
+    """Token slots captured, by layer."""
+
+    @property
+    def recorded_tokens(self) -> int:
+        return self.stored_tokens + self.shared_tokens + self.unsampled_tokens
+
+    @property
+    def shortfall(self) -> int:
+        """Expected tokens that are missing in some layer; 0 when the trace is complete."""
+        missing = max((self.computed_tokens - n for n in self.layers.values()), default=0)
+        return max(self.expected_tokens - self.recorded_tokens, missing, self.unmatched_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "recorded_tokens": self.recorded_tokens,
+            "shortfall": self.shortfall,
+        }

@@ -1,0 +1,111 @@
+"""Log-likelihood requests: which rows they become, and which an earlier run has answered."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import numpy as np
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from moe_probe.evaluation.contexts import token_hash
+from moe_probe.evaluation.prior import PriorRun
+from moe_probe.evaluation.requests import RequestReader, answer_key
+from moe_probe.evaluation.rows import Request, Row
+
+# As lm-eval hands them over: strings (None for running text), context tokens, continuation tokens.
+TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+class Planned(NamedTuple):
+    """One token request, with the request it stands for and the row that answers it."""
+
+    request: Request
+    row: Row
+
+
+class LikelihoodPlanner:
+    """Says for every token request which row answers it, as lm-eval groups them.
+
+    Args:
+        reader: Describes Instances.
+        max_length: Most tokens the model is fed.
+        groups: Whether requests that differ in the last token only share a row.
+    """
+
+    def __init__(self, reader: RequestReader, *, max_length: int, groups: bool) -> None:
+        self._reader = reader
+        self._max_length = max_length
+        self._groups = groups
+        self._instances: list[Any] = []
+        self._windows: dict[bytes, deque[Any]] = defaultdict(deque)
+
+    def expect_instances(self, instances: list[Any]) -> None:
+        """Note whose token requests come next, one for each Instance, in this order."""
+        self._instances = list(instances)
+
+    def expect_windows(self, instance: Any, tokens: list[int], prefix_token: int) -> None:
+        """Note an Instance of running text, which lm-eval cuts into windows."""
+        windows = get_rolling_token_windows(
+            token_list=tokens,
+            prefix_token=prefix_token,
+            max_seq_len=self._max_length,
+            context_len=1,
+        )
+        for context, continuation in map(make_disjoint_window, windows):
+            self._windows[_token_bytes(context + continuation)].append(instance)
+
+    def plan(self, requests: list[TokenRequest]) -> list[Planned]:
+        """Say which row answers each request; the same row object for requests that share it."""
+        rows: dict[Hashable, Row] = {}
+        planned = []
+        for number, (strings, context, continuation) in enumerate(requests):
+            whole = context + continuation
+            if strings is None:
+                instance, key = self._windows[_token_bytes(whole)].popleft(), None
+            else:
+                instance = self._instances[number]
+                key = answer_key("loglikelihood", strings)
+            group: Hashable = tuple(whole[:-1]) if self._groups else number
+            if group in rows:
+                request = self._reader.request(instance, key)
+                rows[group].requests.append(request)
+            else:
+                fed = whole[-(self._max_length + 1) :][:-1]
+                truncated = len(whole) - 1 - len(fed)
+                row = self._reader.row(instance, key, context, fed, truncated=truncated)
+                rows[group], request = row, row.requests[0]
+            planned.append(Planned(request, rows[group]))
+        return planned
+
+
+def unique_rows(planned: list[Planned]) -> list[Row]:
+    """The rows behind some requests, each once."""
+    return list({id(each.row): each.row for each in planned}.values())
+
+
+def known_answers(planned: list[Planned], prior: PriorRun | None) -> list[Any]:
+    """Look up what an interrupted recording answered.
+
+    Returns:
+        For every request (log-likelihood, is greedy), or None where its row has to run: a row runs
+        again unless every answer it gives is there.
+    """
+    if prior is None:
+        return [None] * len(planned)
+    known: dict[int, dict[Request, Any]] = {}
+    for row in unique_rows(planned):
+        prompt_hash = token_hash(row.tokens_T)
+        answers = {request: prior.answer(request, prompt_hash) for request in row.requests}
+        if all(answer is not None for answer in answers.values()):
+            known[id(row)] = answers
+    results: list[Any] = []
+    for request, row in planned:
+        answer = known.get(id(row), {}).get(request)
+        results.append(None if answer is None else (answer["loglik"], answer["is_greedy"]))
+    return results
+
+
+def _token_bytes(tokens: list[int]) -> bytes:
+    return np.asarray(tokens, np.int32).tobytes()

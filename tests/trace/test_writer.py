@@ -1,0 +1,239 @@
+"""What TraceWriter accepts, where parts end, and what it does to a directory that is not empty."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_probe.errors import TraceError, UsageError
+from moe_probe.trace import LayerSpec, Sequence, TraceWriter, open_trace
+from moe_probe.trace import spool as spool_module
+from tests.trace.recordings import LAYERS, record, stored_rows, table_counts
+
+LAYER = LayerSpec(layer=0, num_experts=4, top_k=1)
+
+
+def add(writer: TraceWriter, tokens: int) -> int:
+    """Write a sequence whose experts say which sequence and token they are of."""
+    number = writer.next_sequence_id()
+    ids_TB = ((np.arange(tokens)[:, None] + number) % 4).astype(np.uint8)
+    writer.write(Sequence(sequence_id=number, num_tokens=tokens), ids_TB)
+    return number
+
+
+def part_lengths(path: Path) -> list[int]:
+    return [len(block) for block in open_trace(path).scan()]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "parts"),
+    [([5, 5], [10]), ([10, 10], [10, 10]), ([6, 5, 4], [6, 9]), ([1] * 21, [10, 10, 1]), ([], [])],
+)
+def test_a_sequence_never_straddles_parts(
+    tmp_path: Path, lengths: list[int], parts: list[int]
+) -> None:
+    with TraceWriter(tmp_path / "t", layers=[LAYER], segment_tokens=10) as writer:
+        for length in lengths:
+            add(writer, length)
+    assert part_lengths(tmp_path / "t") == parts
+    assert len(stored_rows(open_trace(tmp_path / "t"))) == sum(lengths)
+    assert writer.stats.parts == len(parts)
+
+
+def test_too_long_a_sequence_is_refused_and_the_rest_is_kept(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "t", layers=[LAYER], segment_tokens=10) as writer:
+        add(writer, 4)
+        with pytest.raises(ValueError, match="has 11 tokens, more than the 10 of a segment"):
+            add(writer, 11)
+        with pytest.raises(ValueError, match="is more than a segment can hold"):
+            writer.answer(0, 0, response="x" * (9 << 20))
+        add(writer, 6)
+    assert part_lengths(tmp_path / "t") == [10] or part_lengths(tmp_path / "t") == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("facts", "ids_TB", "more", "message"),
+    [
+        ({"num_tokens": 3}, np.zeros((2, 1), np.uint8), {}, "has 3 tokens, 0 of them shared"),
+        ({"num_tokens": 2}, np.zeros((2, 2), np.uint8), {}, "expected uint8"),
+        ({"num_tokens": 2}, np.zeros((2, 1), np.int64), {}, "packed ids are int64"),
+        (
+            {"num_tokens": 2},
+            np.zeros((2, 1), np.uint8),
+            {"token_id_T": np.zeros(3)},
+            r"\(3,\) token ids for 2 rows",
+        ),
+        ({"num_tokens": 2}, np.zeros((2, 1), np.uint8), {}, "weights of shape"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(
+    tmp_path: Path, facts: dict[str, int], ids_TB: np.ndarray, more: Any, message: str
+) -> None:
+    with TraceWriter(tmp_path / "t", layers=[LAYER], capture="weights") as writer:
+        sequence = Sequence(sequence_id=writer.next_sequence_id(), **facts)
+        with pytest.raises(ValueError, match=message):
+            writer.write(sequence, ids_TB, **{"weights_TS": np.zeros((1, 1)), **more})
+    assert open_trace(tmp_path / "t").sequences.num_rows == 0
+
+
+def test_an_id_is_written_once(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
+        first, second = writer.next_sequence_id(), writer.next_sequence_id()
+        for number in (second, first):
+            writer.write(Sequence(sequence_id=number, num_tokens=0))
+        for number in (first, second, 7):
+            with pytest.raises(ValueError, match=f"sequence id {number} was written before or"):
+                writer.write(Sequence(sequence_id=number, num_tokens=0))
+    with pytest.raises(ValueError, match="closed"):
+        writer.write(Sequence(sequence_id=2, num_tokens=0))
+
+
+def test_a_slow_disk_stalls_the_model_and_drops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, flush = threading.Event(), spool_module.flush
+
+    def slow_flush(*arguments: Any) -> None:
+        gate.wait()
+        flush(*arguments)
+
+    monkeypatch.setattr(spool_module, "flush", slow_flush)
+    accepted: list[int] = []
+    with TraceWriter(tmp_path / "t", layers=[LAYER], segment_tokens=10) as writer:
+
+        def write_all() -> None:
+            for _ in range(8):
+                accepted.append(add(writer, 10))
+
+        model = threading.Thread(target=write_all)
+        model.start()
+        model.join(timeout=1)
+        # Three segments are full, and that is all the memory there is.
+        assert (model.is_alive(), accepted) == (True, [0, 1, 2])
+        gate.set()
+        model.join()
+    assert writer.stats.stalls >= 1
+    assert writer.stats.stalled_seconds > 0.5
+    assert part_lengths(tmp_path / "t") == [10] * 8
+    assert open_trace(tmp_path / "t").run["writer"]["stalls"] == writer.stats.stalls
+
+
+def test_an_idle_part_is_written_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_module, "_PART_SECONDS", -1.0)
+    with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
+        for _ in range(3):
+            add(writer, 5)
+    assert part_lengths(tmp_path / "t") == [5, 5, 5]
+
+
+def test_resume_continues_the_numbers(tmp_path: Path) -> None:
+    first = record(tmp_path / "t", 1, num_prompts=10, share=False)
+    parts = sorted(path.name for path in (tmp_path / "t" / "routing").iterdir())
+    again = record(tmp_path / "t", 2, num_prompts=10, share=False, resume=True)
+    later = record(tmp_path / "t", 3, num_prompts=2, share=False, resume=True, rank=1)
+    numbers = [p.sequence.sequence_id for p in first.prompts + again.prompts + later.prompts]
+    assert numbers == [*range(20), 1 << 40, (1 << 40) + 1]
+    names = sorted(path.name for path in (tmp_path / "t" / "routing").iterdir())
+    assert names[: len(parts)] == parts
+    assert names[-1] == "part-1-000000.parquet"
+    trace = open_trace(tmp_path / "t")
+    assert sorted(trace.sequences["sequence_id"].to_pylist()) == numbers
+    assert len(trace.run["resumed"]) == 2
+    first.prompts += again.prompts + later.prompts
+    assert {k: v[:2] for k, v in table_counts(trace).items()} == {
+        k: v[:2] for k, v in first.naive_counts().items()
+    }
+
+
+def test_resume_wants_the_same_layers(tmp_path: Path) -> None:
+    facts = LayerSpec(layer=0, num_experts=4, top_k=1, facts={"groups": (1, 2)})
+    TraceWriter(tmp_path / "t", layers=[facts]).close()
+    TraceWriter(tmp_path / "t", layers=[facts], resume=True).close()
+    with pytest.raises(UsageError, match=r"Cannot resume .*: its layers was"):
+        TraceWriter(tmp_path / "t", layers=LAYERS, resume=True)
+    with pytest.raises(UsageError, match="its capture was ids, now it is weights"):
+        TraceWriter(tmp_path / "t", layers=[facts], capture="weights", resume=True)
+    with pytest.raises(UsageError, match="Nothing to resume"):
+        TraceWriter(tmp_path / "new", layers=LAYERS, resume=True)
+
+
+def test_force_replaces_the_trace_and_nothing_beside_it(tmp_path: Path) -> None:
+    record(tmp_path / "t", 1)
+    (tmp_path / "t" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="already holds a trace"):
+        TraceWriter(tmp_path / "t", layers=[LAYER])
+    with TraceWriter(tmp_path / "t", layers=[LAYER], force=True) as writer:
+        add(writer, 3)
+    assert part_lengths(tmp_path / "t") == [3]
+    assert open_trace(tmp_path / "t").sequences.num_rows == 1
+    assert (tmp_path / "t" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[1]", "not json"])
+def test_force_leaves_what_is_no_trace(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "run.json" if content else tmp_path / "a.txt").write_text(content or "")
+    for options in ({}, {"force": True}, {"resume": True}):
+        with pytest.raises(UsageError, match="is not a trace, so it is left alone"):
+            TraceWriter(tmp_path, layers=[LAYER], **options)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"force": True}])
+def test_two_writers_are_refused(tmp_path: Path, options: dict[str, bool]) -> None:
+    with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
+        add(writer, 3)
+        with pytest.raises(TraceError, match="Another process is recording into"):
+            TraceWriter(tmp_path / "t", layers=[LAYER], **options)
+        add(writer, 3)
+    assert part_lengths(tmp_path / "t") == [6]
+
+
+def test_answers_join_their_sequence_when_all_are_there(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
+        for choices in ([0, 1], [0], []):
+            number = writer.next_sequence_id()
+            writer.write(Sequence(sequence_id=number, num_tokens=0, choices=choices))
+        writer.answer(0, 1, loglik=-2.0, is_greedy=False)
+        writer.answer(1, 0, response="a lone surrogate: \ud800")
+        writer.answer(2, 3, loglik=float("-inf"), is_greedy=np.bool_(True))  # type: ignore[arg-type]
+        writer.close("interrupted")
+    assert open_trace(tmp_path / "t").sequences["choice_logliks"][0].as_py() is None
+    with TraceWriter(tmp_path / "t", layers=[LAYER], resume=True) as writer:
+        writer.answer(0, 0, loglik=-1.0, is_greedy=True)
+        writer.close(correct={("", -1): True})
+    rows = open_trace(tmp_path / "t").sequences.to_pylist()
+    assert [row["choice_logliks"] for row in rows] == [[-1.0, -2.0], None, [float("-inf")]]
+    assert [row["response"] for row in rows] == [None, "a lone surrogate: ?", None]
+    assert [row["correct"] for row in rows] == [True] * 3
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [
+        "counts",
+        "routing",
+        "run.json",
+        "sequences",
+    ]
+
+
+def test_run_facts_cannot_hide_the_format(tmp_path: Path) -> None:
+    run = {"moe_probe_trace": 9, "layers": [], "model": "m"}
+    TraceWriter(tmp_path / "t", layers=[LAYER], run=run).close(facts={"completeness": {}})
+    found = json.loads((tmp_path / "t" / "run.json").read_text())
+    assert (found["moe_probe_trace"], len(found["layers"]), found["model"]) == (1, 1, "m")
+    assert found["status"] == "complete"
+    assert set(found) >= {"start", "end", "writer", "capture", "completeness"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt, "interrupted"), (ValueError, "failed")]
+)
+def test_how_it_ended_is_recorded(tmp_path: Path, error: type[BaseException], status: str) -> None:
+    writer = TraceWriter(tmp_path / "t", layers=[LAYER])
+    add(writer, 3)
+    with pytest.raises(error), writer:
+        raise error
+    assert open_trace(tmp_path / "t").run["status"] == status
+    assert part_lengths(tmp_path / "t") == [3]
