@@ -47,6 +47,11 @@ class ResolvedModel:
     source: Literal["bundled", "path", "hub"]
     """Where the files come from."""
 
+    @property
+    def name(self) -> str:
+        """What a trace calls the model: a bundled one by its name, wherever it is installed."""
+        return self.given.lower() if self.source == "bundled" else self.identifier
+
 
 def resolve_model(name: str) -> ResolvedModel:
     """Find what a name stands for: a short name in any case, a Hub id, or a directory.

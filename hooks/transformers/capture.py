@@ -62,10 +62,9 @@ class TransformersCapture:
         begin, end = self._begin, self._end
         with ExitStack() as stack:
             if self._is_compiled:
-                # Graphs made before the hooks were there would never call them, graphs made since
-                # would go on calling them; neither is guarded against.
+                # Graphs made before the hooks were there would never call them.
                 torch._dynamo.reset()
-                stack.callback(torch._dynamo.reset)
+                # What runs between forward passes is not worth graphs of its own.
                 begin = torch.compiler.disable(begin)  # type: ignore[no-untyped-call]
                 end = torch.compiler.disable(end)  # type: ignore[no-untyped-call]
             for index, site in enumerate(self._sites):

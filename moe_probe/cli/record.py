@@ -132,8 +132,8 @@ def _options(
         raise UsageError(f"No dtype is called {dtype!r}. Use float32, bfloat16, float16 or auto.")
     if rest["limit"] is not None and rest["limit"] >= 1:
         rest["limit"] = int(rest["limit"])
-    if resolved.identifier != model:
-        output.note(f"Model: {resolved.identifier}")
+    if resolved.name != model:
+        output.note(f"Model: {resolved.name}")
     return RecordOptions(
         model=resolved,
         output=output_path or _default_output(model, rest["tasks"]),

@@ -42,7 +42,7 @@ class RecordOptions:
     def fingerprint(self) -> dict[str, Any]:
         """What two runs must share for one to continue the other."""
         return {
-            "model": self.model.identifier,
+            "model": self.model.name,
             "tasks": self.tasks,
             "num_fewshot": self.num_fewshot,
             "limit": self.limit,

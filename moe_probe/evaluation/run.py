@@ -174,7 +174,7 @@ def _run_facts(plan: RecordPlan, lm: MoeProbeHF) -> dict[str, Any]:
     options, config = plan.options, plan.config
     layers = expected_moe_layers(config)
     return {
-        "model": options.model.identifier,
+        "model": options.model.name,
         "model_given": options.model.given,
         "model_revision": getattr(config, "_commit_hash", None),
         "model_facts": {

@@ -47,10 +47,14 @@ class TraceFiles:
         """Every part of a kind, those in the making included."""
         return sorted(p for p in (self.root / kind).glob("part-*") if _PART.fullmatch(p.name))
 
-    def finished(self, kind: str) -> list[Path]:
-        """Parts whose sequences part exists too: it is written last, and claims the others."""
-        claimed = {path.name for path in self.parts("sequences")}
-        claimed.add(self.part("counts", 0, "shared").name)
+    def claimed(self) -> frozenset[str]:
+        """Names of finished parts: the sequences part, which is written last, claims the others."""
+        shared = self.part("counts", 0, "shared").name
+        return frozenset({shared, *(path.name for path in self.parts("sequences"))})
+
+    def finished(self, kind: str, claimed: frozenset[str] | None = None) -> list[Path]:
+        """Finished parts of a kind; those that `claimed` names, if it is given."""
+        claimed = self.claimed() if claimed is None else claimed
         return [path for path in self.parts(kind) if path.name in claimed]
 
     def last_number(self, rank: int) -> int:

@@ -84,6 +84,8 @@ class Trace:
         left cannot be recovered in a place that is read-only. Finished parts are read."""
         self.layers = {spec.layer: spec for spec in RowLayout.from_json(run["layers"]).layers}
         self.capture = Capture(run["capture"])
+        # Of a recording that goes on, every table and scan shows the same parts.
+        self._claimed = files.claimed()
 
     def __repr__(self) -> str:
         model, status = self.run.get("model", "?"), self.run.get("status", "?")
@@ -96,8 +98,8 @@ class Trace:
     @cached_property
     def sequences(self) -> pa.Table:
         """One row per sequence the model ran, answers joined."""
-        sequences = read_sequences(self.files.parts("sequences"))
-        answers = read_tables(self.files.finished("answers"), ANSWER_SCHEMA)
+        sequences = read_sequences(self.files.finished("sequences", self._claimed))
+        answers = read_tables(self.files.finished("answers", self._claimed), ANSWER_SCHEMA)
         return with_outcomes(sequences, by_sequence(answers), {})
 
     @cached_property
@@ -107,7 +109,7 @@ class Trace:
         `count` is every token the model ran, `unique_count` every distinct context once. The
         parts are joined as they are: sum over whatever is not wanted.
         """
-        return read_tables(self.files.finished("counts"), COUNTS_SCHEMA)
+        return read_tables(self.files.finished("counts", self._claimed), COUNTS_SCHEMA)
 
     @cached_property
     def sharing(self) -> SharingIndex:
@@ -138,7 +140,7 @@ class Trace:
         capture = Capture.WEIGHTS if weights else Capture.IDS
         schema = routing_schema(chosen.values(), capture)
         known = self.sequences["sequence_id"].to_numpy()
-        for path in self.files.finished("routing"):
+        for path in self.files.finished("routing", self._claimed):
             block = Block(read_part(path, schema), chosen)
             yield _claimed(block, known)
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from moe_probe.errors import TraceError
 from moe_probe.trace.files import TraceFiles, write_run
 from moe_probe.trace.parts import flush, is_flushed
-from moe_probe.trace.schema import RowLayout
+from moe_probe.trace.schema import SEQUENCE_SCHEMA, RowLayout
 from moe_probe.trace.settling import settle
 from moe_probe.trace.staging import Segment, damaged
+from moe_probe.trace.tables import read_sequences, read_tables, segment_of, write_table
 
 # What bytes that are not what they should be can raise on their way into a table.
 _DAMAGE = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RecursionError)
@@ -36,11 +39,27 @@ def recover(files: TraceFiles, run: dict[str, Any]) -> int:
     recovered = sum(_recover_segment(files, path, rank, run) for path, rank in files.segments())
     if recovered or run.get("status") == "running":
         files.drop_unclaimed()
+        _cut_lost_prefixes(files)
         run.update(status="killed", recovered_tokens=recovered)
         settle(files, run)
         write_run(files, run)
     files.drop_stage()
     return recovered
+
+
+def _cut_lost_prefixes(files: TraceFiles) -> None:
+    """Let no sequence refer to one whose staging was lost or deleted: it then lacks those rows."""
+    parts = files.parts("sequences")
+    known = read_sequences(parts)["sequence_id"]
+    for path in parts:
+        table = read_tables([path], SEQUENCE_SCHEMA)
+        shares = pc.greater(table["prefix_tokens"], 0)
+        is_lost = pc.and_(shares, pc.invert(pc.is_in(table["prefix_id"], value_set=known)))
+        if pc.any(is_lost).as_py():
+            for name, value in (("prefix_id", -1), ("prefix_tokens", 0)):
+                cut = pc.if_else(is_lost, value, table[name])
+                table = table.set_column(table.schema.get_field_index(name), name, cut)
+            write_table(path, table, segment=segment_of(path))
 
 
 def unread_tokens(files: TraceFiles, run: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.transformers import TransformersCapture
@@ -111,6 +112,7 @@ def test_a_forward_moves_nothing_to_the_host(name: str, monkeypatch: pytest.Monk
 @pytest.fixture
 def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
+    counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -141,9 +143,13 @@ def test_compiled_models_are_captured(form: str, ran_before: bool) -> None:
             capture.on_step = steps.append
             compiled(**batch)
             compiled(**batch)
-        # A graph that was compiled with the hooks inside would go on calling them.
+        # The graphs were compiled with the hooks inside, and must not go on calling them.
         compiled(**batch)
     assert all(ids is None for ids in capture._buffer._ids)
+    if not ran_before:
+        # The model only: packing is not worth graphs of its own. Once with hooks, once without.
+        assert counters["frames"]["total"] == 2
+        assert not counters["graph_break"]
     assert [spec.facts["module"] for spec in capture.layers] == [
         "model.layers.0.mlp.experts",
         "model.layers.1.mlp.experts",

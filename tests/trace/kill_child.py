@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.trace import TraceWriter, files, open_trace, parts, settling
+from moe_probe.trace import TraceWriter, open_trace, parts, settling
 from moe_probe.trace.schema import Sequence
 from tests.trace.recordings import LAYERS, Prompt, random_ids, write
 
@@ -61,7 +61,7 @@ def record(path: Path, side: Path, count: int | None) -> None:
 def kill_at(step: str) -> None:
     """Let the second call of a step of the writer be the process's last."""
     function, when, name = step.split(":")
-    module: Any = {"write_table": parts, "settle_table": settling, "replace": files.os}[function]
+    module: Any = {"write_table": parts, "settle_table": settling, "replace": os}[function]
     attribute = function.replace("settle", "write")
     original, calls = getattr(module, attribute), itertools.count()
 

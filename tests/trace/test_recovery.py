@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,22 +20,26 @@ import numpy as np
 import pytest
 
 from moe_probe.errors import TraceError
-from moe_probe.trace import LayerSpec, Sequence, TraceWriter, files, open_trace
+from moe_probe.trace import LayerSpec, Sequence, TraceWriter, open_trace
+from moe_probe.trace.spool import NUM_SEGMENTS
 from moe_probe.trace.staging import Segment
 from tests.trace.kill_child import prompt
 from tests.trace.recordings import LAYERS, stored_rows, table_counts, write
 
 ROOT = Path(__file__).parents[2]
+PROMPTS = 24
 
 
 @contextmanager
-def abandoned(path: Path, prompts: int = 12) -> Iterator[TraceWriter]:
-    """A recording with two finished parts and one in staging, whose process looks alive inside."""
+def abandoned(path: Path) -> Iterator[TraceWriter]:
+    """A recording with finished parts and rows in staging, whose process looks alive inside."""
     writer = TraceWriter(path, layers=LAYERS, segment_tokens=60)
-    for _ in range(prompts):
+    for _ in range(PROMPTS):
         write(writer, prompt(writer.next_sequence_id()))
-    while len(list((path / "sequences").glob("*.parquet"))) < 2:
-        pass
+    for _ in range(1000):
+        if writer._spool._free.qsize() == NUM_SEGMENTS - 1:
+            break
+        time.sleep(0.01)
     yield writer
     # Ends without closing: the lock goes, the staging stays.
     writer._closing.close()
@@ -50,7 +56,7 @@ def test_a_recording_that_goes_on_is_read_up_to_its_last_part(tmp_path: Path) ->
         assert (trace.is_recording, trace.run["status"]) == (True, "running")
         numbers = trace.sequences["sequence_id"].to_pylist()
         own = [prompt(n).sequence.num_tokens - prompt(n).sequence.prefix_tokens for n in numbers]
-        assert 0 < len(numbers) < 12
+        assert 0 < len(numbers) < PROMPTS
         assert len(stored_rows(trace)) == sum(own) == trace.to_arrow().num_rows
         once = [p.sequence for p in map(prompt, numbers)]
         selections = sum(n * s.multiplicity for n, s in zip(own, once, strict=True))
@@ -60,7 +66,7 @@ def test_a_recording_that_goes_on_is_read_up_to_its_last_part(tmp_path: Path) ->
         assert {path: path.read_bytes() for path in before} == before
     for kind in ("routing", "counts"):
         (tmp_path / "t" / kind / "part-0-000009.parquet").unlink()
-    assert open_trace(tmp_path / "t").sequences.num_rows == 12
+    assert open_trace(tmp_path / "t").sequences.num_rows == PROMPTS
 
 
 def test_an_unfinished_trace_on_a_read_only_disk(
@@ -77,7 +83,7 @@ def test_an_unfinished_trace_on_a_read_only_disk(
             raise OSError(errno.EROFS, "Read-only file system")
         return system_open(path, flags, *arguments)
 
-    monkeypatch.setattr(files.os, "open", read_only_open)
+    monkeypatch.setattr(os, "open", read_only_open)
     with pytest.warns(
         UserWarning, match=r"\(Read-only file system\): (\d+) tokens of it"
     ) as caught:
@@ -90,7 +96,7 @@ def test_an_unfinished_trace_on_a_read_only_disk(
     whole = open_trace(tmp_path / "t")
     assert len(stored_rows(whole)) == stored + missing
     assert missing > 0
-    monkeypatch.setattr(files.os, "open", read_only_open)
+    monkeypatch.setattr(os, "open", read_only_open)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert table_counts(open_trace(tmp_path / "t")) == table_counts(whole)
@@ -103,16 +109,16 @@ def test_two_resumes_at_once(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="Another process is recording"):
         TraceWriter(tmp_path / "t", layers=LAYERS, segment_tokens=60, resume=True)
     assert open_trace(tmp_path / "t").is_recording
-    assert first.next_sequence_id() == 12
+    assert first.next_sequence_id() == PROMPTS
     first.close()
-    assert open_trace(tmp_path / "t").sequences.num_rows == 12
+    assert open_trace(tmp_path / "t").sequences.num_rows == PROMPTS
     assert not (tmp_path / "t" / "writer.lock").exists()
 
 
 def test_a_leftover_lock_locks_nothing(tmp_path: Path) -> None:
     script = (
         "import os, sys; from moe_probe.trace import *; "
-        "TraceWriter(sys.argv[1], layers=[LayerSpec(layer=0, num_experts=4, top_k=1)]); "
+        "writer = TraceWriter(sys.argv[1], layers=[LayerSpec(layer=0, num_experts=4, top_k=1)]); "
         "os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
@@ -211,7 +217,7 @@ def test_damaged_staging_is_named(tmp_path: Path, offset: int, content: bytes, r
     with pytest.raises(TraceError, match=message):
         open_trace(tmp_path / "t")
     path.unlink()
-    assert 0 < open_trace(tmp_path / "t").sequences.num_rows < 12
+    assert 0 < open_trace(tmp_path / "t").sequences.num_rows < PROMPTS
 
 
 @pytest.mark.parametrize(
@@ -228,8 +234,6 @@ def test_damaged_staging_is_named(tmp_path: Path, offset: int, content: bytes, r
     ],
 )
 def test_nonsense_headers_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    import json
-
     with abandoned(tmp_path / "t"):
         pass
     path = stage_file(tmp_path / "t")
@@ -253,5 +257,5 @@ def test_staging_without_a_header_is_an_empty_one(tmp_path: Path) -> None:
         pass
     (tmp_path / "t" / "stage" / "segment-0-7.bin").write_bytes(bytes(2 << 20))
     (tmp_path / "t" / "stage" / "segment-0-8.bin").write_bytes(b"")
-    assert open_trace(tmp_path / "t").sequences.num_rows == 12
+    assert open_trace(tmp_path / "t").sequences.num_rows == PROMPTS
     assert not (tmp_path / "t" / "stage").exists()

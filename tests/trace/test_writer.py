@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe_probe.errors import TraceError, UsageError
-from moe_probe.trace import LayerSpec, Sequence, TraceWriter, open_trace
+from moe_probe.trace import LayerSpec, Sequence, TraceWriter, open_trace, parts
 from moe_probe.trace import spool as spool_module
 from tests.trace.recordings import LAYERS, record, stored_rows, table_counts
 
@@ -72,7 +72,7 @@ def test_too_long_a_sequence_is_refused_and_the_rest_is_kept(tmp_path: Path) -> 
     ],
 )
 def test_rows_that_do_not_fit_are_refused(
-    tmp_path: Path, facts: dict[str, int], ids_TB: np.ndarray, more: Any, message: str
+    tmp_path: Path, facts: dict[str, Any], ids_TB: np.ndarray, more: Any, message: str
 ) -> None:
     with TraceWriter(tmp_path / "t", layers=[LAYER], capture="weights") as writer:
         sequence = Sequence(sequence_id=writer.next_sequence_id(), **facts)
@@ -96,7 +96,7 @@ def test_an_id_is_written_once(tmp_path: Path) -> None:
 def test_a_slow_disk_stalls_the_model_and_drops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, flush = threading.Event(), spool_module.flush
+    gate, flush = threading.Event(), parts.flush
 
     def slow_flush(*arguments: Any) -> None:
         gate.wait()
@@ -177,14 +177,15 @@ def test_force_replaces_the_trace_and_nothing_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [None, "{}", "[1]", "not json"])
 def test_force_leaves_what_is_no_trace(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "run.json" if content else tmp_path / "a.txt").write_text(content or "")
-    for options in ({}, {"force": True}, {"resume": True}):
+    choices: list[dict[str, Any]] = [{}, {"force": True}, {"resume": True}]
+    for options in choices:
         with pytest.raises(UsageError, match="is not a trace, so it is left alone"):
             TraceWriter(tmp_path, layers=[LAYER], **options)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"force": True}])
-def test_two_writers_are_refused(tmp_path: Path, options: dict[str, bool]) -> None:
+def test_two_writers_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
         add(writer, 3)
         with pytest.raises(TraceError, match="Another process is recording into"):
