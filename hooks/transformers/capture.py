@@ -71,8 +71,7 @@ class TransformersCapture:
                 stack.enter_context(hooked(site, self._hook(index, site)))
             before = self.model.register_forward_pre_hook(begin, with_kwargs=True)
             stack.callback(before.remove)
-            # always_call: a forward pass that raised must not leave captures to the next one.
-            after = self.model.register_forward_hook(end, with_kwargs=True, always_call=True)
+            after = self.model.register_forward_hook(end, with_kwargs=True)
             stack.callback(after.remove)
             stack.callback(self._buffer.discard)
             self._attached = stack.pop_all()
@@ -94,12 +93,10 @@ class TransformersCapture:
         return capture
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        # What a forward pass that raised has left.
         self._buffer.discard()
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if output is None:
-            self._buffer.discard()
-            return
         tokens = kwargs.get("input_ids", args[0] if args else None)
         fed = tokens if tokens is not None else kwargs.get("inputs_embeds")
         if fed is None:
