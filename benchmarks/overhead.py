@@ -25,7 +25,9 @@ from moe_probe.models import resolve_model
 from moe_probe.trace import Capture
 from tests.toy import save_byte_model, save_toy_tasks
 
-WORKLOADS = {"prefill": ["toy_alpha", "toy_beta"], "generate": ["toy_generate"]}
+# Tasks, and how many times their documents: runs of 10 s and more, or what is done once, such as
+# reserving the staging files, would stand for what is done per token.
+WORKLOADS = {"prefill": (["toy_alpha", "toy_beta"], 4), "generate": (["toy_generate"], 10)}
 SHAPE: dict[str, Any] = {
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -51,8 +53,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = save_byte_model(Path(folder) / "model", **SHAPE)
-        tasks = save_toy_tasks(Path(folder))
-        for workload, names in WORKLOADS.items():
+        for workload, (names, scale) in WORKLOADS.items():
+            (tasks := Path(folder) / workload).mkdir()
+            save_toy_tasks(tasks, scale=scale)
             for capture in (Capture.IDS, Capture.WEIGHTS):
                 options = RecordOptions(
                     model=resolve_model(str(model)),

@@ -52,11 +52,14 @@ class Rows:
         """Route by Gumbel top-k over a Zipf popularity that every layer permutes."""
         num_layers, num_experts, top_k = SHAPES[shape]
         rng = np.random.default_rng(0)
-        popularity_N = np.arange(1, num_experts + 1) ** -ZIPF_EXPONENT
-        scores_TN = rng.gumbel(size=(SEGMENT_TOKENS, num_experts)) + np.log(popularity_N)
-        ids_TK = np.argsort(-scores_TN, axis=1)[:, :top_k]
-        weights_TK = np.take_along_axis(scores_TN, ids_TK, axis=1)
-        weights_TK = np.exp(weights_TK - weights_TK.max(axis=1, keepdims=True))
+        log_popularity_N = -ZIPF_EXPONENT * np.log(np.arange(1, num_experts + 1))
+        ids_TK = np.empty((SEGMENT_TOKENS, top_k), np.int64)
+        weights_TK = np.empty((SEGMENT_TOKENS, top_k))
+        for rows in np.split(np.arange(SEGMENT_TOKENS), 16):  # memory stays small
+            scores_TN = rng.gumbel(size=(len(rows), num_experts)) + log_popularity_N
+            ids_TK[rows] = np.argsort(-scores_TN, axis=1)[:, :top_k]
+            best_TK = np.take_along_axis(scores_TN, ids_TK[rows], axis=1)
+            weights_TK[rows] = np.exp(best_TK - best_TK[:, :1])
         weights_TK /= weights_TK.sum(axis=1, keepdims=True)
         layers = tuple(
             LayerSpec(layer=layer, num_experts=num_experts, top_k=top_k)

@@ -75,20 +75,23 @@ def save_byte_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     return folder
 
 
-def save_toy_tasks(folder: Path) -> Path:
-    """Make an include path of toy_alpha, toy_beta, toy_words, toy_generate and toy_rolling."""
+def save_toy_tasks(folder: Path, *, scale: int = 1) -> Path:
+    """Make an include path of toy_alpha, toy_beta, toy_words, toy_generate and toy_rolling.
+
+    With `scale`, each has that many times the documents.
+    """
     words = ["stone", "river", "cloud!", "a", "lamp post", "tin", "violet", "oak tree"]
     for name, count in (("toy_alpha", 9), ("toy_beta", 7), ("toy_words", 5)):
         docs = [
             # The last character is byte 0 of the vocabulary, which is also what lm-eval pads with.
             {"question": f"{name} {i}: {' '.join(words[: i % 8 + 1])}!!", "answer": i % 4}
-            for i in range(count)
+            for i in range(count * scale)
         ]
         # Two documents with the same prompt: lm-eval runs it once.
         docs.append(dict(docs[1]))
         choices = ["north", "south-east", "up", "d"] if name == "toy_words" else list("ABCD")
         _write(folder, name, docs, _MCQ, choices=json.dumps(choices))
-    docs = [{"question": f"say {word} {i}", "answer": "x"} for i, word in enumerate(words)]
+    docs = [{"question": f"say {word} {i}", "answer": "x"} for i, word in enumerate(words * scale)]
     _write(folder, "toy_generate", docs, _GENERATE)
     docs = [{"question": (f"{word} " * (30 + 40 * i)).strip()} for i, word in enumerate(words[:4])]
     _write(folder, "toy_rolling", docs, _ROLLING)
