@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -35,13 +36,19 @@ class Strata:
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, str, str], int] = {}
 
-    def assign(self, sequence: Sequence, positions_T: np.ndarray) -> np.ndarray:
-        """Return the stratum number of each position: int64 [T]."""
-        key = (sequence.task, sequence.subject, sequence.area)
-        number = self._numbers.setdefault(key, len(self._numbers))
-        # side="right": a position equal to a stretch's end belongs to the next stretch.
-        segment_T = np.searchsorted(sequence.bounds[:-1], positions_T, side="right")
-        return segment_T + number * len(SEGMENTS)
+    def assign(
+        self, sequences: Items[Sequence], index_T: np.ndarray, position_T: np.ndarray
+    ) -> np.ndarray:
+        """Return the stratum number of each position of `sequences[index]`: int64 [T]."""
+        numbers = [
+            self._numbers.setdefault((s.task, s.subject, s.area), len(self._numbers))
+            for s in sequences
+        ]
+        stratum_T: np.ndarray = np.array(numbers, np.int64)[index_T] * len(SEGMENTS)
+        for ends in zip(*(sequence.bounds[:-1] for sequence in sequences), strict=True):
+            # A position equal to a stretch's end belongs to the next stretch.
+            stratum_T += position_T >= np.array(ends, np.int64)[index_T]
+        return stratum_T
 
     def list(self) -> list[Stratum]:
         """The strata; their numbers are indices into this."""

@@ -49,6 +49,7 @@ def check_rows(
     *,
     layout: RowLayout,
     capture: Capture,
+    max_rows: int,
 ) -> None:
     """Raise ValueError where rows do not fit their sequence, the layers or each other."""
     rows, name = len(ids_TB), f"sequence {sequence.sequence_id}"
@@ -57,6 +58,8 @@ def check_rows(
             f"{name} has {sequence.num_tokens} tokens, "
             f"{sequence.prefix_tokens} of them shared, but {rows} rows were given"
         )
+    if rows > max_rows:
+        raise ValueError(f"{name} has {rows} tokens, more than the {max_rows} of a segment")
     if ids_TB.shape != (rows, layout.ids_bytes) or ids_TB.dtype != np.uint8:
         raise ValueError(
             f"{name}: packed ids are {ids_TB.dtype} {ids_TB.shape}, "

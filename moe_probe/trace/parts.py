@@ -6,7 +6,7 @@ Shape suffixes: T tokens, K slots, B bytes of one token's ids.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -70,28 +70,33 @@ def is_flushed(segment: Segment, files: TraceFiles) -> bool:
 def _group_rows(segment: Segment, sequences: list[Sequence]) -> tuple[Groups, Strata]:
     """Say how each row counts; raises ValueError where rows and sequences do not fit."""
     num_rows = segment.num_rows
-    unseen = {sequence.sequence_id: sequence for sequence in sequences}
+    sequence_id_T = segment.sequence_id_T[:num_rows]
+    position_T = segment.position_T[:num_rows].astype(np.int64)
+    is_first_T = np.ones(num_rows, bool)
+    is_first_T[1:] = sequence_id_T[1:] != sequence_id_T[:-1]
+    starts = np.flatnonzero(is_first_T)
+    by_id = {sequence.sequence_id: sequence for sequence in sequences}
+    numbers = sequence_id_T[starts].tolist()
+    if len(set(numbers) & set(by_id)) < len(numbers):
+        raise ValueError("rows fit no sequence")
+    stored = [by_id[number] for number in numbers]
+    lengths = [sequence.num_tokens - sequence.prefix_tokens for sequence in stored]
+    if lengths != np.diff(starts, append=num_rows).tolist():
+        raise ValueError("more or fewer rows than tokens")
+    index_T = np.repeat(np.arange(len(stored)), lengths)
+
+    def of_row(values: Iterable[int]) -> np.ndarray:
+        return np.fromiter(values, np.int64)[index_T]
+
+    first_T = of_row(sequence.prefix_tokens for sequence in stored)
+    if not np.array_equal(position_T, np.arange(num_rows) - starts[index_T] + first_T):
+        raise ValueError("positions do not fit their sequences")
     strata = Strata()
-    stratum_T = np.zeros(num_rows, np.int64)
-    runs_T = np.zeros(num_rows, np.int64)
-    is_new_T = np.zeros(num_rows, bool)
-    ids_T = segment.sequence_id_T[:num_rows]
-    starts = [0, *(np.flatnonzero(ids_T[1:] != ids_T[:-1]) + 1).tolist(), num_rows]
-    for start, stop in itertools.pairwise(starts):
-        sequence = unseen.pop(int(ids_T[start]), None)
-        position_T = segment.position_T[start:stop]
-        if sequence is None or not _fits(sequence, position_T):
-            raise ValueError(f"rows {start} to {stop} fit no sequence")
-        stratum_T[start:stop] = strata.assign(sequence, position_T)
-        runs_T[start:stop] = sequence.multiplicity
-        is_new_T[start:stop] = (sequence.new_from >= 0) & (position_T >= sequence.new_from)
+    stratum_T = strata.assign(stored, index_T, position_T)
+    runs_T = of_row(sequence.multiplicity for sequence in stored)
+    new_from_T = of_row(sequence.new_from for sequence in stored)
+    is_new_T = (new_from_T >= 0) & (position_T >= new_from_T)
     return Groups.of(stratum_T, runs_T, is_new_T), strata
-
-
-def _fits(sequence: Sequence, position_T: np.ndarray) -> bool:
-    first = sequence.prefix_tokens
-    is_whole = sequence.num_tokens == first + len(position_T)
-    return is_whole and bool((position_T == np.arange(len(position_T)) + first).all())
 
 
 class _Columns:
@@ -141,8 +146,6 @@ def _write_routing(segment: Segment, files: TraceFiles, columns: _Columns) -> No
     for values_TB in (*columns.ids, *columns.weights):
         kind, data = pa.binary(values_TB.shape[1]), pa.py_buffer(values_TB)
         arrays.append(pa.FixedSizeBinaryArray.from_buffers(kind, num_rows, [None, data]))
-    split = [spec.ids_column for spec in layers if spec.itemsize == 2]
-    split += [spec.weights_column for spec in layers if columns.weights]
     with atomic(files.part("routing", segment.rank, segment.number)) as temporary:
         pq.write_table(
             pa.table(arrays, schema=schema.with_metadata({SEGMENT_KEY: str(segment.number)})),
@@ -150,7 +153,7 @@ def _write_routing(segment: Segment, files: TraceFiles, columns: _Columns) -> No
             compression="zstd",
             compression_level=1,
             use_dictionary=["sequence_id", "position"],
-            use_byte_stream_split=split,
+            # Not BYTE_STREAM_SPLIT: polars and DuckDB cannot read it in columns of bytes.
             write_statistics=False,
             row_group_size=num_rows,
         )

@@ -145,7 +145,10 @@ class Trace:
             yield _claimed(block, known)
 
     def to_arrow(self) -> pa.Table:
-        """All stored tokens with typed columns: ids and weights as fixed-size lists."""
+        """All stored tokens with typed columns: ids and weights as fixed-size lists.
+
+        Weights become float32, because DuckDB refuses a table that has a float16 column.
+        """
         weights = self.capture is Capture.WEIGHTS
         schema = routing_schema(self.layers.values(), self.capture)
         nothing = Block(schema.empty_table(), self.layers)
@@ -214,7 +217,8 @@ def _typed(block: Block, *, weights: bool) -> pa.Table:
     for spec in block.layers.values():
         table = _replace(table, spec.ids_column, block.topk_ids(spec.layer))
         if weights:
-            table = _replace(table, spec.weights_column, block.topk_weights(spec.layer))
+            weights_TK = block.topk_weights(spec.layer).astype(np.float32)
+            table = _replace(table, spec.weights_column, weights_TK)
     return table
 
 

@@ -2,7 +2,7 @@
 
 Every step may be repeated after a kill at any moment and gives the same files.
 
-Shape suffixes: T tokens of a part that others ran too, K slots.
+Shape suffixes: T tokens of a part that others ran too, K slots, E tokens of their owner.
 """
 
 from __future__ import annotations
@@ -146,14 +146,14 @@ def _count_shared_rows(
     if not len(rows_T):
         return COUNTS_SCHEMA.empty_table()
     sequence_id_T, position_T = sequence_id[rows_T], identity["position"].to_numpy()[rows_T]
+    owners, index_T = np.unique(sequence_id_T, return_inverse=True)
+    runs = [extra[owner] for owner in owners.tolist()]
+    lengths = np.array([len(runs_E) for runs_E in runs])
+    if not ((position_T >= 0) & (position_T < lengths[index_T])).all():
+        raise TraceError(f"{path} is damaged: it has rows beyond the end of their sequence.")
+    runs_T = np.concatenate(runs)[(np.cumsum(lengths) - lengths)[index_T] + position_T]
     strata = Strata()
-    stratum_T, runs_T = np.zeros((2, len(rows_T)), np.int64)
-    for owner in np.unique(sequence_id_T).tolist():
-        mine = sequence_id_T == owner
-        if not ((position_T[mine] >= 0) & (position_T[mine] < len(extra[owner]))).all():
-            raise TraceError(f"{path} is damaged: it has rows beyond the end of sequence {owner}.")
-        stratum_T[mine] = strata.assign(facts[owner], position_T[mine])
-        runs_T[mine] = extra[owner][position_T[mine]]
+    stratum_T = strata.assign([facts[owner] for owner in owners.tolist()], index_T, position_T)
     is_weighted = capture is Capture.WEIGHTS
     builder = CountsBuilder(strata, Groups.of(stratum_T, runs_T, np.zeros(len(rows_T), bool)))
     for spec in layout.layers:

@@ -40,6 +40,7 @@ def write_table(path: Path, table: pa.Table, *, segment: int | None = None) -> N
     options = {
         "compression": "zstd",
         "compression_level": 1,
+        "write_statistics": False,
         # Numbers that hardly repeat gain nothing from a dictionary.
         "use_dictionary": [name for name in table.column_names if name not in _PLAIN],
         # Columns that are dictionaries in memory are plain text to those who read the file.

@@ -19,12 +19,7 @@ from moe_probe.trace.files import TraceFiles, writer_lock
 from moe_probe.trace.intake import SequenceIds, check_rows, event
 from moe_probe.trace.layout import Capture, LayerSpec, RowLayout
 from moe_probe.trace.output import begin_run, check_output, end_run, last_sequence
-from moe_probe.trace.schema import (
-    FORMAT_VERSION,
-    MAX_SEQUENCE_TOKENS,
-    SEGMENT_TOKENS,
-    Sequence,
-)
+from moe_probe.trace.schema import FORMAT_VERSION, MAX_SEQUENCE_TOKENS, SEGMENT_TOKENS, Sequence
 from moe_probe.trace.settling import settle
 from moe_probe.trace.spool import Spool, WriterStats
 
@@ -41,8 +36,7 @@ class TraceWriter:
         layers: The MoE layers, in model order.
         capture: How much to keep of each decision.
         run: Facts for run.json: model, task, engine, ...
-        rank: Names the parts and numbers the sequences of one of several writers, of which only
-            one at a time can have the trace.
+        rank: Which of several writers that take turns this is; it names parts and sequences.
         resume: Continue an existing trace of the same layers and capture level.
         force: Replace an existing trace; other files beside it stay.
         segment_tokens: Tokens per part; also the longest sequence that can be written.
@@ -77,7 +71,7 @@ class TraceWriter:
         with ExitStack() as stack:
             try:
                 self._lock(stack)
-                # Again, now that nobody else can make or remove a trace here.
+                # Again, now that nobody else can make a trace here.
                 check_output(self.files.root, resume=resume, force=force)
                 self._begin(dict(run or {}), resume=resume, force=force)
             except OSError as error:
@@ -143,13 +137,14 @@ class TraceWriter:
         if ids_TB is not None and not len(ids_TB):
             ids_TB = None
         if ids_TB is not None:
-            layout, capture = self.layout, self.capture
-            check_rows(sequence, ids_TB, token_id_T, weights_TS, layout=layout, capture=capture)
-            if len(ids_TB) > self._segment_tokens:
-                raise ValueError(
-                    f"sequence {sequence.sequence_id} has {len(ids_TB)} tokens, more than the "
-                    f"{self._segment_tokens} of a segment"
-                )
+            arrays = (ids_TB, token_id_T, weights_TS)
+            check_rows(
+                sequence,
+                *arrays,
+                layout=self.layout,
+                capture=self.capture,
+                max_rows=self._segment_tokens,
+            )
         self._sequence_ids.claim(sequence.sequence_id)
         self._spool.append(
             event({"sequence": sequence.to_json()}),
@@ -199,10 +194,7 @@ class TraceWriter:
         is_greedy: bool | None = None,
         response: str | None = None,
     ) -> None:
-        """Accept what the model answered: a choice's log-likelihood, or a generated text.
-
-        Raises TraceError where the background thread failed to write.
-        """
+        """Accept what the model answered: a choice's log-likelihood, or a generated text."""
         self._check_open()
         answer = {
             "sequence_id": sequence_id,
@@ -250,8 +242,8 @@ class TraceWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        self.close("complete" if error is None else "interrupted" if interrupted else "failed")
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self.close("complete" if error is None else status)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -134,7 +134,7 @@ def test_outputs_in_the_way_are_left_alone(
     assert "is not a trace, so it is left alone" in error
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "run.json").write_text("{}")
+    (tmp_path / "old" / "run.json").write_text('{"moe_probe_trace": 1}')
     code, error = run.refused(*arguments, "-o", tmp_path / "old")
     assert code == 2
     assert "--resume to continue it or --force to replace it" in error

@@ -1,4 +1,4 @@
-"""A trace is untrusted input: whatever is wrong with it is one TraceError, and nothing is written."""
+"""A trace is untrusted input: whatever is wrong with it is one TraceError, no crash."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_run_file_that_says_nonsense(path: Path, change: dict[str, Any], message
 
 def test_no_trace_at_all(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(TraceError, match="is not a moe-probe trace: it has no run.json"):
+        with pytest.raises(TraceError, match=r"is not a moe-probe trace: it has no run\.json"):
             open_trace(path)
 
 
@@ -145,5 +145,5 @@ def test_what_a_trace_lacks(tmp_path: Path, call: Callable[[Trace], object], mes
 
 def test_counts_only_traces_have_no_rows(tmp_path: Path) -> None:
     record(tmp_path / "t", 0, capture="counts")
-    with pytest.raises(TraceError, match="has no per-token rows. Record with --capture ids"):
+    with pytest.raises(TraceError, match=r"has no per-token rows\. Record with --capture ids"):
         next(open_trace(tmp_path / "t").scan())
