@@ -114,7 +114,7 @@ class Counts:
                 "number of tokens. Record with --capture ids."
             )
         counts = cls(trace.layers, rule)
-        for path in trace.files.parts("counts"):
+        for path in trace.counts_parts:
             counts._add_table(read_part(path, COUNTS_SCHEMA))
         assignments_G = counts.counts_GN[filled.layer].sum(axis=1)
         counts.tokens_G = -(-assignments_G // filled.top_k)
@@ -177,7 +177,7 @@ def table_totals(trace: Trace) -> dict[int, np.ndarray]:
     """
     schema = pa.schema([COUNTS_SCHEMA.field(name) for name in ("layer", "expert", "count")])
     total = np.zeros(sum(spec.num_experts for spec in trace.layers.values()), np.int64)
-    for path in trace.files.parts("counts"):
+    for path in trace.counts_parts:
         # Without the strings a part is read ten times faster.
         table = read_part(path, schema)
         column_R = _columns(table, trace.layers)

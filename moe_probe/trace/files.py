@@ -17,7 +17,7 @@ from moe_probe.trace.schema import FORMAT_VERSION, Capture, RowLayout
 
 _MAX_RUN_BYTES = 64 << 20
 _KINDS = ("routing", "counts", "sequences", "answers")
-_PART = re.compile(r"part-(\d{1,9})-(\d{6,9}|shared)\.parquet")
+_PART = re.compile(r"part-(\d{1,9})-(\d{6,9}|to\d{6,9}|shared)\.parquet")
 _SEGMENT = re.compile(r"segment-(\d{1,9})-\d{1,3}\.bin")
 
 
@@ -48,20 +48,27 @@ class TraceFiles:
         return sorted(p for p in (self.root / kind).glob("part-*") if _PART.fullmatch(p.name))
 
     def claimed(self) -> frozenset[str]:
-        """Names of finished parts: the sequences part, which is written last, claims the others."""
-        shared = self.part("counts", 0, "shared").name
-        return frozenset({shared, *(path.name for path in self.parts("sequences"))})
+        """Names of finished parts: the sequences part, which is written last, claims the others.
+
+        What is only ever made from finished parts, summed and shared counts, claims itself.
+        """
+        own = {p.name for p in self.parts("counts") if not _name(p)[1].isdigit()}
+        return frozenset(own | {path.name for path in self.parts("sequences")})
 
     def finished(self, kind: str, claimed: frozenset[str] | None = None) -> list[Path]:
-        """Finished parts of a kind; those that `claimed` names, if it is given."""
+        """Finished parts of a kind; those that `claimed` names, if it is given.
+
+        Counts parts that a summed one holds are left out, should they still be there.
+        """
         claimed = self.claimed() if claimed is None else claimed
-        return [path for path in self.parts(kind) if path.name in claimed]
+        paths = [path for path in self.parts(kind) if path.name in claimed]
+        return _without_summed(paths) if kind == "counts" else paths
 
     def last_number(self, rank: int) -> int:
         """The highest number that any part of a rank has; -1 where there is none."""
-        matches = [_PART.fullmatch(path.name) for kind in _KINDS for path in self.parts(kind)]
-        numbers = [m[2] for m in matches if m and int(m[1]) == rank and m[2] != "shared"]
-        return max(map(int, numbers), default=-1)
+        names = [_name(path) for kind in _KINDS for path in self.parts(kind)]
+        numbers = [name for number, name in names if number == rank and name != "shared"]
+        return max((int(name.removeprefix("to")) for name in numbers), default=-1)
 
     def segment(self, rank: int, slot: int) -> Path:
         return self.stage / f"segment-{rank}-{slot}.bin"
@@ -99,6 +106,32 @@ class TraceFiles:
             path.unlink()
         self.drop_unclaimed()
         self.run.unlink(missing_ok=True)
+
+
+def rank_of(path: Path) -> int:
+    """The rank in a part's name."""
+    return _name(path)[0]
+
+
+def _name(path: Path) -> tuple[int, str]:
+    match = _PART.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), match[2]
+
+
+def _without_summed(paths: list[Path]) -> list[Path]:
+    """Of each rank, the last summed part and the numbered ones after it."""
+    through: dict[int, int] = {}
+    for rank, name in map(_name, paths):
+        if name.startswith("to"):
+            through[rank] = max(through.get(rank, -1), int(name[2:]))
+
+    def counts(path: Path) -> bool:
+        rank, name = _name(path)
+        last = through.get(rank, -1)
+        return name == "shared" or (int(name) > last if name.isdigit() else int(name[2:]) == last)
+
+    return [path for path in paths if counts(path)]
 
 
 @contextmanager

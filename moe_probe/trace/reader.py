@@ -109,7 +109,12 @@ class Trace:
         `count` is every token the model ran, `unique_count` every distinct context once. The
         parts are joined as they are: sum over whatever is not wanted.
         """
-        return read_tables(self.files.finished("counts", self._claimed), COUNTS_SCHEMA)
+        return read_tables(self.counts_parts, COUNTS_SCHEMA)
+
+    @property
+    def counts_parts(self) -> list[Path]:
+        """The files of `counts`, to be read one by one where they are large."""
+        return self.files.finished("counts", self._claimed)
 
     @cached_property
     def sharing(self) -> SharingIndex:

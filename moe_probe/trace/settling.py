@@ -8,6 +8,7 @@ Shape suffixes: T tokens of a part that others ran too, K slots, E tokens of the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from moe_probe.errors import TraceError
 from moe_probe.trace.counting import CountsBuilder, Groups, Strata
-from moe_probe.trace.files import TraceFiles
+from moe_probe.trace.files import TraceFiles, rank_of
 from moe_probe.trace.schema import (
     ANSWER_SCHEMA,
     COUNTS_SCHEMA,
@@ -42,13 +43,14 @@ Answers = dict[int, dict[int, dict[str, Any]]]
 
 
 def settle(files: TraceFiles, run: Mapping[str, Any], correct: Correct | None = None) -> None:
-    """Count shared tokens for everyone who ran them, and join answers to their sequences.
+    """Sum the counts, count shared tokens for everyone who ran them, join answers to sequences.
 
     Args:
         files: The trace; the caller holds its lock.
         run: Content of its run.json.
         correct: Whether the model was right, by (task, doc_id), as far as known.
     """
+    _sum_counts(files)
     if run["capture"] != Capture.COUNTS:
         counts = _shared_counts(files, RowLayout.from_json(run["layers"]), Capture(run["capture"]))
         path = files.part("counts", 0, "shared")
@@ -68,6 +70,27 @@ def settle(files: TraceFiles, run: Mapping[str, Any], correct: Correct | None = 
     if not answers:
         for path in files.finished("answers"):
             path.unlink()
+
+
+def _sum_counts(files: TraceFiles) -> None:
+    """Make one counts part of each rank's many.
+
+    Each part of a long recording has nearly every subject, since an evaluation sorts its prompts
+    by length, so together they are many times as large as their sum.
+    """
+    shared = files.part("counts", 0, "shared")
+    paths = [path for path in files.finished("counts") if path != shared]
+    for rank, group in groupby(paths, key=rank_of):
+        parts = list(group)
+        if len(parts) < 2:
+            continue
+        total = COUNTS_SCHEMA.empty_table()
+        for path in parts:
+            total = _summed(pa.concat_tables([total, read_tables([path], COUNTS_SCHEMA)]))
+        # Its name says which parts it holds, so a kill before they are deleted counts none twice.
+        write_table(files.part("counts", rank, f"to{files.last_number(rank):06d}"), total)
+    for path in set(files.parts("counts")) - set(files.finished("counts")):
+        path.unlink()
 
 
 def by_sequence(answers: pa.Table) -> Answers:

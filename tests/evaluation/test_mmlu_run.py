@@ -1,4 +1,4 @@
-"""All 57 subjects with the bundled model: every token lm-eval ran, recounted from its own samples."""
+"""All 57 subjects with the bundled model: every token recounted from lm-eval's own samples."""
 
 from __future__ import annotations
 
