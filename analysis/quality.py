@@ -64,8 +64,13 @@ def check_trace(trace: Trace, *, also: Sequence[Accumulator] = ()) -> list[Check
         also: Accumulators to fill in the same pass, where the trace has rows.
 
     Raises:
-        TraceError: the trace is damaged.
+        TraceError: the trace is damaged, or of a model without routers.
     """
+    if not trace.layers:
+        raise TraceError(
+            f"{trace.path} was recorded with --baseline: it has scores, in run.json and "
+            "sequences/, and no routing. Give the trace of a model with experts."
+        )
     faults: RowFaults | None = None
     if trace.capture is Capture.COUNTS:
         counts = count(trace, Rule.RAW)

@@ -195,15 +195,16 @@ def _print_result(result: RunResult) -> None:
     if result.results.get("groups"):
         output.result(make_table(result.results, "groups").rstrip())
     totals = result.completeness
-    layers = totals.layers.values()
+    where = f"in each of {len(totals.layers)} MoE layers" if totals.layers else "for scores only"
     state = "complete" if totals.shortfall == 0 else f"{totals.shortfall} MISSING"
     output.result(
         f"{result.num_sequences} sequences, {totals.recorded_tokens} of {totals.expected_tokens} "
-        f"tokens in each of {len(layers)} MoE layers: {state}"
+        f"tokens {where}: {state}"
     )
     size = sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file())
     output.result(f"{result.path} ({output.quantity(size, 'B')})")
-    output.note(f"Next: moe-probe report {shlex.quote(str(result.path))}")
+    if totals.layers:
+        output.note(f"Next: moe-probe report {shlex.quote(str(result.path))}")
 
 
 def _parse_model_args(text: str) -> dict[str, Any]:

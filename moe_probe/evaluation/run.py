@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from lm_eval import simple_evaluate
+from lm_eval import evaluator, simple_evaluate
 
 from moe_probe import __version__
 from moe_probe.errors import UsageError
@@ -100,8 +101,9 @@ def record_evaluation(
 
 def evaluate(plan: RecordPlan, lm: MoeProbeHF, items: list[Any]) -> dict[str, Any]:
     """Run lm-eval as a plan says; what it prints goes to stderr."""
-    # lm-eval prints notices to stdout, which is for results.
-    with redirect_stdout(sys.stderr):
+    # lm-eval prints notices to stdout, which is for results, and asks git for the commit of the
+    # working directory, which complains on stderr where that is no checkout.
+    with redirect_stdout(sys.stderr), mock.patch.object(evaluator, "get_git_commit_hash"):
         results = simple_evaluate(
             model=lm,
             tasks=items,

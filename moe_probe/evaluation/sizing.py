@@ -50,7 +50,7 @@ class MemoryNeed:
     def __str__(self) -> str:
         weights = self.num_parameters * self.bytes_per_parameter
         return (
-            f"{self.num_parameters / 1e9:.1f}B parameters x {self.bytes_per_parameter:g} bytes "
+            f"{_count(self.num_parameters)} parameters x {self.bytes_per_parameter:g} bytes "
             f"({self.dtype}) = {_gib(weights)} + {ALLOWANCE:.0%} = {_gib(self.num_bytes)}"
         )
 
@@ -170,5 +170,10 @@ def _group_available(folder: Path, limit_file: str, usage_file: str) -> Iterator
     yield max(0, limit - usage + int(statistics.get("inactive_file", 0)))
 
 
+def _count(number: int) -> str:
+    return f"{number / 1e9:.1f}B" if number >= 1e8 else f"{number / 1e6:.1f}M"
+
+
 def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
+    small = num_bytes < 2**27
+    return f"{num_bytes / 2**20:.1f} MiB" if small else f"{num_bytes / 2**30:.1f} GiB"

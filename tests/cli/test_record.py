@@ -212,6 +212,10 @@ def test_baseline_records_scores_of_a_dense_model(
     rows = trace.sequences.to_pylist()
     assert len(rows) == 8
     assert all(len(row["choice_logliks"]) == 4 and row["correct"] is not None for row in rows)
+    for command in ("report", "check"):
+        code, out, err = run(command, tmp_path / "t")
+        assert (code, out) == (1, "")
+        assert "recorded with --baseline" in err
 
 
 def test_interrupt_keeps_the_data_and_says_how_to_go_on(
