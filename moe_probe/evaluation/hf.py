@@ -166,6 +166,11 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         if self._recorder is None:
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        if self._recorder.prior is not None and any((r.repeats or 1) > 1 for r in requests):
+            raise UsageError(
+                "A task that generates several answers per document cannot be resumed: which one "
+                "is missing cannot be told. Record it into a new --output."
+            )
         answers = [self._known_response(instance) for instance in requests]
         todo = [r for r, answer in zip(requests, answers, strict=True) if answer is None]
         for instance in todo:

@@ -17,44 +17,28 @@ import pytest
 import torch
 import transformers
 
-from moe_probe.cli import main
 from moe_probe.trace import open_trace
 from tests.toy import SHAPE, save_byte_model
 
 
-class Run:
-    """Runs the command in this process and keeps what it said."""
+@pytest.fixture
+def refused(probe: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command that must fail before any forward pass, with one sentence."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["moe-probe", *map(str, arguments)])
-        self._capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        said = self._capsys.readouterr()
-        code = exit_.value.code
-        return (code if isinstance(code, int) else 0), said.out, said.err
-
-    def refused(self, *arguments: object) -> tuple[int, str]:
-        """Run a command that must fail before any forward pass, with one sentence."""
-
+    def run(*arguments: object) -> tuple[int, str]:
         def forward(*_: Any, **__: Any) -> None:
             raise AssertionError("a model was run")
 
-        self._monkeypatch.setattr(torch.nn.Module, "__call__", forward)
-        code, out, err = self(*arguments)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.nn.Module, "__call__", forward)
+            code, out, err = probe(*arguments)
         assert out == ""
         errors = [line for line in err.splitlines() if line.startswith("Error: ")]
         assert len(errors) == 1
         assert "Traceback" not in err
         return code, errors[0]
 
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return Run(monkeypatch, capsys)
+    return run
 
 
 def save_config_only(folder: Path, config: transformers.PreTrainedConfig) -> Path:
@@ -62,17 +46,17 @@ def save_config_only(folder: Path, config: transformers.PreTrainedConfig) -> Pat
     return folder
 
 
-def test_unknown_model_names_near_matches(run: Run, tmp_path: Path) -> None:
-    code, error = run.refused("record", "-m", "deepseekv3", "-t", "mmlu", "-o", tmp_path / "t")
+def test_unknown_model_names_near_matches(refused: Any, tmp_path: Path) -> None:
+    code, error = refused("record", "-m", "deepseekv3", "-t", "mmlu", "-o", tmp_path / "t")
     assert code == 2
     assert "deepseek-v3" in error
     assert not (tmp_path / "t").exists()
 
 
-def test_dense_model_is_offered_a_baseline(run: Run, tmp_path: Path, toy_tasks: Path) -> None:
+def test_dense_model_is_offered_a_baseline(refused: Any, tmp_path: Path, toy_tasks: Path) -> None:
     shape = {k: v for k, v in SHAPE.items() if "expert" not in k and not k.startswith("m")}
     dense = save_config_only(tmp_path / "dense", transformers.LlamaConfig(**shape))
-    code, error = run.refused(
+    code, error = refused(
         "record", "-m", dense, "-t", "toy_beta", "--include-path", toy_tasks, "-o", tmp_path / "t"
     )
     assert code == 1
@@ -81,12 +65,12 @@ def test_dense_model_is_offered_a_baseline(run: Run, tmp_path: Path, toy_tasks: 
 
 
 def test_model_that_cannot_fit_shows_the_arithmetic(
-    run: Run, tmp_path: Path, toy_tasks: Path
+    refused: Any, tmp_path: Path, toy_tasks: Path
 ) -> None:
     giant = save_config_only(
         tmp_path / "giant", transformers.MixtralConfig(num_hidden_layers=400, hidden_size=8192)
     )
-    code, error = run.refused(
+    code, error = refused(
         "record", "-m", giant, "-t", "toy_beta", "--include-path", toy_tasks, "-o", tmp_path / "t"
     )
     assert code == 1
@@ -109,14 +93,14 @@ def test_model_that_cannot_fit_shows_the_arithmetic(
     ],
 )
 def test_wrong_usage_is_refused(
-    run: Run,
+    refused: Any,
     tmp_path: Path,
     byte_model: Path,
     toy_tasks: Path,
     arguments: list[str],
     message: str,
 ) -> None:
-    code, error = run.refused(
+    code, error = refused(
         "record", "-m", byte_model, "--include-path", toy_tasks, "-o", tmp_path / "t", *arguments
     )
     assert code == 2
@@ -124,27 +108,27 @@ def test_wrong_usage_is_refused(
 
 
 def test_outputs_in_the_way_are_left_alone(
-    run: Run, tmp_path: Path, byte_model: Path, toy_tasks: Path
+    refused: Any, tmp_path: Path, byte_model: Path, toy_tasks: Path
 ) -> None:
     arguments = ["record", "-m", byte_model, "-t", "toy_beta", "--include-path", toy_tasks]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    code, error = run.refused(*arguments, "-o", tmp_path / "mine", "--force")
+    code, error = refused(*arguments, "-o", tmp_path / "mine", "--force")
     assert code == 2
     assert "is not a trace, so it is left alone" in error
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text('{"moe_probe_trace": 1}')
-    code, error = run.refused(*arguments, "-o", tmp_path / "old")
+    code, error = refused(*arguments, "-o", tmp_path / "old")
     assert code == 2
     assert "--resume to continue it or --force to replace it" in error
-    code, error = run.refused(*arguments, "-o", "/proc/moe-probe")
+    code, error = refused(*arguments, "-o", "/proc/moe-probe")
     assert code == 2
     assert "Cannot write to /proc/moe-probe" in error
 
 
 def test_full_disk_is_found_before_the_evaluation(
-    run: Run,
+    probe: Any,
     tmp_path: Path,
     byte_model: Path,
     toy_tasks: Path,
@@ -154,7 +138,7 @@ def test_full_disk_is_found_before_the_evaluation(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", no_space)
-    code, _, err = run(
+    code, _, err = probe(
         "record", "-m", byte_model, "-t", "toy_beta", "--include-path", toy_tasks,
         "-o", tmp_path / "t", "-q",
     )  # fmt: skip
@@ -163,14 +147,14 @@ def test_full_disk_is_found_before_the_evaluation(
     assert "Traceback" not in err
 
 
-def test_unreadable_block_is_refused_by_name(run: Run, tmp_path: Path, toy_tasks: Path) -> None:
+def test_unreadable_block_is_refused_by_name(refused: Any, tmp_path: Path, toy_tasks: Path) -> None:
     config = transformers.JetMoeConfig(
         vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_key_value_heads=2, kv_channels=16, num_local_experts=8, num_experts_per_tok=2,
     )  # fmt: skip
     folder = save_byte_model(tmp_path / "jetmoe")
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    code, error = run.refused(
+    code, error = refused(
         "record", "-m", folder, "-t", "toy_beta", "--include-path", toy_tasks, "-o", tmp_path / "t"
     )
     assert code == 1
@@ -179,15 +163,15 @@ def test_unreadable_block_is_refused_by_name(run: Run, tmp_path: Path, toy_tasks
 
 
 def test_dry_run_measures_and_writes_nothing(
-    run: Run, tmp_path: Path, byte_model: Path, toy_tasks: Path
+    probe: Any, tmp_path: Path, byte_model: Path, toy_tasks: Path
 ) -> None:
     arguments = ["-m", byte_model, "-t", "toy_alpha,toy_words", "--include-path", toy_tasks]
-    _, out, _ = run("record", *arguments, "-o", tmp_path / "t", "--dry-run")
+    _, out, _ = probe("record", *arguments, "-o", tmp_path / "t", "--dry-run")
     said = dict(line.split(":", 1) for line in out.splitlines())
     assert said["documents"].split() == ["16"]
     assert said["MoE layers"].split() == ["2"]
     assert not (tmp_path / "t").exists()
-    code, _, _ = run("record", *arguments, "-o", tmp_path / "t", "-q")
+    code, _, _ = probe("record", *arguments, "-o", tmp_path / "t", "-q")
     assert code == 0
     completeness = open_trace(tmp_path / "t").run["completeness"]
     tokens = completeness["expected_tokens"]
@@ -195,13 +179,13 @@ def test_dry_run_measures_and_writes_nothing(
 
 
 def test_baseline_records_scores_of_a_dense_model(
-    run: Run, tmp_path: Path, toy_tasks: Path
+    probe: Any, tmp_path: Path, toy_tasks: Path
 ) -> None:
     folder = save_byte_model(tmp_path / "dense")
     shape = {k: v for k, v in SHAPE.items() if "expert" not in k and not k.startswith("m")}
     dense = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**shape))
     dense.save_pretrained(folder)
-    code, out, _ = run(
+    code, out, _ = probe(
         "record", "-m", folder, "-t", "toy_beta", "--include-path", toy_tasks, "--baseline",
         "-o", tmp_path / "t",
     )  # fmt: skip
@@ -213,13 +197,13 @@ def test_baseline_records_scores_of_a_dense_model(
     assert len(rows) == 8
     assert all(len(row["choice_logliks"]) == 4 and row["correct"] is not None for row in rows)
     for command in ("report", "check"):
-        code, out, err = run(command, tmp_path / "t")
+        code, out, err = probe(command, tmp_path / "t")
         assert (code, out) == (1, "")
         assert "recorded with --baseline" in err
 
 
 def test_interrupt_keeps_the_data_and_says_how_to_go_on(
-    run: Run, tmp_path: Path, byte_model: Path, toy_tasks: Path
+    probe: Any, tmp_path: Path, byte_model: Path, toy_tasks: Path
 ) -> None:
     output = tmp_path / "my trace"
     arguments = [
@@ -248,7 +232,7 @@ def test_interrupt_keeps_the_data_and_says_how_to_go_on(
     assert trace.run["status"] == "interrupted"
     assert 0 < trace.sequences.num_rows < 34
     assert json.loads((output / "run.json").read_text())["completeness"]["shortfall"] > 0
-    code, out, _ = run(*shlex.split(resume)[2:])
+    code, out, _ = probe(*shlex.split(resume)[2:])
     assert code == 0
     assert "complete" in out
     assert open_trace(output).run["status"] == "complete"

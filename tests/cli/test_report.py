@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.cli import main
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 
 HOSTILE = "\"'><script>alert(1)</script>&\x1b[31m\nnew"
@@ -27,25 +26,6 @@ FILES = [
     "figures/relative_load.png",
     "report.html",
 ]
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["moe-probe", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Result(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
