@@ -7,19 +7,21 @@ Shape suffixes: T tokens, B bytes of one token's ids, S slots of one token over 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
 
+from moe_probe.errors import UsageError
 from moe_probe.evaluation.completeness import Completeness
 from moe_probe.evaluation.contexts import ContextIndex, PrefixStore, token_hash
 from moe_probe.evaluation.prior import PriorRun
 from moe_probe.evaluation.progress import RunProgress
 from moe_probe.evaluation.rows import Request, Row
 from moe_probe.trace import Capture, Sequence, TraceWriter
+
+_Value = TypeVar("_Value")
 
 
 class Recorder:
@@ -50,11 +52,19 @@ class Recorder:
         self._contexts = ContextIndex()
         self._sample_every, self._seed = sample_every, seed
         self._stores_rows = writer.capture is not Capture.COUNTS
-        self._waiting: dict[Hashable, list[tuple[int, int]]] = defaultdict(list)
-        self._early: dict[Hashable, list[dict[str, Any]]] = defaultdict(list)
+        self._waiting: dict[Hashable, list[tuple[int, int]]] = {}
+        self._early: dict[Hashable, list[dict[str, Any]]] = {}
 
     def expect(self, num_tokens: int) -> None:
-        """Note tokens that the evaluation is going to run."""
+        """Note a row that the evaluation is going to run.
+
+        Raises UsageError for a row that is longer than the trace can hold.
+        """
+        if num_tokens > self.writer.longest_sequence:
+            raise UsageError(
+                f"A prompt has {num_tokens} tokens, and a sequence of this trace can have "
+                f"{self.writer.longest_sequence}. Cut prompts with --model-args max_length=N."
+            )
         self.totals.expected_tokens += num_tokens
 
     def note_known(self, request: Request, tokens_T: np.ndarray, num_tokens: int) -> None:
@@ -97,7 +107,7 @@ class Recorder:
                 sequence = self._sequence(row, requests, tokens_T, prompt_hash, original)
                 sequence_id = sequence.sequence_id
                 self._write(sequence, tokens_T, ids_TB, weights_TS)
-            else:
+            elif self._is_sampled(row.requests[0]):
                 self._contexts.add(tokens_T)
             original = sequence_id if original < 0 else original
             for request in requests:
@@ -110,20 +120,21 @@ class Recorder:
 
     def answer(self, key: Hashable, answer: dict[str, Any]) -> None:
         """Write an answer to the sequence that awaits it, now or when its row has arrived."""
-        if self._waiting[key]:
-            sequence_id, choice = self._waiting[key].pop()
+        if key in self._waiting:
+            sequence_id, choice = _take(self._waiting, key)
             self.writer.answer(sequence_id, choice, **answer)
         else:
-            self._early[key].append(answer)
+            self._early.setdefault(key, []).append(answer)
 
     def _await_answer(self, request: Request, sequence_id: int) -> None:
         if request.answer_key is None:
             return
-        if self._early[request.answer_key]:
-            answer = self._early[request.answer_key].pop()
+        if request.answer_key in self._early:
+            answer = _take(self._early, request.answer_key)
             self.writer.answer(sequence_id, request.choice, **answer)
         else:
-            self._waiting[request.answer_key].append((sequence_id, request.choice))
+            waiting = self._waiting.setdefault(request.answer_key, [])
+            waiting.append((sequence_id, request.choice))
 
     def _sequence(
         self,
@@ -195,6 +206,15 @@ class Recorder:
             return False
         document = f"{self._seed}/{request.task}/{request.doc_id}".encode()
         return crc32(document) % self._sample_every == 0
+
+
+def _take(waiting: dict[Hashable, list[_Value]], key: Hashable) -> _Value:
+    """Take one value under a key, and the key with the last of them."""
+    values = waiting[key]
+    value = values.pop()
+    if not values:
+        del waiting[key]
+    return value
 
 
 def _sharing_keys(sequence: Sequence, tokens_T: np.ndarray) -> dict[int, Hashable]:

@@ -28,6 +28,8 @@ from moe_probe.hooks.transformers.config_facts import expected_moe_layers, text_
 from moe_probe.trace import Capture, TraceWriter, open_trace
 from moe_probe.trace.schema import SEGMENT_TOKENS
 
+# Staging is reserved for the longest sequence: of a model for ten million tokens, too much.
+_LONGEST = 1 << 18
 _CORRECT_METRICS = ("acc", "exact_match")
 
 
@@ -77,7 +79,7 @@ def record_evaluation(
             run=_run_facts(plan, lm),
             resume=options.resume,
             force=options.force,
-            segment_tokens=max(SEGMENT_TOKENS, lm.max_length + 1),
+            segment_tokens=max(SEGMENT_TOKENS, min(lm.max_length, _LONGEST) + 1),
         )
         progress = stack.enter_context(RunProgress(quiet=options.quiet))
         recorder = Recorder(

@@ -81,6 +81,11 @@ class TraceWriter:
             self._closing = stack.pop_all()
 
     @property
+    def longest_sequence(self) -> int:
+        """The most tokens of its own that a sequence can have."""
+        return self._segment_tokens
+
+    @property
     def stats(self) -> WriterStats:
         return self._spool.stats
 
