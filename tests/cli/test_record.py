@@ -213,7 +213,9 @@ def test_interrupt_keeps_the_data_and_says_how_to_go_on(
     slow = (
         "import time, moe_probe.trace.writer as w\n"
         "write = w.TraceWriter.write\n"
-        "def slowly(self, *a, **k):\n    write(self, *a, **k)\n    time.sleep(0.2)\n"
+        "def slowly(self, *a, **k):\n"
+        f"    write(self, *a, **k)\n    open({str(tmp_path / 'written')!r}, 'a').close()\n"
+        "    time.sleep(0.2)\n"
         "w.TraceWriter.write = slowly\n"
         "from moe_probe.cli import main\nmain()\n"
     )
@@ -221,9 +223,9 @@ def test_interrupt_keeps_the_data_and_says_how_to_go_on(
         [sys.executable, "-c", slow, *arguments], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not list(output.glob("stage/segment-0-2.bin")) and time.monotonic() < deadline:
+    while not (tmp_path / "written").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1.0)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

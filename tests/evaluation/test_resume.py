@@ -53,7 +53,7 @@ def test_ten_kills_lose_nothing_and_count_nothing_twice(
         "kills": 10,
         "seed": 20,
         "max_delay": 0.1,
-        "pause": 0.02,
+        "pause": 0.04,
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.evaluation.kill_server", json.dumps(arguments)],
