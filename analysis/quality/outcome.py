@@ -1,0 +1,65 @@
+"""What a check says, and how it reads what run.json says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from moe_probe.errors import TraceError
+from moe_probe.trace import Trace
+
+
+class Status(StrEnum):
+    """How a check ended."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    NOTE = "note"
+    """Worth knowing, neither right nor wrong."""
+    SKIP = "skip"
+    """The trace lacks what the check needs; its reason says what."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check."""
+
+    check: str
+    """Its id."""
+    name: str
+    """What it looks at."""
+    status: Status
+    value: str = ""
+    expected: str = ""
+    reason: str = ""
+    """Why it was skipped."""
+
+
+def fact(trace: Trace, name: str) -> int | None:
+    facts = table(trace.run, "model_facts")
+    return None if facts.get(name) is None else integers(facts, name)[0]
+
+
+def table(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    table = facts.get(name) or {}
+    if not isinstance(table, dict):
+        raise TraceError(f"{name} in run.json is {table!r}, not a table. Record again.")
+    return table
+
+
+def integers(table: dict[str, Any], names: str) -> list[int]:
+    try:
+        return [int(table[name]) for name in names.split()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceError(f"A table in run.json lacks {names}: {error!r}. Record again.") from error
+
+
+def pass_if(condition: bool) -> Status:
+    return Status.PASS if condition else Status.FAIL
+
+
+def some(texts: list[str]) -> str:
+    """Name the first three."""
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return "; ".join(texts[:3]) + more

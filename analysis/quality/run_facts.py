@@ -1,0 +1,69 @@
+"""Checks of what the recording says of itself: Q0, Q7, Q8, Q12 and Q14."""
+
+from __future__ import annotations
+
+from moe_probe.analysis.quality.outcome import Check, Status, fact, integers, pass_if, some
+from moe_probe.analysis.quality.outcome import table as table_of
+from moe_probe.trace import Trace
+
+_MIN_PREFIX_AGREEMENT = 0.99
+
+
+def completeness(trace: Trace) -> Check:
+    name = "every token recorded"
+    table = table_of(trace.run, "completeness")
+    if not table:
+        return Check("Q0", name, Status.SKIP, reason="run.json has no completeness table")
+    total, computed, missing, *parts = integers(
+        table,
+        "expected_tokens computed_tokens shortfall stored_tokens shared_tokens unsampled_tokens",
+    )
+    captured = table_of(table, "layers")
+    layers = [layer for layer in map(str, trace.layers) if captured.get(layer) != computed]
+    is_complete = not missing and not layers and sum(parts) == total
+    value = f"{sum(parts):,} of {total:,} tokens, {missing:,} missing"
+    if layers:
+        value += f"; other than {computed:,} tokens in layers {some(layers)}"
+    return Check("Q0", name, pass_if(is_complete), value, "all tokens, 0 missing")
+
+
+def recorded_layers(trace: Trace) -> Check:
+    name = "recorded layers"
+    expected = fact(trace, "num_moe_layers")
+    if expected is None:
+        return Check("Q7", name, Status.SKIP, reason="run.json has no number of MoE layers")
+    found = len(trace.layers)
+    return Check("Q7", name, pass_if(found == expected), str(found), f"{expected} MoE layers")
+
+
+def recorded_top_k(trace: Trace) -> Check:
+    name = "experts per token"
+    expected = fact(trace, "top_k")
+    if expected is None:
+        return Check("Q8", name, Status.SKIP, reason="run.json has no top_k of the model")
+    found = sorted({spec.top_k for spec in trace.layers.values()})
+    value = ", ".join(map(str, found))
+    return Check("Q8", name, pass_if(max(found) == expected), value, f"{expected}")
+
+
+def replicates(trace: Trace) -> Check:
+    name = "runs per distinct prompt"
+    hashes = trace.sequences["prompt_hash"].to_pylist()
+    if not any(hashes):
+        return Check("Q12", name, Status.SKIP, reason="the sequences have no prompt hashes")
+    runs = int(trace.sequences["multiplicity"].to_numpy().sum())
+    prompts = len(set(filter(None, hashes))) + hashes.count("")
+    status = Status.PASS if runs == prompts else Status.NOTE
+    return Check("Q12", name, status, f"{runs / prompts:.2f}", "1, or the number of choices")
+
+
+def prefix_agreement(trace: Trace) -> Check:
+    name = "shared prefixes routed alike"
+    table = table_of(trace.run, "prefix_check")
+    if not table.get("rows"):
+        return Check("Q14", name, Status.SKIP, reason="no prefix was run again to compare")
+    sequences, rows, equal = integers(table, "sequences rows equal_rows")
+    share = equal / rows
+    value = f"{share:.2%} of {rows:,} rows in {sequences:,} sequences"
+    expected = f">= {_MIN_PREFIX_AGREEMENT:.0%}"
+    return Check("Q14", name, pass_if(share >= _MIN_PREFIX_AGREEMENT), value, expected)
