@@ -67,10 +67,13 @@ class PrefixStore:
     """Remembers who stores which leading tokens, and verifies a sample of the repetitions.
 
     Rows kept for verification are bounded to 64 MiB; the longest unused go first.
+
+    Args:
+        check: What was verified before, to add to.
     """
 
-    def __init__(self) -> None:
-        self.check = PrefixCheck()
+    def __init__(self, check: PrefixCheck | None = None) -> None:
+        self.check = check or PrefixCheck()
         self._owners: dict[Hashable, tuple[int, int]] = {}
         self._rows: OrderedDict[Hashable, np.ndarray] = OrderedDict()
         self._kept_bytes = 0

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
 
 from moe_probe.evaluation.completeness import Completeness
+from moe_probe.evaluation.contexts import PrefixCheck
 from moe_probe.evaluation.rows import Request
 
 
 class PriorRun:
     """Sequences and answers on disk, found by what a row is asked for."""
 
-    def __init__(self, sequences: pa.Table) -> None:
+    def __init__(self, sequences: pa.Table, run: dict[str, Any]) -> None:
         self.completeness = Completeness()
+        check = run.get("prefix_check") or {}
+        self.prefix_check = PrefixCheck(*(int(check.get(f.name, 0)) for f in fields(PrefixCheck)))
         self._sequence_ids: dict[Hashable, int] = {}
         self._answers: dict[Hashable, dict[str, Any]] = {}
         self._num_tokens: dict[Hashable, int] = {}

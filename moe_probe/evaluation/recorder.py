@@ -48,7 +48,7 @@ class Recorder:
         self.writer = writer
         self.prior = prior
         self.totals = Completeness() if prior is None else prior.completeness
-        self.prefixes = PrefixStore()
+        self.prefixes = PrefixStore(None if prior is None else prior.prefix_check)
         self._contexts = ContextIndex()
         self._sample_every, self._seed = sample_every, seed
         self._stores_rows = writer.capture is not Capture.COUNTS

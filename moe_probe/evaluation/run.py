@@ -156,7 +156,7 @@ def _prior_run(options: RecordOptions) -> PriorRun | None:
                 f"Cannot resume {options.output}: its {name} was {old.get(name)!r}, now it is "
                 f"{value!r}. Use the same arguments, or record into a new --output."
             )
-    return PriorRun(trace.sequences)
+    return PriorRun(trace.sequences, trace.run)
 
 
 def load_model(options: RecordOptions) -> MoeProbeHF:

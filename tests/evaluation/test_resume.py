@@ -91,6 +91,8 @@ def test_resuming_a_finished_run_runs_nothing_again(
     assert counts(after).equals(counts(before))
     assert after.sequences.equals(before.sequences)
     assert after.run["completeness"]["computed_tokens"] == 0
+    assert after.run["prefix_check"] == before.run["prefix_check"]
+    assert before.run["prefix_check"]["rows"] > 0
     assert after.run["results"] == before.run["results"]
 
 
