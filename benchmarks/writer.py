@@ -1,6 +1,6 @@
 """How fast the crash-safe writer is, and how small its traces are, on synthetic routing.
 
-    python benchmarks/writer.py [--shape v3|qwen3|mixtral] [--tokens N] [--capture ids|weights]
+    python -m benchmarks.writer [--shape v3|qwen3|mixtral] [--tokens N] [--capture ids|weights]
 
 The model thread offers rows as fast as it can, so that the writer's thread is what limits. The
 same bytes, layer by layer, go through plain zstd level 1 in the same run: machines differ, the
@@ -177,13 +177,15 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, action="append", help="default: all")
     parser.add_argument("--capture", choices=["ids", "weights"], action="append")
     parser.add_argument("--tokens", type=int, default=8 * SEGMENT_TOKENS)
+    parser.add_argument("--brief", action="store_true", help="Few tokens, to see that it runs.")
     arguments = parser.parse_args()
+    tokens = SEGMENT_TOKENS if arguments.brief else arguments.tokens
     for shape in arguments.shape or SHAPES:
         rows = Rows.synthetic(shape)
         zstd = zstd_speed(rows)
         for capture in map(Capture, arguments.capture or ["ids", "weights"]):
             with tempfile.TemporaryDirectory() as folder:
-                result = sustain(rows, capture, arguments.tokens, Path(folder))
+                result = sustain(rows, capture, tokens, Path(folder))
             report(shape, rows, capture, result, zstd)
 
 

@@ -33,11 +33,6 @@ def note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def warning(text: str) -> None:
-    """Tell what may make a result other than expected."""
-    print(f"{_paint('Warning:', '33', sys.stderr)} {text}", file=sys.stderr, flush=True)
-
-
 def error(text: str) -> None:
     """Tell why nothing, or not everything, was done."""
     print(f"{_paint('Error:', '31', sys.stderr)} {text}", file=sys.stderr, flush=True)
