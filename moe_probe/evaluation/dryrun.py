@@ -11,11 +11,11 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_probe.evaluation.contexts import ContextIndex
 from moe_probe.evaluation.plan import RecordPlan
 from moe_probe.evaluation.sizing import estimate_trace_bytes
 from moe_probe.hooks.transformers.config_facts import num_experts, text_config, top_k
 from moe_probe.hooks.transformers.detector import find_sites
+from moe_probe.recording.contexts import ContextIndex
 from moe_probe.trace import LayerSpec
 
 _DEFAULT_MAX_LENGTH = 2048

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from moe_probe.errors import CaptureError
-from moe_probe.evaluation.contexts import token_hash
-from moe_probe.evaluation.prior import PriorRun
-from moe_probe.evaluation.recorder import Recorder
 from moe_probe.evaluation.requests import RequestReader, answer_key
 from moe_probe.hooks.step_buffer import StepRows
+from moe_probe.recording.contexts import token_hash
+from moe_probe.recording.prior import PriorRun
+from moe_probe.recording.recorder import Recorder
 
 
 class GenerationBatch:

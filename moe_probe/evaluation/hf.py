@@ -15,11 +15,11 @@ from lm_eval.models.utils import handle_stop_sequences
 from moe_probe.errors import CaptureError, UsageError
 from moe_probe.evaluation.generation import GenerationBatch, GenerationRecorder
 from moe_probe.evaluation.likelihoods import LikelihoodPlanner, known_answers, unique_rows
-from moe_probe.evaluation.recorder import Recorder
 from moe_probe.evaluation.requests import RequestReader, RowIndex, answer_key
 from moe_probe.evaluation.stretches import StretchFinder
 from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.transformers import TransformersCapture
+from moe_probe.recording.recorder import Recorder
 
 
 class _AnswerHook:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from moe_probe.evaluation.contexts import token_hash
-from moe_probe.evaluation.prior import PriorRun
 from moe_probe.evaluation.requests import RequestReader, answer_key
-from moe_probe.evaluation.rows import Request, Row
+from moe_probe.recording.contexts import token_hash
+from moe_probe.recording.prior import PriorRun
+from moe_probe.recording.rows import Request, Row
 
 # As lm-eval hands them over: strings (None for running text), context tokens, continuation tokens.
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]

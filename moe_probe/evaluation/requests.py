@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.evaluation.rows import Request, Row
-from moe_probe.evaluation.stretches import Bounds, StretchFinder
+from moe_probe.evaluation.stretches import StretchFinder
+from moe_probe.recording.rows import Bounds, Request, Row
 
 
 class RequestReader:

@@ -17,14 +17,14 @@ from lm_eval import evaluator, simple_evaluate
 
 from moe_probe import __version__
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.completeness import Completeness
 from moe_probe.evaluation.hf import MoeProbeHF
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan
-from moe_probe.evaluation.prior import PriorRun
 from moe_probe.evaluation.progress import RunProgress
-from moe_probe.evaluation.recorder import Recorder
 from moe_probe.hooks.transformers import TransformersCapture
 from moe_probe.hooks.transformers.config_facts import expected_moe_layers, text_config, top_k
+from moe_probe.recording.completeness import Completeness
+from moe_probe.recording.prior import PriorRun
+from moe_probe.recording.recorder import Recorder
 from moe_probe.trace import Capture, TraceWriter, open_trace
 from moe_probe.trace.schema import SEGMENT_TOKENS
 
@@ -83,7 +83,7 @@ def record_evaluation(
         )
         progress = stack.enter_context(RunProgress(quiet=options.quiet))
         recorder = Recorder(
-            writer, sample_every=options.sample_every, prior=prior, progress=progress
+            writer, sample_every=options.sample_every, prior=prior, progress=progress.update
         )
         with _closing(writer, recorder, lm) as outcome:
             lm.start_recording(

@@ -7,18 +7,10 @@ ran, and a token that spans a boundary belongs to the later stretch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+
+from moe_probe.recording.rows import Bounds
 
 _MAX_CUE_CHARACTERS = 60
-
-
-class Bounds(NamedTuple):
-    """Where the stretches of a prompt end, in tokens fed to the model."""
-
-    prefix_end: int
-    question_end: int
-    cue_end: int
-    choice_end: int
 
 
 class StretchFinder:

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from moe_probe.evaluation.stretches import Bounds, StretchFinder
+from moe_probe.evaluation.stretches import StretchFinder
+from moe_probe.recording.rows import Bounds
 
 PREFIX = "About law.\n\nOne?\nA. x\nAnswer: A\n\n"
 QUESTION = "Two?\nA. y\nB. z\nAnswer:"

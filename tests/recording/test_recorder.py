@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.recorder import Recorder
-from moe_probe.evaluation.rows import Request, Row
-from moe_probe.evaluation.stretches import Bounds
+from moe_probe.recording.recorder import Recorder
+from moe_probe.recording.rows import Bounds, Request, Row
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 
 LAYER = LayerSpec(layer=2, num_experts=8, top_k=2)

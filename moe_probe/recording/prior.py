@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_probe.evaluation.completeness import Completeness
-from moe_probe.evaluation.contexts import PrefixCheck
-from moe_probe.evaluation.rows import Request
+from moe_probe.recording.completeness import Completeness
+from moe_probe.recording.contexts import PrefixCheck
+from moe_probe.recording.rows import Request
 
 
 class PriorRun:

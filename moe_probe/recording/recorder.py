@@ -7,21 +7,22 @@ Shape suffixes: T tokens, B bytes of one token's ids, S slots of one token over 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
 
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.completeness import Completeness
-from moe_probe.evaluation.contexts import ContextIndex, PrefixStore, token_hash
-from moe_probe.evaluation.prior import PriorRun
-from moe_probe.evaluation.progress import RunProgress
-from moe_probe.evaluation.rows import Request, Row
+from moe_probe.recording.completeness import Completeness
+from moe_probe.recording.contexts import ContextIndex, PrefixStore, token_hash
+from moe_probe.recording.prior import PriorRun
+from moe_probe.recording.rows import Request, Row
 from moe_probe.trace import Capture, Sequence, TraceWriter
 
 _Value = TypeVar("_Value")
+# Takes tokens done, tokens expected, and the subject the last of them belong to.
+Progress = Callable[[int, int, str], None]
 
 
 class Recorder:
@@ -32,7 +33,7 @@ class Recorder:
         sample_every: Record one document in this many, chosen by hash.
         seed: Seed of that choice.
         prior: What an interrupted recording already has.
-        progress: Where to show how far the run is.
+        progress: Told how far the run is.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Recorder:
         sample_every: int = 1,
         seed: int = 0,
         prior: PriorRun | None = None,
-        progress: RunProgress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._progress = progress
         self.writer = writer
@@ -114,9 +115,7 @@ class Recorder:
                 self._await_answer(request, sequence_id)
         if self._progress is not None:
             totals = self.totals
-            self._progress.update(
-                totals.recorded_tokens, totals.expected_tokens, row.requests[0].subject
-            )
+            self._progress(totals.recorded_tokens, totals.expected_tokens, row.requests[0].subject)
 
     def answer(self, key: Hashable, answer: dict[str, Any]) -> None:
         """Write an answer to the sequence that awaits it, now or when its row has arrived."""

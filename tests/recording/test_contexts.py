@@ -6,10 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_probe.evaluation.contexts import ContextIndex, PrefixStore, token_hash
 from moe_probe.evaluation.requests import RowIndex
-from moe_probe.evaluation.rows import Request, Row
-from moe_probe.evaluation.stretches import Bounds
+from moe_probe.recording.contexts import ContextIndex, PrefixStore, token_hash
+from moe_probe.recording.rows import Bounds, Request, Row
 
 # Few different tokens, and large ids among them, so that sequences often share a beginning.
 PROMPTS = st.lists(

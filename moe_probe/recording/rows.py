@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from moe_probe.evaluation.stretches import Bounds
+
+class Bounds(NamedTuple):
+    """Where the stretches of a prompt end, in tokens fed to the model."""
+
+    prefix_end: int
+    question_end: int
+    cue_end: int
+    choice_end: int
 
 
 @dataclass(frozen=True)
