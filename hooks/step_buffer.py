@@ -8,50 +8,57 @@ Shape suffixes: T tokens, L MoE layers, K slots, B bytes of a token's ids, S slo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from moe_probe.errors import CaptureError
+from moe_probe.hooks.packing import PackedRows, pack, runs_of
 from moe_probe.trace import LayerSpec, RowLayout
 
 
+class HostRows(NamedTuple):
+    """Rows of one forward pass on the host, field by field as in `PackedRows`."""
+
+    ids_TB: np.ndarray
+    weights_TS: np.ndarray | None
+    scalars_TR: np.ndarray | None
+    token_id_T: np.ndarray | None
+    position_T: np.ndarray | None
+    is_silent_L: np.ndarray | None
+
+
 class StepRows:
-    """Packed rows of one forward pass, on their way to the host."""
+    """Packed rows of one forward pass, on their way to the host.
 
-    def __init__(
-        self, ids_TB: torch.Tensor, weights_TS: torch.Tensor | None, token_id_T: torch.Tensor | None
-    ) -> None:
-        self.num_tokens = len(ids_TB)
-        self._tensors = [_to_host(ids_TB), _to_host(weights_TS), _to_host(token_id_T)]
+    Args:
+        rows: The rows, on any devices.
+        stream: Where to copy; the device's current stream if None, which the model's next kernels
+            then wait for.
+    """
+
+    def __init__(self, rows: PackedRows, *, stream: torch.cuda.Stream | None = None) -> None:
+        self.num_tokens = len(rows.ids_TB)
+        self.num_bytes = sum(t.nbytes for t in rows if t is not None)
         self._events: list[torch.cuda.Event] = []
-        # A tensor's device need not be the current one, whose stream an event takes by default.
-        for tensor in (ids_TB, token_id_T):
-            if tensor is not None and tensor.is_cuda:
-                self._events.append(torch.cuda.current_stream(tensor.device).record_event())
+        with _copying_on(stream):
+            self._rows = PackedRows(*map(_to_host, rows))
+            # A tensor's device need not be the current one, whose stream an event takes by default.
+            for device in {t.device for t in rows if t is not None and t.is_cuda}:
+                self._events.append(torch.cuda.current_stream(device).record_event())
+        if stream is not None:
+            for tensor in rows:
+                if tensor is not None:
+                    # Or its memory would be given to the model's stream before it is copied.
+                    tensor.record_stream(stream)
 
-    def wait(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Return ids uint8 [T, B], weights float16 [T, S], token ids [T], once they are here."""
+    def wait(self) -> HostRows:
+        """Return the rows once they are here."""
         for event in self._events:
             event.synchronize()
-        ids_TB, weights_TS, token_id_T = self._tensors
-        assert ids_TB is not None
-        return (
-            ids_TB.numpy(),
-            None if weights_TS is None else weights_TS.numpy(),
-            None if token_id_T is None else token_id_T.numpy(),
-        )
-
-
-class _Run(NamedTuple):
-    """Neighbouring layers with rows of one shape; nearly every model is a single run."""
-
-    start: int
-    stop: int
-    top_k: int
-    itemsize: int
+        return HostRows(*(None if t is None else t.numpy() for t in self._rows))
 
 
 class StepBuffer:
@@ -64,7 +71,7 @@ class StepBuffer:
 
     def __init__(self, layers: Sequence[LayerSpec], *, keep_weights: bool) -> None:
         self.layout = RowLayout(tuple(layers))
-        self._runs = _runs_of(layers)
+        self._runs = runs_of(layers)
         self._keep_weights = keep_weights
         self._ids: list[torch.Tensor | None] = [None] * len(layers)
         self._weights: list[torch.Tensor | None] = [None] * len(layers)
@@ -107,9 +114,9 @@ class StepBuffer:
         # A copy, since the caller may reuse its tensor before the rows are read.
         tokens = None if token_ids is None else token_ids.reshape(-1).clone()
         if not ids:
-            return StepRows(torch.empty((num_tokens, 0), dtype=torch.uint8), None, tokens)
-        packed_ids, packed_weights = self._pack(ids, weights)
-        return StepRows(packed_ids, packed_weights, tokens)
+            nothing = torch.empty((num_tokens, 0), dtype=torch.uint8)
+            return StepRows(PackedRows(nothing, None, token_id_T=tokens))
+        return StepRows(PackedRows(*self._pack(ids, weights), token_id_T=tokens))
 
     def _take(self, num_tokens: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Hand over every layer's ids and weights as [T, K]; refuse an incomplete forward pass."""
@@ -142,29 +149,12 @@ class StepBuffer:
         device = ids[-1].device
         ids = [t if t.device == device else t.to(device, non_blocking=True) for t in ids]
         weights = [t if t.device == device else t.to(device, non_blocking=True) for t in weights]
-        id_columns: list[torch.Tensor] = []
-        weight_columns: list[torch.Tensor] = []
-        for start, stop, top_k, itemsize in self._runs:
-            ids_TLK = torch.stack(ids[start:stop], dim=1)
-            weights_TLK = torch.stack(weights[start:stop], dim=1)
-            if top_k > 1:
-                weights_TLK, order_TLK = weights_TLK.sort(dim=-1, descending=True, stable=True)
-                ids_TLK = ids_TLK.gather(-1, order_TLK)
-            # Only its bytes matter, and int16 converts on every device where uint16 may not.
-            narrow = ids_TLK.to(torch.uint8 if itemsize == 1 else torch.int16).flatten(1)
-            id_columns.append(narrow.view(torch.uint8))
-            if self._keep_weights:
-                weight_columns.append(weights_TLK.to(torch.float16).flatten(1))
-        return _join(id_columns), _join(weight_columns) if self._keep_weights else None
-
-
-def _runs_of(layers: Sequence[LayerSpec]) -> list[_Run]:
-    runs = []
-    shapes = [(spec.top_k, spec.itemsize) for spec in layers]
-    for (top_k, itemsize), group in groupby(range(len(layers)), shapes.__getitem__):
-        indices = list(group)
-        runs.append(_Run(indices[0], indices[-1] + 1, top_k, itemsize))
-    return runs
+        return pack(
+            self._runs,
+            [torch.stack(ids[run.start : run.stop], dim=1) for run in self._runs],
+            [torch.stack(weights[run.start : run.stop], dim=1) for run in self._runs],
+            keep_weights=self._keep_weights,
+        )
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -172,8 +162,11 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
-def _join(columns: list[torch.Tensor]) -> torch.Tensor:
-    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+def _copying_on(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    if stream is None:
+        return nullcontext()
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    return torch.cuda.stream(stream)
 
 
 def _to_host(tensor: torch.Tensor | None) -> torch.Tensor | None:

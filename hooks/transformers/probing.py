@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from moe_probe.errors import CaptureError
-from moe_probe.hooks.transformers.config_facts import layer_facts, num_experts
+from moe_probe.hooks.config_facts import layer_facts, num_experts
 from moe_probe.hooks.transformers.detector import Site
 from moe_probe.trace import LayerSpec
 

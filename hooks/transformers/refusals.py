@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from moe_probe.errors import CaptureError
-from moe_probe.hooks.transformers.config_facts import expected_moe_layers, num_experts
+from moe_probe.hooks.config_facts import expected_moe_layers, num_experts
 from moe_probe.trace import LayerSpec
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_probe.evaluation.plan import RecordPlan
 from moe_probe.evaluation.sizing import estimate_trace_bytes
-from moe_probe.hooks.transformers.config_facts import num_experts, text_config, top_k
+from moe_probe.hooks.config_facts import num_experts, text_config, top_k
 from moe_probe.hooks.transformers.detector import find_sites
 from moe_probe.recording.contexts import ContextIndex
 from moe_probe.trace import LayerSpec

@@ -54,15 +54,16 @@ class GenerationBatch:
     def rows(self, index: int, num_generated: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Join one sequence's prompt rows and its first `num_generated` decode rows."""
         padded = self.mask_BP.shape[1]
-        ids, weights, _ = self._steps[0].wait()
+        first = self._steps[0].wait()
+        ids, weights = first.ids_TB, first.weights_TS
         prompt = slice(index * padded, (index + 1) * padded)
         ids_parts = [ids[prompt][self.mask_BP[index]]]
         weight_parts = [] if weights is None else [weights[prompt][self.mask_BP[index]]]
         for step in self._steps[1 : num_generated + 1]:
-            ids, weights, _ = step.wait()
-            ids_parts.append(ids[index : index + 1])
-            if weights is not None:
-                weight_parts.append(weights[index : index + 1])
+            rows = step.wait()
+            ids_parts.append(rows.ids_TB[index : index + 1])
+            if rows.weights_TS is not None:
+                weight_parts.append(rows.weights_TS[index : index + 1])
         return (
             np.concatenate(ids_parts),
             np.concatenate(weight_parts) if weight_parts else None,

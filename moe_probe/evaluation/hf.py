@@ -235,7 +235,7 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
         if self._pending is None or self._index is None or self._recorder is None:
             return
         (step, num_rows), self._pending = self._pending, None
-        ids_TB, weights_TS, token_id_T = step.wait()
+        ids_TB, weights_TS, _, token_id_T, *_ = step.wait()
         if token_id_T is None:
             raise CaptureError("A forward pass was fed embeddings, so its rows have no identity.")
         per_row = len(ids_TB) // num_rows

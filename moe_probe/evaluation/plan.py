@@ -122,7 +122,7 @@ def _num_fewshot(options: RecordOptions, tasks: TaskPlan) -> int | None:
 
 
 def _refuse_dense(config: PreTrainedConfig, *, baseline: bool) -> None:
-    from moe_probe.hooks.transformers.config_facts import num_experts
+    from moe_probe.hooks.config_facts import num_experts
 
     experts = num_experts(config)
     if experts <= 1 and not baseline:

@@ -20,8 +20,8 @@ from moe_probe.errors import UsageError
 from moe_probe.evaluation.hf import MoeProbeHF
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan
 from moe_probe.evaluation.progress import RunProgress
+from moe_probe.hooks.config_facts import expected_moe_layers, text_config, top_k
 from moe_probe.hooks.transformers import TransformersCapture
-from moe_probe.hooks.transformers.config_facts import expected_moe_layers, text_config, top_k
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Recorder

@@ -36,7 +36,7 @@ def record(model: Any, *batches: dict[str, Any], keep_weights: bool = False) -> 
 def unpack(rows: StepRows, layers: list[LayerSpec]) -> Step:
     """Read one step's rows through their layout, as a consumer does."""
     layout = RowLayout(tuple(layers))
-    ids_TB, weights_TS, token_ids = rows.wait()
+    ids_TB, weights_TS, _, token_ids, *_ = rows.wait()
     ids = {spec.layer: layout.layer_ids(ids_TB, index) for index, spec in enumerate(layers)}
     weights = {}
     if weights_TS is not None:

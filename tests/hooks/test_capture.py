@@ -202,4 +202,4 @@ def test_token_ids_survive_a_caller_that_reuses_its_tensor() -> None:
         capture.on_step = steps.append
         model(input_ids=buffer)
     buffer.zero_()
-    np.testing.assert_array_equal(steps[0].wait()[2], fed)
+    np.testing.assert_array_equal(steps[0].wait().token_id_T, fed)

@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 from moe_probe.errors import CaptureError
+from moe_probe.hooks.config_facts import expected_moe_layers, num_experts
 from moe_probe.hooks.transformers import TransformersCapture
-from moe_probe.hooks.transformers.config_facts import expected_moe_layers, num_experts
 from tests.hooks.zoo import ZOO, build_anew, config_of, padded_batch
 
 

@@ -120,7 +120,7 @@ def test_wide_ids_round_trip_through_a_trace(tmp_path: Path) -> None:
         capture.on_step = steps.append
         model(input_ids=ids_BP)
     with TraceWriter(tmp_path / "t", layers=capture.layers, capture=Capture.WEIGHTS) as writer:
-        ids_TB, weights_TS, token_id_T = steps[0].wait()
+        ids_TB, weights_TS, _, token_id_T, *_ = steps[0].wait()
         sequence = Sequence(sequence_id=writer.next_sequence_id(), num_tokens=40)
         writer.write(sequence, ids_TB, token_id_T=token_id_T, weights_TS=weights_TS)
     (block,) = open_trace(tmp_path / "t").scan(weights=True)

@@ -155,7 +155,7 @@ def config_of(name: str, **changes: Any) -> Any:
     return kind(**{**base, **entry.fields, **changes})
 
 
-def build_anew(name: str, **changes: Any) -> Any:
+def build_anew(name: str, *, router_scale: float = 0.12, **changes: Any) -> Any:
     """Build a model that the caller may change."""
     config = config_of(name, **changes)
     torch.manual_seed(0)
@@ -170,7 +170,7 @@ def build_anew(name: str, **changes: Any) -> Any:
             if any(bias in path for bias in _BIASES):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
             elif path.endswith(_ROUTERS):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.12)
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * router_scale)
             elif path.endswith("experts.down_proj"):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.16)
     return model
