@@ -7,7 +7,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+)
 
 SHAPE = {
     "vocab_size": 300,
@@ -63,6 +68,11 @@ def save_byte_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     """Save a random Qwen3-MoE whose tokens are bytes; token 0 is a real byte, as in many models."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**{**SHAPE, **changes}))
+    return save_with_bytes(model, folder)
+
+
+def save_with_bytes(model: PreTrainedModel, folder: Path) -> Path:
+    """Save a model of 258 or more tokens beside a tokenizer whose tokens are bytes."""
     model.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: index for index, character in enumerate(alphabet)}
