@@ -41,6 +41,17 @@ class SequenceIds:
             self._first_unwritten += 1
 
 
+def check_prefix(sequence: Sequence) -> None:
+    """Raise ValueError where leading tokens are neither another sequence's nor from a cache."""
+    cached = 0 if sequence.prefix_id >= 0 else sequence.prefix_tokens
+    if sequence.cached_tokens != cached:
+        raise ValueError(
+            f"sequence {sequence.sequence_id} has prefix_id {sequence.prefix_id}, prefix_tokens "
+            f"{sequence.prefix_tokens} and cached_tokens {sequence.cached_tokens}; "
+            f"cached_tokens must be {cached}"
+        )
+
+
 def check_rows(
     sequence: Sequence,
     ids_TB: np.ndarray,

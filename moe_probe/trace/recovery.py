@@ -53,7 +53,7 @@ def _cut_lost_prefixes(files: TraceFiles) -> None:
     known = read_sequences(parts)["sequence_id"]
     for path in parts:
         table = read_tables([path], SEQUENCE_SCHEMA)
-        shares = pc.greater(table["prefix_tokens"], 0)
+        shares = pc.greater_equal(table["prefix_id"], 0)
         is_lost = pc.and_(shares, pc.invert(pc.is_in(table["prefix_id"], value_set=known)))
         if pc.any(is_lost).as_py():
             for name, value in (("prefix_id", -1), ("prefix_tokens", 0)):

@@ -14,6 +14,7 @@ __all__ = [
     "ANSWER_SCHEMA",
     "COUNTS_SCHEMA",
     "FORMAT_VERSION",
+    "LATER_COLUMNS",
     "MAX_SEQUENCE_TOKENS",
     "OUTCOMES",
     "SEGMENTS",
@@ -62,8 +63,12 @@ class Sequence:
     truncated_tokens: int = 0
     """Tokens the evaluation cut from the left before the model ran."""
     prefix_id: int = -1
-    """The sequence that stores this one's first `prefix_tokens` tokens; -1 if all are its own."""
+    """The sequence that stores this one's first `prefix_tokens` tokens; -1 if none does."""
     prefix_tokens: int = 0
+    """Leading tokens whose rows are not its own: they come from `prefix_id` or from a cache."""
+    cached_tokens: int = 0
+    """Leading tokens an engine took from its prefix cache: not run for this sequence, so no rows of
+    them exist here and they count nowhere. `prefix_tokens` where `prefix_id` is -1, else 0."""
     multiplicity: int = 1
     """How often the model ran it; 0 for a duplicate answered from another sequence's run."""
     new_from: int = 0
@@ -104,6 +109,8 @@ SEQUENCE_SCHEMA = pa.schema(
     [pa.field(f.name, _TYPES[str(f.type)] or pa.list_(pa.int32())) for f in fields(Sequence)]
     + list(OUTCOMES)
 )
+# Columns that traces of an earlier moe-probe lack, and what they mean by that.
+LATER_COLUMNS = {"cached_tokens": 0}
 ANSWER_SCHEMA = pa.schema(
     [
         pa.field("sequence_id", pa.int64()),

@@ -38,9 +38,12 @@ class SharingIndex:
     def chain(self, sequence_id: int) -> Iterator[Share]:
         """Stretches that others store for one sequence, nearest owner first.
 
-        Raises TraceError for an owner that is missing or does not come earlier.
+        Raises TraceError for an owner that is missing, or does not come earlier, or took tokens
+        that this one ran from a cache.
         """
         owner, stop, multiplicity, _ = self._facts[sequence_id]
+        if owner < 0:
+            return  # What an engine's cache gave, no sequence stores.
         child = sequence_id
         while stop > 0:
             if owner not in self._facts or owner >= child:

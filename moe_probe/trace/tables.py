@@ -17,7 +17,12 @@ import pyarrow.parquet as pq
 
 from moe_probe.errors import TraceError
 from moe_probe.trace.files import atomic
-from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, SEQUENCE_SCHEMA, LayerSpec
+from moe_probe.trace.schema import (
+    LATER_COLUMNS,
+    MAX_SEQUENCE_TOKENS,
+    SEQUENCE_SCHEMA,
+    LayerSpec,
+)
 
 SEGMENT_KEY = "moe_probe.segment"
 # What each number of a sequence may be at most; none may be absent or negative, but for prefix_id,
@@ -26,6 +31,7 @@ _LIMITS = {
     "sequence_id": 1 << 62,
     "num_tokens": MAX_SEQUENCE_TOKENS,
     "prefix_tokens": MAX_SEQUENCE_TOKENS,
+    "cached_tokens": MAX_SEQUENCE_TOKENS,
     "multiplicity": 1 << 31,
     "prefix_id": 1 << 62,
     "doc_id": 1 << 62,
@@ -74,7 +80,12 @@ def read_tables(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
     tables = []
     for path in paths:
         with _readable(path) as file:
-            tables.append(file.read(schema.names).select(schema.names).cast(schema))
+            later = [n for n in LATER_COLUMNS if n in schema.names and n not in file.schema.names]
+            table = file.read([name for name in schema.names if name not in later])
+            for name in later:
+                values = pa.repeat(pa.scalar(LATER_COLUMNS[name]), len(table))
+                table = table.append_column(name, values)
+            tables.append(table.select(schema.names).cast(schema))
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
@@ -102,6 +113,10 @@ def read_sequences(paths: list[Path]) -> pa.Table:
             raise TraceError(f"{where} is damaged: {name} is absent or impossible in some row.")
     if pc.any(pc.greater(sequences["prefix_tokens"], sequences["num_tokens"])).as_py():
         raise TraceError(f"{where} is damaged: a sequence shares more tokens than it has.")
+    has_owner = pc.greater_equal(sequences["prefix_id"], 0)
+    cached = pc.if_else(has_owner, 0, sequences["prefix_tokens"])
+    if pc.any(pc.not_equal(sequences["cached_tokens"], cached)).as_py():
+        raise TraceError(f"{where} is damaged: leading tokens are neither shared nor cached.")
     if pc.count_distinct(sequences["sequence_id"]).as_py() < len(sequences):
         raise TraceError(f"{where} is damaged: a sequence_id occurs twice.")
     return sequences

@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_probe.errors import TraceError
 from moe_probe.trace.files import TraceFiles, writer_lock
-from moe_probe.trace.intake import SequenceIds, check_rows, event
+from moe_probe.trace.intake import SequenceIds, check_prefix, check_rows, event
 from moe_probe.trace.layout import Capture, LayerSpec, RowLayout
 from moe_probe.trace.output import begin_run, check_output, end_run, last_sequence
 from moe_probe.trace.schema import FORMAT_VERSION, MAX_SEQUENCE_TOKENS, SEGMENT_TOKENS, Sequence
@@ -139,6 +139,7 @@ class TraceWriter:
             TraceError: the background thread failed to write; everything accepted is still safe.
         """
         self._check_open()
+        check_prefix(sequence)
         if ids_TB is not None and not len(ids_TB):
             ids_TB = None
         if ids_TB is not None:

@@ -47,9 +47,10 @@ class Run:
                 context = tuple(prompt["tokens"][: position + 1])
                 names = ("prefix", "question", "cue", "choice", "generated")
                 segment = next(n for n, end in zip(names, ends, strict=True) if position < end)
-                times = prompt["multiplicity"]
+                times = prompt["multiplicity"] * (position >= prompt["cached"])
                 if rule != "raw":
-                    times = 0 if context in seen else 1
+                    is_new = context not in seen and position >= prompt["cached"]
+                    times = int(is_new)
                     seen.add(context)
                 if rule == "question" and segment in ("prefix", "generated"):
                     times = 0
@@ -84,7 +85,8 @@ def make_run(path: Path, seed: int, *, capture: str = "ids", segment_tokens: int
 def _prompt(rng: np.random.Generator, number: int, earlier: list[dict[str, Any]]) -> dict[str, Any]:
     if number % 7 == 6:
         # The same prompt again: run again, or answered from the earlier run.
-        return {**earlier[-2], "multiplicity": int(rng.integers(0, 2)), "doc_id": number}
+        again = {"multiplicity": int(rng.integers(0, 2)), "doc_id": number, "cached": 0}
+        return {**earlier[-2], **again}
     subject = int(rng.integers(len(SUBJECTS)))
     prefix = [100 + subject, *range(int(subject) * 2)]
     lengths = rng.integers(0, 4, 4)
@@ -99,6 +101,8 @@ def _prompt(rng: np.random.Generator, number: int, earlier: list[dict[str, Any]]
         "ends": ends,
         "multiplicity": int(rng.integers(1, 3)),
         "doc_id": number,
+        # An engine's prefix cache has some of the leading tokens.
+        "cached": int(rng.integers(0, len(prefix) + len(body) + 1)) if number % 6 == 1 else 0,
     }
 
 
@@ -106,11 +110,15 @@ def _write(
     writer: TraceWriter, prompt: dict[str, Any], earlier: list[dict[str, Any]], *, share: bool
 ) -> None:
     tokens = prompt["tokens"]
+    cached = prompt["cached"]
     common = [_common(tokens, other["tokens"]) for other in earlier]
-    best = int(np.argmax(common)) if common else 0
     new_from = max(common, default=0)
+    # Nobody can share with a sequence whose own leading tokens are nowhere.
+    common = [0 if other["cached"] else n for other, n in zip(earlier, common, strict=True)]
+    best = int(np.argmax(common)) if common else 0
     is_answered = prompt["multiplicity"] == 0
-    prefix_tokens = new_from if share or is_answered else 0
+    is_shared = (share or is_answered) and not cached
+    prefix_tokens = max(common, default=0) if is_shared else cached
     sequence = Sequence(
         sequence_id=writer.next_sequence_id(),
         num_tokens=len(tokens),
@@ -122,8 +130,9 @@ def _write(
         question_end=prompt["ends"][1],
         cue_end=prompt["ends"][2],
         choice_end=prompt["ends"][3],
-        prefix_id=best if prefix_tokens else -1,
+        prefix_id=best if prefix_tokens and not cached else -1,
         prefix_tokens=prefix_tokens,
+        cached_tokens=cached,
         multiplicity=prompt["multiplicity"],
         new_from=new_from,
         prompt_hash=str(tokens),

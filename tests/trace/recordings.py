@@ -49,7 +49,7 @@ class Recording:
                 self.layers, prompt.ids, prompt.weights, strict=True
             ):
                 for (position, slot), expert in np.ndenumerate(ids_TK):
-                    if expert >= 0:
+                    if expert >= 0 and position >= prompt.sequence.cached_tokens:
                         weight = float(weights_TK[position, slot])
                         yield prompt.sequence, spec.layer, position, slot, int(expert), weight
 
@@ -107,10 +107,14 @@ def record(
     num_prompts: int = 30,
     capture: str = "ids",
     share: bool = True,
+    cache: bool = False,
     layers: list[LayerSpec] | None = None,
     **options: Any,
 ) -> Recording:
-    """Write random prompts; later ones share leading tokens with earlier ones, in chains."""
+    """Write random prompts; later ones share leading tokens with earlier ones, in chains.
+
+    With `cache`, an engine has the leading tokens of some of those that share with none.
+    """
     rng = np.random.default_rng(seed)
     recording = Recording(path, layers or LAYERS)
     options = {"segment_tokens": 40, **options}
@@ -118,6 +122,9 @@ def record(
         for _ in range(num_prompts):
             prompt = _prompt(rng, recording, writer.next_sequence_id(), writer.rank)
             recording.prompts.append(prompt)
+            if cache and prompt.sequence.prefix_id < 0 and rng.random() < 0.5:
+                cached = int(rng.integers(0, prompt.sequence.num_tokens + 1))
+                prompt.sequence.cached_tokens = prompt.sequence.prefix_tokens = cached
             write(writer, prompt, share=share)
     return recording
 
@@ -126,7 +133,7 @@ def write(writer: TraceWriter, prompt: Prompt, *, share: bool = True) -> None:
     """Write a prompt, without the tokens it shares, or whole and without saying that it shares."""
     sequence = prompt.sequence
     if not share and sequence.multiplicity:
-        sequence.prefix_id, sequence.prefix_tokens = -1, 0
+        sequence.prefix_id, sequence.prefix_tokens = -1, sequence.cached_tokens
     shared = sequence.prefix_tokens
     writer.write(
         sequence,
@@ -182,6 +189,7 @@ def _prompt(rng: np.random.Generator, recording: Recording, sequence_id: int, ra
 
 
 def _owner(rng: np.random.Generator, prompts: list[Prompt]) -> Prompt | None:
+    prompts = [prompt for prompt in prompts if not prompt.sequence.cached_tokens]
     if not prompts or rng.random() < 0.4:
         return None
     return prompts[int(rng.integers(len(prompts)))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +64,22 @@ def test_shared_rows_are_stored_once_and_found_through_the_chain(tmp_path: Path,
                 for ids_TK in prompt.ids
             ]
             assert ids == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1 << 32), capture=st.sampled_from(["counts", "ids"]))
+def test_what_a_cache_gave_counts_nowhere(seed: int, capture: str) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "t"
+        share = capture == "ids"
+        recording = record(path, seed, capture=capture, cache=True, share=share)
+        trace = open_trace(path)
+        found, expected = table_counts(trace), recording.naive_counts()
+        assert {k: v[:2] for k, v in found.items()} == {k: v[:2] for k, v in expected.items()}
+        cached = [prompt.sequence.cached_tokens for prompt in recording.prompts]
+        assert trace.sequences["cached_tokens"].to_pylist() == cached
+        own = [p.sequence.num_tokens - p.sequence.prefix_tokens for p in recording.prompts]
+        assert capture == "counts" or len(stored_rows(trace)) == sum(own)
 
 
 @st.composite

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +17,11 @@ import pytest
 
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Sequence, TraceWriter, open_trace
-from moe_probe.trace.spool import NUM_SEGMENTS
-from moe_probe.trace.staging import Segment
 from tests.trace.kill_child import prompt
-from tests.trace.recordings import LAYERS, stored_rows, table_counts, write
+from tests.trace.recordings import LAYERS, stored_rows, table_counts
+from tests.trace.unfinished import PROMPTS, abandoned
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = 24
-
-
-@contextmanager
-def abandoned(path: Path) -> Iterator[TraceWriter]:
-    """A recording with finished parts and rows in staging, whose process looks alive inside."""
-    writer = TraceWriter(path, layers=LAYERS, segment_tokens=60)
-    for _ in range(PROMPTS):
-        write(writer, prompt(writer.next_sequence_id()))
-    for _ in range(1000):
-        if writer._spool._free.qsize() == NUM_SEGMENTS - 1:
-            break
-        time.sleep(0.01)
-    yield writer
-    # Ends without closing: the lock goes, the staging stays.
-    writer._closing.close()
 
 
 def test_a_recording_that_goes_on_is_read_up_to_its_last_part(tmp_path: Path) -> None:
@@ -115,6 +94,18 @@ def test_two_resumes_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "t" / "writer.lock").exists()
 
 
+def test_what_a_cache_gave_outlives_a_kill(tmp_path: Path) -> None:
+    with abandoned(tmp_path / "t") as writer:
+        number = writer.next_sequence_id()
+        sequence = Sequence(sequence_id=number, num_tokens=9, prefix_tokens=4, cached_tokens=4)
+        writer.write(sequence, np.zeros((5, writer.layout.ids_bytes), np.uint8))
+    trace = open_trace(tmp_path / "t")
+    row = trace.sequences.to_pylist()[-1]
+    assert (row["prefix_id"], row["prefix_tokens"], row["cached_tokens"]) == (-1, 4, 4)
+    positions = [position for owner, position in stored_rows(trace) if owner == number]
+    assert positions == [4, 5, 6, 7, 8]
+
+
 def test_a_leftover_lock_locks_nothing(tmp_path: Path) -> None:
     script = (
         "import os, sys; from moe_probe.trace import *; "
@@ -178,73 +169,3 @@ def test_no_room_for_staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         TraceWriter(tmp_path / "t", layers=[LAYER])
     monkeypatch.undo()
     TraceWriter(tmp_path / "t", layers=[LAYER], resume=True).close()
-
-
-def stage_file(path: Path) -> Path:
-    return next(p for p in sorted((path / "stage").iterdir()) if _rows(p))
-
-
-def _rows(path: Path) -> int:
-    segment = Segment.open(path)
-    return 0 if segment is None else segment.num_rows
-
-
-@pytest.mark.parametrize(
-    ("offset", "content", "reason"),
-    [
-        (8, b"\xff" * 8, "rows and 4294967295 bytes"),
-        (12, b"\x01\x00\x00\x00", "more or fewer rows than tokens"),
-        (12, b"\x3c\x00\x00\x00", "fit no sequence"),
-        (8, b"\x10\x00", "Unterminated string|Expecting|line 1"),
-        (16, b"\xff" * 8, "in segment 18446744073709551615"),
-        (0, b"PNGPNGPN", "does not begin as one"),
-        (24, b"\xff" * 8, "does not begin as one"),
-        (4096, b"nonsense", "Expecting value"),
-        (4096, b"[" * 2000, ""),
-        (1 << 20, b"\x77" * 8, "fit no sequence"),
-    ],
-)
-def test_damaged_staging_is_named(tmp_path: Path, offset: int, content: bytes, reason: str) -> None:
-    with abandoned(tmp_path / "t"):
-        pass
-    path = stage_file(tmp_path / "t")
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(content)
-    message = rf"Staging file .*{path.name} is damaged .*({reason}).*Delete it"
-    with pytest.raises(TraceError, match=message):
-        open_trace(tmp_path / "t")
-    path.unlink()
-    assert 0 < open_trace(tmp_path / "t").sequences.num_rows < PROMPTS
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rank": "../../../evil"},
-        {"rank": 3},
-        {"tokens": -1},
-        {"tokens": 1 << 40},
-        {"tokens": "many"},
-        {"capture": "weights"},
-        {"layers": []},
-        {"layers": [{"layer": 1, "num_experts": 8, "top_k": 9}]},
-    ],
-)
-def test_nonsense_headers_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    with abandoned(tmp_path / "t"):
-        pass
-    path = stage_file(tmp_path / "t")
-    with open(path, "r+b") as file:
-        file.seek(24)
-        length = int.from_bytes(file.read(8), "little")
-        file.seek(4096)
-        text = json.dumps({**json.loads(file.read(length)), **change}).encode()
-        file.seek(24)
-        file.write(len(text).to_bytes(8, "little"))
-        file.seek(4096)
-        file.write(text)
-    before = sorted(tmp_path.parent.glob("*"))
-    with pytest.raises(TraceError, match=r"Staging file .* is damaged or not one"):
-        open_trace(tmp_path / "t")
-    assert sorted(tmp_path.parent.glob("*")) == before

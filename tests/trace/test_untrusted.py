@@ -14,6 +14,7 @@ import pytest
 
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
+from moe_probe.trace.schema import LATER_COLUMNS
 from tests.trace.recordings import record
 
 
@@ -105,6 +106,7 @@ def test_routing_of_other_types(path: Path, values: pa.Array) -> None:
         ("num_tokens", None),
         ("multiplicity", -3),
         ("prefix_tokens", 1 << 20),
+        ("cached_tokens", 1),
         ("prefix_id", 1 << 62),
     ],
 )
@@ -115,6 +117,13 @@ def test_impossible_sequences(path: Path, column: str, value: int | None) -> Non
     pq.write_table(table.set_column(table.schema.get_field_index(column), column, values), part)
     with pytest.raises(TraceError, match="is damaged"):
         read_all(path)
+
+
+def test_a_trace_of_before_a_column_opens(path: Path) -> None:
+    expected = open_trace(path).sequences
+    for part in (path / "sequences").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns(list(LATER_COLUMNS)), part)
+    assert open_trace(path).sequences.equals(expected)
 
 
 def test_names_come_from_here_and_links_are_not_written_through(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What TraceWriter accepts, where parts end, and what it does to a directory that is not empty."""
+"""What TraceWriter accepts, where parts end, and what a trace says in the end."""
 
 from __future__ import annotations
 
@@ -10,24 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.errors import TraceError, UsageError
-from moe_probe.trace import LayerSpec, Sequence, TraceWriter, open_trace, parts
+from moe_probe.trace import Sequence, TraceWriter, open_trace, parts
 from moe_probe.trace import spool as spool_module
-from tests.trace.recordings import LAYERS, record, stored_rows, table_counts
-
-LAYER = LayerSpec(layer=0, num_experts=4, top_k=1)
-
-
-def add(writer: TraceWriter, tokens: int) -> int:
-    """Write a sequence whose experts say which sequence and token they are of."""
-    number = writer.next_sequence_id()
-    ids_TB = ((np.arange(tokens)[:, None] + number) % 4).astype(np.uint8)
-    writer.write(Sequence(sequence_id=number, num_tokens=tokens), ids_TB)
-    return number
-
-
-def part_lengths(path: Path) -> list[int]:
-    return [len(block) for block in open_trace(path).scan()]
+from tests.trace.recordings import stored_rows
+from tests.trace.small import LAYER, add, part_lengths
 
 
 @pytest.mark.parametrize(
@@ -81,6 +67,21 @@ def test_rows_that_do_not_fit_are_refused(
     assert open_trace(tmp_path / "t").sequences.num_rows == 0
 
 
+@pytest.mark.parametrize(
+    ("facts", "cached"),
+    [
+        ({"prefix_tokens": 2}, 2),
+        ({"cached_tokens": 1}, 0),
+        ({"prefix_id": 0, "prefix_tokens": 1, "cached_tokens": 1}, 0),
+    ],
+)
+def test_leading_tokens_are_shared_or_cached(tmp_path: Path, facts: Any, cached: int) -> None:
+    with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
+        sequence = Sequence(sequence_id=writer.next_sequence_id(), num_tokens=3, **facts)
+        with pytest.raises(ValueError, match=f"cached_tokens must be {cached}"):
+            writer.write(sequence)
+
+
 def test_an_id_is_written_once(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
         first, second = writer.next_sequence_id(), writer.next_sequence_id()
@@ -129,69 +130,6 @@ def test_an_idle_part_is_written_in_time(tmp_path: Path, monkeypatch: pytest.Mon
         for _ in range(3):
             add(writer, 5)
     assert part_lengths(tmp_path / "t") == [5, 5, 5]
-
-
-def test_resume_continues_the_numbers(tmp_path: Path) -> None:
-    first = record(tmp_path / "t", 1, num_prompts=10, share=False)
-    parts = sorted(path.name for path in (tmp_path / "t" / "routing").iterdir())
-    again = record(tmp_path / "t", 2, num_prompts=10, share=False, resume=True)
-    later = record(tmp_path / "t", 3, num_prompts=2, share=False, resume=True, rank=1)
-    numbers = [p.sequence.sequence_id for p in first.prompts + again.prompts + later.prompts]
-    assert numbers == [*range(20), 1 << 40, (1 << 40) + 1]
-    names = sorted(path.name for path in (tmp_path / "t" / "routing").iterdir())
-    assert names[: len(parts)] == parts
-    assert names[-1] == "part-1-000000.parquet"
-    trace = open_trace(tmp_path / "t")
-    assert sorted(trace.sequences["sequence_id"].to_pylist()) == numbers
-    assert len(trace.run["resumed"]) == 2
-    first.prompts += again.prompts + later.prompts
-    assert {k: v[:2] for k, v in table_counts(trace).items()} == {
-        k: v[:2] for k, v in first.naive_counts().items()
-    }
-
-
-def test_resume_wants_the_same_layers(tmp_path: Path) -> None:
-    facts = LayerSpec(layer=0, num_experts=4, top_k=1, facts={"groups": (1, 2)})
-    TraceWriter(tmp_path / "t", layers=[facts]).close()
-    TraceWriter(tmp_path / "t", layers=[facts], resume=True).close()
-    with pytest.raises(UsageError, match=r"Cannot resume .*: its layers was"):
-        TraceWriter(tmp_path / "t", layers=LAYERS, resume=True)
-    with pytest.raises(UsageError, match="its capture was ids, now it is weights"):
-        TraceWriter(tmp_path / "t", layers=[facts], capture="weights", resume=True)
-    with pytest.raises(UsageError, match="Nothing to resume"):
-        TraceWriter(tmp_path / "new", layers=LAYERS, resume=True)
-
-
-def test_force_replaces_the_trace_and_nothing_beside_it(tmp_path: Path) -> None:
-    record(tmp_path / "t", 1)
-    (tmp_path / "t" / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="already holds a trace"):
-        TraceWriter(tmp_path / "t", layers=[LAYER])
-    with TraceWriter(tmp_path / "t", layers=[LAYER], force=True) as writer:
-        add(writer, 3)
-    assert part_lengths(tmp_path / "t") == [3]
-    assert open_trace(tmp_path / "t").sequences.num_rows == 1
-    assert (tmp_path / "t" / "notes.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("content", [None, "{}", "[1]", "not json"])
-def test_force_leaves_what_is_no_trace(tmp_path: Path, content: str | None) -> None:
-    (tmp_path / "run.json" if content else tmp_path / "a.txt").write_text(content or "")
-    choices: list[dict[str, Any]] = [{}, {"force": True}, {"resume": True}]
-    for options in choices:
-        with pytest.raises(UsageError, match="is not a trace, so it is left alone"):
-            TraceWriter(tmp_path, layers=[LAYER], **options)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize("options", [{"resume": True}, {"force": True}])
-def test_two_writers_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
-    with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
-        add(writer, 3)
-        with pytest.raises(TraceError, match="Another process is recording into"):
-            TraceWriter(tmp_path / "t", layers=[LAYER], **options)
-        add(writer, 3)
-    assert part_lengths(tmp_path / "t") == [6]
 
 
 def test_answers_join_their_sequence_when_all_are_there(tmp_path: Path) -> None:
