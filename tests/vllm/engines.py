@@ -82,16 +82,9 @@ def engine(
         mock.patch.object(torch, "set_num_threads", torch.set_num_threads),
         # As in EAGER, which torch would have read already.
         torch._dynamo.config.patch(disable=True),
+        _running(settings(folder, **arguments)) as llm,
     ):
-        from vllm import LLM
-
-        llm = LLM(**settings(folder, **arguments))
-        try:
-            yield llm
-        finally:
-            llm.llm_engine.engine_core.shutdown()
-            del llm
-            gc.collect()
+        yield llm
 
 
 def call_in_new_process(
@@ -165,13 +158,25 @@ def start_and_generate(
     sampling: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate with an engine that lives as long as this call, for `call_in_new_process`."""
+    with _running(arguments) as llm:
+        return generate(llm, prompts, num_tokens, **(sampling or {}))
+
+
+@contextmanager
+def _running(arguments: dict[str, Any]) -> Iterator[Any]:
     from vllm import LLM
 
-    llm = LLM(**arguments)
+    # vLLM looks at a model's class in a process of its own, to keep CUDA out of this one: ten
+    # seconds for every architecture that its cache does not know.
+    registry = "vllm.model_executor.models.registry"
+    with mock.patch(f"{registry}._run_in_subprocess", lambda function: function()):
+        llm = LLM(**arguments)
     try:
-        return generate(llm, prompts, num_tokens, **(sampling or {}))
+        yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

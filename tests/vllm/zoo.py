@@ -12,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.hooks.zoo import build_anew
 from tests.toy import save_with_bytes
 
@@ -88,3 +90,12 @@ ZOO: dict[str, Entry] = {
         Entry("tiny_moe", _bundled, (1, 2, 3, 4), 32, 4, 3840, _NO_KERNELS),
     )
 }
+
+
+def prompts_of(
+    entry: Entry, lengths: tuple[int, ...] = (20, 41, 60), seed: int = 3
+) -> list[list[int]]:
+    """Return prompts of random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    # The first ids are special ones in the bundled model's vocabulary.
+    return [torch.randint(3, entry.vocabulary, (n,), generator=generator).tolist() for n in lengths]
