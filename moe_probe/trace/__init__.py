@@ -2,11 +2,12 @@
 
 from moe_probe.trace.output import check_output
 from moe_probe.trace.reader import Block, Trace, open_trace
-from moe_probe.trace.schema import SEGMENTS, Capture, LayerSpec, RowLayout, Sequence
+from moe_probe.trace.schema import ROUTER_SCALARS, SEGMENTS, Capture, LayerSpec, RowLayout, Sequence
 from moe_probe.trace.spool import WriterStats
 from moe_probe.trace.writer import TraceWriter
 
 __all__ = [
+    "ROUTER_SCALARS",
     "SEGMENTS",
     "Block",
     "Capture",

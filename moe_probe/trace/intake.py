@@ -1,6 +1,6 @@
 """What TraceWriter accepts: rows that fit their sequence, and every sequence id once.
 
-Shape suffixes: T tokens, B bytes of one token's ids, S slots over all layers.
+Shape suffixes: T tokens, B bytes of one token's ids, S slots and R router scalars over all layers.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def check_rows(
     ids_TB: np.ndarray,
     token_id_T: Any,
     weights_TS: Any,
+    scalars_TR: Any,
     *,
     layout: RowLayout,
     capture: Capture,
@@ -78,9 +79,14 @@ def check_rows(
         )
     if token_id_T is not None and np.shape(token_id_T) != (rows,):
         raise ValueError(f"{name}: {np.shape(token_id_T)} token ids for {rows} rows")
-    slots = (rows, layout.num_slots)
-    if capture is Capture.WEIGHTS and (weights_TS is None or np.shape(weights_TS) != slots):
-        raise ValueError(f"{name}: weights of shape {np.shape(weights_TS)}, expected {slots}")
+    if capture is Capture.WEIGHTS:
+        slots, scalars = (rows, layout.num_slots), (rows, layout.num_scalars)
+        if np.shape(weights_TS) != slots:
+            raise ValueError(f"{name}: weights of shape {np.shape(weights_TS)}, expected {slots}")
+        if layout.num_scalars and np.shape(scalars_TR) != scalars:
+            raise ValueError(
+                f"{name}: router scalars of shape {np.shape(scalars_TR)}, expected {scalars}"
+            )
 
 
 def event(content: dict[str, Any]) -> bytes:

@@ -15,6 +15,10 @@ import numpy as np
 
 from moe_probe.errors import TraceError
 
+ROUTER_SCALARS = ("logsumexp", "entropy", "margin")
+"""What a router's logits say of a token beyond its slots, in the order it is stored: logsumexp;
+entropy of their softmax, in nats; margin, the k-th largest logit minus the next one."""
+
 
 class Capture(StrEnum):
     """How much of a routing decision is kept; each level holds everything of the one before."""
@@ -36,6 +40,8 @@ class LayerSpec:
     """Slots per token."""
     empty_slots: bool = False
     """Whether a token may fill fewer than `top_k` slots; the top id value then means "none"."""
+    scalars: bool = False
+    """Whether capture level `weights` has ROUTER_SCALARS too; other levels never have them."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the configuration says beside: groups, shared experts, scoring, module path."""
 
@@ -62,6 +68,10 @@ class LayerSpec:
         return f"W{self.layer:02d}"
 
     @property
+    def scalars_column(self) -> str:
+        return f"S{self.layer:02d}"
+
+    @property
     def row_bytes(self) -> int:
         return self.top_k * self.itemsize
 
@@ -81,7 +91,9 @@ class LayerSpec:
     def check(self) -> None:
         """Raise TraceError for what no layer can be; a bool is no number here."""
         numbers = (self.layer, self.num_experts, self.top_k)
-        ok = all(type(number) is int for number in numbers) and type(self.empty_slots) is bool
+        flags = (self.empty_slots, self.scalars)
+        ok = all(type(number) is int for number in numbers)
+        ok = ok and all(type(flag) is bool for flag in flags)
         ok = ok and 0 <= self.layer < 100_000 and 0 < self.top_k <= self.num_experts < 65_535
         if not ok or not isinstance(self.facts, dict):
             raise TraceError(f"The trace describes an impossible layer: {self!r:.200}.")
@@ -89,7 +101,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where each layer's ids and weights lie inside one token's row of a step or staging buffer."""
+    """Where each layer's part lies inside one token's row of a step or staging buffer."""
 
     layers: tuple[LayerSpec, ...]
 
@@ -119,6 +131,12 @@ class RowLayout:
         """Offset of each layer's weights, in float16 items; the last entry is their number."""
         return [0, *np.cumsum([spec.top_k for spec in self.layers]).tolist()]
 
+    @cached_property
+    def scalar_offsets(self) -> list[int]:
+        """Offset of each layer's router scalars, likewise; a layer without them takes none."""
+        counts = [len(ROUTER_SCALARS) * spec.scalars for spec in self.layers]
+        return [0, *np.cumsum(counts, dtype=np.int64).tolist()]
+
     @property
     def ids_bytes(self) -> int:
         return self.id_offsets[-1]
@@ -126,6 +144,10 @@ class RowLayout:
     @property
     def num_slots(self) -> int:
         return self.slot_offsets[-1]
+
+    @property
+    def num_scalars(self) -> int:
+        return self.scalar_offsets[-1]
 
     def pack(self, ids_by_layer: Iterable[np.ndarray]) -> np.ndarray:
         """Join per-layer ids [T, K] into rows uint8 [T, ids_bytes].

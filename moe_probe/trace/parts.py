@@ -16,6 +16,7 @@ from moe_probe.trace.counting import CountsBuilder, Groups, Strata
 from moe_probe.trace.files import TraceFiles, atomic
 from moe_probe.trace.schema import (
     ANSWER_SCHEMA,
+    ROUTER_SCALARS,
     SEQUENCE_SCHEMA,
     Capture,
     LayerSpec,
@@ -110,9 +111,13 @@ class _Columns:
             [spec.row_bytes for spec in self.layers],
         )
         self.weights: list[np.ndarray] = []
-        if segment.weights_TS is not None:
+        self.scalars: list[np.ndarray] = []
+        if segment.weights_TS is not None and segment.scalars_TR is not None:
             weights_TB = segment.weights_TS[:num_rows].view(np.uint8)
             self.weights = _gather(weights_TB, [2 * spec.top_k for spec in self.layers])
+            scalars_TB = segment.scalars_TR[:num_rows].view(np.uint8)
+            width, layers = 2 * len(ROUTER_SCALARS), [s for s in self.layers if s.scalars]
+            self.scalars = _gather(scalars_TB, [width] * len(layers))
 
     def layer_arrays(self) -> Iterator[tuple[LayerSpec, np.ndarray, np.ndarray | None]]:
         for index, spec in enumerate(self.layers):
@@ -143,7 +148,7 @@ def _write_routing(segment: Segment, files: TraceFiles, columns: _Columns) -> No
         pa.array(segment.position_T[:num_rows]),
         pa.array(segment.token_id_T[:num_rows]),
     ]
-    for values_TB in (*columns.ids, *columns.weights):
+    for values_TB in (*columns.ids, *columns.weights, *columns.scalars):
         kind, data = pa.binary(values_TB.shape[1]), pa.py_buffer(values_TB)
         arrays.append(pa.FixedSizeBinaryArray.from_buffers(kind, num_rows, [None, data]))
     with atomic(files.part("routing", segment.rank, segment.number)) as temporary:

@@ -22,6 +22,7 @@ from moe_probe.trace.recovery import recover, unread_tokens
 from moe_probe.trace.schema import (
     ANSWER_SCHEMA,
     COUNTS_SCHEMA,
+    ROUTER_SCALARS,
     Capture,
     LayerSpec,
     RowLayout,
@@ -29,7 +30,13 @@ from moe_probe.trace.schema import (
 )
 from moe_probe.trace.settling import by_sequence, with_outcomes
 from moe_probe.trace.sharing import SharingIndex
-from moe_probe.trace.tables import layer_arrays, read_part, read_sequences, read_tables
+from moe_probe.trace.tables import (
+    fixed_binary,
+    layer_arrays,
+    read_part,
+    read_sequences,
+    read_tables,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +78,11 @@ class Block:
         weights_TK = layer_arrays(self.table, self.layers[layer], weights=True)[1]
         assert weights_TK is not None
         return weights_TK
+
+    def router_scalars(self, layer: int) -> np.ndarray:
+        """ROUTER_SCALARS float16 [T, 3] of one layer whose spec has `scalars`."""
+        column, float16 = self.layers[layer].scalars_column, np.dtype(np.float16)
+        return fixed_binary(self.table, column, float16, len(ROUTER_SCALARS))
 
 
 class Trace:
@@ -126,7 +138,7 @@ class Trace:
 
         Args:
             layers: Which layers to decode; all if None.
-            weights: Whether to decode the gate weights too.
+            weights: Whether to decode the gate weights and router scalars too.
 
         Raises:
             TraceError: the trace has no per-token rows, or no weights, or a part is damaged.
@@ -150,9 +162,9 @@ class Trace:
             yield _claimed(block, known)
 
     def to_arrow(self) -> pa.Table:
-        """All stored tokens with typed columns: ids and weights as fixed-size lists.
+        """All stored tokens with typed columns: ids, weights, scalars as fixed-size lists.
 
-        Weights become float32, because DuckDB refuses a table that has a float16 column.
+        float16 becomes float32, because DuckDB refuses a table that has a float16 column.
         """
         weights = self.capture is Capture.WEIGHTS
         schema = routing_schema(self.layers.values(), self.capture)
@@ -224,6 +236,9 @@ def _typed(block: Block, *, weights: bool) -> pa.Table:
         if weights:
             weights_TK = block.topk_weights(spec.layer).astype(np.float32)
             table = _replace(table, spec.weights_column, weights_TK)
+        if weights and spec.scalars:
+            scalars_T3 = block.router_scalars(spec.layer).astype(np.float32)
+            table = _replace(table, spec.scalars_column, scalars_T3)
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_probe.trace.layout import Capture, LayerSpec, RowLayout
+from moe_probe.trace.layout import ROUTER_SCALARS, Capture, LayerSpec, RowLayout
 
 __all__ = [
     "ANSWER_SCHEMA",
@@ -17,6 +17,7 @@ __all__ = [
     "LATER_COLUMNS",
     "MAX_SEQUENCE_TOKENS",
     "OUTCOMES",
+    "ROUTER_SCALARS",
     "SEGMENTS",
     "SEGMENT_TOKENS",
     "SEQUENCE_SCHEMA",
@@ -136,7 +137,7 @@ COUNTS_SCHEMA = pa.schema(
 
 
 def routing_schema(layers: Iterable[LayerSpec], capture: Capture) -> pa.Schema:
-    """Columns of a routing part: identity, then ids, then weights, one per MoE layer."""
+    """Columns of a routing part: identity, then ids, weights and scalars, one per MoE layer."""
     layers = list(layers)
     columns = [
         pa.field("sequence_id", pa.int64(), nullable=False),
@@ -147,5 +148,10 @@ def routing_schema(layers: Iterable[LayerSpec], capture: Capture) -> pa.Schema:
     if capture is Capture.WEIGHTS:
         columns += [
             pa.field(s.weights_column, pa.binary(2 * s.top_k), nullable=False) for s in layers
+        ]
+        columns += [
+            pa.field(s.scalars_column, pa.binary(2 * len(ROUTER_SCALARS)), nullable=False)
+            for s in layers
+            if s.scalars
         ]
     return pa.schema(columns)

@@ -1,6 +1,6 @@
 """Between the model's thread and the disk: three staging segments, and a thread that empties them.
 
-Shape suffixes: T tokens, B bytes of one token's ids, S slots over all layers.
+Shape suffixes: T tokens, B bytes of one token's ids, S slots and R router scalars over all layers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Spool:
     Args:
         files: The trace, whose lock the caller holds.
         layout: Where a layer's ids lie in a row.
-        capture: Whether rows have weights.
+        capture: Whether rows have weights and router scalars.
         rank: Names segments and parts.
         tokens: Rows that a segment can hold.
         first_number: Number of the first part.
@@ -89,6 +89,7 @@ class Spool:
         token_id_T: np.ndarray | None = None,
         ids_TB: np.ndarray | None = None,
         weights_TS: np.ndarray | None = None,
+        scalars_TR: np.ndarray | None = None,
     ) -> None:
         """Accept rows and an event; both survive the process once this returns.
 
@@ -104,6 +105,7 @@ class Spool:
             token_id_T=token_id_T,
             ids_TB=ids_TB,
             weights_TS=weights_TS,
+            scalars_TR=scalars_TR,
         )
         self.stats.tokens += rows
 

@@ -4,7 +4,8 @@ A segment is one file of fixed size. Rows and events are copied in first, then o
 word says how many of each are valid, so a kill between the two leaves the earlier state. The page
 cache keeps a mapped file across SIGKILL; a power cut is what the fsynced parts are for.
 
-Shape suffixes: T tokens, B bytes of one token's ids, S slots of one token over all layers.
+Shape suffixes: T tokens, B bytes of one token's ids, S slots of one token over all layers,
+R router scalars of one token over all layers.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Segment:
         }
         if self.capture is Capture.WEIGHTS:
             shapes["weights_TS"] = (np.float16, (self.tokens, self.layout.num_slots))
+            shapes["scalars_TR"] = (np.float16, (self.tokens, self.layout.num_scalars))
         shapes["log"] = (np.uint8, (_LOG_BYTES,))
         offset = _HEADER_BYTES
         # Plain arrays over one buffer: np.memmap objects cost three times as much per access.
@@ -72,6 +74,7 @@ class Segment:
         self.token_id_T = views["token_id_T"]
         self.ids_TB = views["ids_TB"]
         self.weights_TS = views.get("weights_TS")
+        self.scalars_TR = views.get("scalars_TR")
         self._log = views["log"]
 
     @classmethod
@@ -91,8 +94,10 @@ class Segment:
                 f"{len(layout.layers)} layers need {len(text)} bytes of segment header, more than "
                 f"{_HEADER_BYTES - _PAGE}. Give the layers fewer facts."
             )
-        row = 16 + layout.ids_bytes + (2 * layout.num_slots if capture is Capture.WEIGHTS else 0)
-        size = _HEADER_BYTES + _align(tokens * row + 5 * _PAGE) + _LOG_BYTES
+        row = 16 + layout.ids_bytes
+        if capture is Capture.WEIGHTS:
+            row += 2 * (layout.num_slots + layout.num_scalars)
+        size = _HEADER_BYTES + _align(tokens * row + 6 * _PAGE) + _LOG_BYTES
         buffer = _reserve(path, size)
         np.frombuffer(buffer, np.uint8)[_HEADER_BYTES::_PAGE] = 0
         buffer[_PAGE : _PAGE + len(text)] = text
@@ -157,6 +162,7 @@ class Segment:
         token_id_T: np.ndarray | None = None,
         ids_TB: np.ndarray | None = None,
         weights_TS: np.ndarray | None = None,
+        scalars_TR: np.ndarray | None = None,
     ) -> None:
         """Copy rows and one event line in, then commit both with a single store."""
         # The word is the only state: an interrupt at any point leaves rows and events in step.
@@ -169,6 +175,8 @@ class Segment:
             self.token_id_T[start:stop] = -1 if token_id_T is None else token_id_T
             if self.weights_TS is not None:
                 self.weights_TS[start:stop] = weights_TS
+            if self.scalars_TR is not None and scalars_TR is not None:
+                self.scalars_TR[start:stop] = scalars_TR
         line = event + b"\n"
         log_start = self._log_end
         log_end = log_start + len(line)

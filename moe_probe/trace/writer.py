@@ -1,6 +1,7 @@
 """TraceWriter: accepts rows on the model's thread and leaves a trace on disk.
 
-Shape suffixes: T tokens, K slots, B bytes of one token's ids, S slots over all layers.
+Shape suffixes: T tokens, K slots, B bytes of one token's ids, S slots and R router scalars over
+all layers.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class TraceWriter:
         *,
         token_id_T: np.ndarray | None = None,
         weights_TS: np.ndarray | None = None,
+        scalars_TR: np.ndarray | None = None,
     ) -> None:
         """Accept one whole sequence.
 
@@ -132,6 +134,7 @@ class TraceWriter:
                 first `sequence.prefix_tokens`; None for a sequence without rows.
             token_id_T: Vocabulary ids of those tokens, if they may be stored.
             weights_TS: Gate weights float16, slots of all layers joined, at capture `weights`.
+            scalars_TR: ROUTER_SCALARS float16 of all layers that have them joined, likewise.
 
         Raises:
             ValueError: the rows do not fit the sequence or the layers, or exceed a segment, or the
@@ -143,7 +146,7 @@ class TraceWriter:
         if ids_TB is not None and not len(ids_TB):
             ids_TB = None
         if ids_TB is not None:
-            arrays = (ids_TB, token_id_T, weights_TS)
+            arrays = (ids_TB, token_id_T, weights_TS, scalars_TR)
             check_rows(
                 sequence,
                 *arrays,
@@ -159,6 +162,7 @@ class TraceWriter:
             token_id_T=token_id_T,
             ids_TB=ids_TB,
             weights_TS=weights_TS if self.capture is Capture.WEIGHTS else None,
+            scalars_TR=scalars_TR if self.capture is Capture.WEIGHTS else None,
         )
 
     def add(
@@ -166,6 +170,7 @@ class TraceWriter:
         topk_ids: list[np.ndarray],
         *,
         topk_weights: list[np.ndarray] | None = None,
+        router_scalars: list[np.ndarray] | None = None,
         token_ids: np.ndarray | None = None,
         **facts: Any,
     ) -> int:
@@ -174,6 +179,7 @@ class TraceWriter:
         Args:
             topk_ids: Per layer, expert ids [T, K].
             topk_weights: Per layer, gate weights [T, K], needed at capture `weights`.
+            router_scalars: Per layer that has them, ROUTER_SCALARS [T, 3], needed likewise.
             token_ids: Vocabulary ids [T].
             **facts: Fields of `Sequence`: subject, task, doc_id, prefix_end, ...
 
@@ -181,14 +187,22 @@ class TraceWriter:
             ValueError: shapes or ids that do not fit the layers.
         """
         ids_TB = self.layout.pack(topk_ids)
-        weights_TS = None
+        weights_TS = scalars_TR = None
         if self.capture is Capture.WEIGHTS:
             if topk_weights is None:
                 raise ValueError("capture 'weights' needs topk_weights")
             weights_TS = np.concatenate(topk_weights, axis=1).astype(np.float16)
+            if router_scalars:
+                scalars_TR = np.concatenate(router_scalars, axis=1).astype(np.float16)
         facts = {"kind": "imported", "rank": self.rank, **facts}
         sequence = Sequence(sequence_id=self.next_sequence_id(), num_tokens=len(ids_TB), **facts)
-        self.write(sequence, ids_TB, token_id_T=token_ids, weights_TS=weights_TS)
+        self.write(
+            sequence,
+            ids_TB,
+            token_id_T=token_ids,
+            weights_TS=weights_TS,
+            scalars_TR=scalars_TR,
+        )
         return sequence.sequence_id
 
     def answer(

@@ -18,8 +18,8 @@ from moe_probe.trace import SEGMENTS, LayerSpec, Sequence, Trace, TraceWriter
 LAYERS = [
     LayerSpec(layer=1, num_experts=8, top_k=2),
     LayerSpec(layer=2, num_experts=256, top_k=3),
-    LayerSpec(layer=5, num_experts=300, top_k=4),
-    LayerSpec(layer=7, num_experts=255, top_k=2, empty_slots=True),
+    LayerSpec(layer=5, num_experts=300, top_k=4, scalars=True),
+    LayerSpec(layer=7, num_experts=255, top_k=2, empty_slots=True, scalars=True),
 ]
 
 
@@ -140,7 +140,14 @@ def write(writer: TraceWriter, prompt: Prompt, *, share: bool = True) -> None:
         writer.layout.pack([ids_TK[shared:] for ids_TK in prompt.ids]),
         token_id_T=np.arange(shared, sequence.num_tokens) + 1000,
         weights_TS=np.concatenate([weights_TK[shared:] for weights_TK in prompt.weights], axis=1),
+        scalars_TR=router_scalars(sequence)[shared:],
     )
+
+
+def router_scalars(sequence: Sequence) -> np.ndarray:
+    """What `write` gives for the layers of LAYERS that have scalars: float16 [num_tokens, 6]."""
+    rng = np.random.default_rng(sequence.sequence_id)
+    return rng.normal(size=(sequence.num_tokens, 6)).astype(np.float16)
 
 
 def _prompt(rng: np.random.Generator, recording: Recording, sequence_id: int, rank: int) -> Prompt:

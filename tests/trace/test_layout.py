@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, RowLayout, TraceWriter, open_trace
 from tests.trace.recordings import random_ids
+
+IDENTITY = ["sequence_id", "position", "token_id"]
 
 
 @st.composite
@@ -27,7 +30,13 @@ def layer_lists(draw: st.DrawFn) -> list[LayerSpec]:
         top_k = draw(st.integers(1, min(num_experts, 10)))
         empty_slots = draw(st.booleans())
         layers.append(
-            LayerSpec(layer=index, num_experts=num_experts, top_k=top_k, empty_slots=empty_slots)
+            LayerSpec(
+                layer=index,
+                num_experts=num_experts,
+                top_k=top_k,
+                empty_slots=empty_slots,
+                scalars=draw(st.booleans()),
+            )
         )
     return layers
 
@@ -38,11 +47,14 @@ def test_everything_comes_back(layers: list[LayerSpec], tokens: list[int], seed:
     rng = np.random.default_rng(seed)
     ids = [[random_ids(rng, spec, count) for spec in layers] for count in tokens]
     weights = [[rng.random(x.shape).astype(np.float16) for x in prompt] for prompt in ids]
+    scored = [spec for spec in layers if spec.scalars]
+    scalars = [[rng.normal(size=(count, 3)).astype(np.float16) for _ in scored] for count in tokens]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace"
         with TraceWriter(path, layers=layers, capture="weights", segment_tokens=50) as writer:
-            for prompt, weight in zip(ids, weights, strict=True):
-                writer.add(prompt, topk_weights=weight, token_ids=np.arange(len(prompt[0])))
+            for prompt, weight, scalar in zip(ids, weights, scalars, strict=True):
+                token_ids = np.arange(len(prompt[0]))
+                writer.add(prompt, topk_weights=weight, router_scalars=scalar, token_ids=token_ids)
         trace = open_trace(path)
         blocks = list(trace.scan(weights=True))
         assert trace.layers == {spec.layer: spec for spec in layers}
@@ -55,6 +67,10 @@ def test_everything_comes_back(layers: list[LayerSpec], tokens: list[int], seed:
                 assert np.concatenate(got).tolist() == expected.tolist()
                 kept = [b.topk_weights(spec.layer)[b.sequence_id_T == k] for b in blocks]
                 assert np.concatenate(kept).tolist() == weights[k][index].tolist()
+        for index, spec in enumerate(scored):
+            for k, prompt in enumerate(scalars):
+                got = [b.router_scalars(spec.layer)[b.sequence_id_T == k] for b in blocks]
+                assert np.concatenate(got).tolist() == prompt[index].tolist()
 
 
 def _part_lengths(tokens: list[int], capacity: int) -> list[int]:
@@ -76,6 +92,24 @@ def test_id_width(num_experts: int, empty_slots: bool, itemsize: int, none_id: i
     ids_TK = np.array([[num_experts - 1, 0]])
     layout = RowLayout((spec,))
     assert layout.layer_ids(layout.pack([ids_TK]), 0).tolist() == ids_TK.tolist()
+
+
+@pytest.mark.parametrize("capture", ["counts", "ids"])
+def test_scalars_belong_to_weights(tmp_path: Path, capture: str) -> None:
+    spec = LayerSpec(layer=3, num_experts=4, top_k=1, scalars=True)
+    with TraceWriter(tmp_path / "t", layers=[spec], capture=capture) as writer:
+        writer.add([np.zeros((2, 1), int)], router_scalars=[np.ones((2, 3))])
+    trace = open_trace(tmp_path / "t")
+    assert trace.layers == {3: spec}
+    names = {path: pq.read_schema(path).names for path in (tmp_path / "t").glob("routing/*")}
+    assert list(names.values()) == ([[*IDENTITY, "L03"]] if capture == "ids" else [])
+
+
+def test_scalars_lie_where_the_layout_says() -> None:
+    flags = [False, True, True, False, True]
+    specs = [LayerSpec(layer=i, num_experts=4, top_k=1, scalars=x) for i, x in enumerate(flags)]
+    layout = RowLayout(tuple(specs))
+    assert (layout.scalar_offsets, layout.num_scalars) == ([0, 0, 3, 6, 6, 9], 9)
 
 
 def test_uint16_ids_are_little_endian() -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from moe_probe.trace import Trace, open_trace
+from moe_probe.trace import Block, Trace, open_trace
 from moe_probe.trace.schema import COUNTS_SCHEMA, SEQUENCE_SCHEMA
 from tests.trace.recordings import LAYERS, record
 
@@ -32,6 +32,11 @@ def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trace:
 def ours(trace: Trace, layer: int) -> list[list[int]]:
     ids_TK = np.concatenate([block.topk_ids(layer) for block in trace.scan()])
     return [list(row) for row in ids_TK.tolist()]
+
+
+def scalars(block: Block, layer: int) -> list[list[float]]:
+    rows: list[list[float]] = block.router_scalars(layer).tolist()
+    return rows
 
 
 def run(block: str) -> dict[str, Any]:
@@ -58,6 +63,18 @@ def test_ids_by_every_tool(trace: Trace, spec: Any) -> None:
     )
     mine = [block.topk_weights(spec.layer).ravel() for block in trace.scan(weights=True)]
     assert weights.tolist() == np.concatenate(mine).tolist()
+    if not spec.scalars:
+        return
+    blocks = trace.scan(weights=True)
+    stored = [row for block in blocks for row in scalars(block, spec.layer)]
+    name = spec.scalars_column
+    columns = [
+        pd.read_parquet("my-trace/routing")[name].tolist(),
+        pl.read_parquet(files)[name].to_list(),
+        [row[0] for row in duckdb.sql(f"SELECT {name} FROM '{files}'").fetchall()],
+    ]
+    for column in columns:
+        assert [np.frombuffer(row, np.float16).tolist() for row in column] == stored
 
 
 @pytest.mark.parametrize(
@@ -82,6 +99,12 @@ def test_typed_views(trace: Trace) -> None:
     for spec in LAYERS:
         assert typed[spec.ids_column].to_pylist() == ours(trace, spec.layer)
         assert [row.tolist() for row in frame[spec.ids_column]] == ours(trace, spec.layer)
+        assert (spec.scalars_column in typed.column_names) == spec.scalars
+        if spec.scalars:
+            blocks = trace.scan(weights=True)
+            stored = [row for block in blocks for row in scalars(block, spec.layer)]
+            assert typed[spec.scalars_column].to_pylist() == stored
+            assert [row.tolist() for row in frame[spec.scalars_column]] == stored
     assert typed.num_rows == len(frame) == len(ours(trace, 1))
     query = "SELECT e, count(*) FROM (SELECT unnest(L01) e FROM typed) GROUP BY e ORDER BY e"
     assert duckdb.sql(query).fetchall() == list(

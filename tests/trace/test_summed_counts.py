@@ -53,7 +53,8 @@ def test_a_resumed_recording_adds_to_the_sum(kept: tuple[Recording, Path]) -> No
     ) as writer:
         for _ in range(6):
             ids = [abs(random_ids(chance, spec, 30)) for spec in LAYERS]
-            writer.add(ids, topk_weights=[ids_TK * 0.1 for ids_TK in ids], subject="new")
+            weights, scalars = [ids_TK * 0.1 for ids_TK in ids], [np.zeros((30, 3))] * 2
+            writer.add(ids, topk_weights=weights, router_scalars=scalars, subject="new")
             added += sum(ids_TK.size for ids_TK in ids)
     trace = open_trace(recording.path)
     assert len(list(counts.iterdir())) == 2

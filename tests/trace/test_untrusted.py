@@ -28,8 +28,10 @@ def read_all(path: Path) -> None:
     trace = open_trace(path)
     trace.sequences, trace.counts, trace.sharing.extra_runs()
     for block in trace.scan(weights=True):
-        for layer in trace.layers:
+        for layer, spec in trace.layers.items():
             block.topk_ids(layer), block.topk_weights(layer)
+            if spec.scalars:
+                block.router_scalars(layer)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,10 @@ def test_run_file_that_is_none(path: Path, content: bytes) -> None:
         ({"layers": [{"layer": 1.5, "num_experts": 8, "top_k": 2}]}, "impossible layer"),
         ({"layers": [{"layer": True, "num_experts": 8, "top_k": 2}]}, "impossible layer"),
         ({"layers": [{"layer": 1, "num_experts": 1 << 40, "top_k": 2}]}, "impossible layer"),
+        (
+            {"layers": [{"layer": 1, "num_experts": 8, "top_k": 2, "scalars": 1}]},
+            "impossible layer",
+        ),
         ({"layers": [{"layer": 1, "num_experts": 8, "top_k": 2}] * 2}, "a layer twice"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,19 @@ def test_too_long_a_sequence_is_refused_and_the_rest_is_kept(tmp_path: Path) -> 
             r"\(3,\) token ids for 2 rows",
         ),
         ({"num_tokens": 2}, np.zeros((2, 1), np.uint8), {}, "weights of shape"),
+        (
+            {"num_tokens": 2},
+            np.zeros((2, 1), np.uint8),
+            {"weights_TS": np.zeros((2, 1))},
+            r"router scalars of shape \(\), expected \(2, 3\)",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(
     tmp_path: Path, facts: dict[str, Any], ids_TB: np.ndarray, more: Any, message: str
 ) -> None:
-    with TraceWriter(tmp_path / "t", layers=[LAYER], capture="weights") as writer:
+    layer = replace(LAYER, scalars=True)
+    with TraceWriter(tmp_path / "t", layers=[layer], capture="weights") as writer:
         sequence = Sequence(sequence_id=writer.next_sequence_id(), **facts)
         with pytest.raises(ValueError, match=message):
             writer.write(sequence, ids_TB, **{"weights_TS": np.zeros((1, 1)), **more})
