@@ -68,7 +68,7 @@ class Spool:
         self._active: Segment | None = None
         self._taken = 0.0
         self._free: queue.SimpleQueue[Segment] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[Segment | threading.Event | None] = queue.SimpleQueue()
         self._segments = [
             Segment.create(
                 files.segment(rank, slot), layout=layout, capture=capture, rank=rank, tokens=tokens
@@ -109,6 +109,16 @@ class Spool:
         )
         self.stats.tokens += rows
 
+    def flush(self) -> None:
+        """Wait until all that was accepted is in parts; raises TraceError where that fails."""
+        self._check()
+        if self._active is not None and not self._active.is_empty:
+            self._hand_over(self._active)
+        done = threading.Event()
+        self._full.put(done)
+        while not done.wait(timeout=0.2):
+            self._check()
+
     def finish(self) -> None:
         """Write all that is left; raises TraceError where that fails, and staging keeps it."""
         self._full.put(None)
@@ -128,14 +138,17 @@ class Spool:
         if segment is not None:
             is_old = not segment.is_empty and time.monotonic() - self._taken > _PART_SECONDS
             if is_old or not segment.fits(rows, event):
-                # Let go first: should an interrupt come between, `finish` finds the segment full.
-                self._active = None
-                self._full.put(segment)
+                self._hand_over(segment)
         if self._active is None:
             self._active = self._take_segment()
         if not self._active.fits(rows, event):
             raise ValueError(f"a text of {len(event)} bytes is more than a segment can hold")
         return self._active
+
+    def _hand_over(self, segment: Segment) -> None:
+        # Let go first: should an interrupt come between, `finish` finds the segment full.
+        self._active = None
+        self._full.put(segment)
 
     def _take_segment(self) -> Segment:
         try:
@@ -158,13 +171,16 @@ class Spool:
                 self._check()
 
     def _work(self) -> None:
-        while (segment := self._full.get()) is not None:
+        while (item := self._full.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
             try:
-                self._empty(segment)
+                self._empty(item)
             except BaseException as error:
                 self._error = error
                 return
-            self._free.put(segment)
+            self._free.put(item)
 
     def _empty(self, segment: Segment) -> None:
         if not segment.is_empty:

@@ -225,6 +225,18 @@ class TraceWriter:
         }
         self._spool.append(event({"answer": answer}))
 
+    def flush(self) -> None:
+        """Wait until everything accepted so far is in finished parts, which `open_trace` reads.
+
+        Each call ends a part, so leave it to a person or a rare timer. Not while another thread
+        writes.
+
+        Raises:
+            TraceError: the background thread failed to write; everything accepted is still safe.
+        """
+        self._check_open()
+        self._spool.flush()
+
     def close(
         self,
         status: str = "complete",
