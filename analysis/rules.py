@@ -1,5 +1,8 @@
 """Counting rules: how often each stored token counts. Every metric names the one it was made with.
 
+Tokens whose rows are nowhere count in none: those an engine took from its cache, and those that a
+size limit left out, which only the counts tables have.
+
 Shape suffixes: T tokens of a block, S sequences of the trace, E stored positions of all owners.
 """
 

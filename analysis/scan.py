@@ -89,7 +89,8 @@ def read_rows(trace: Trace, *, layers: list[int] | None = None) -> Iterator[Rows
 def count(trace: Trace, rule: Rule = Rule.UNIQUE) -> Counts:
     """Count the selections of a trace by layer, expert, subject and segment.
 
-    The rows are scanned where there are any, the counts tables are read where there are none.
+    The rows are scanned where there are any, the counts tables are read where there are none. Of a
+    trace with a size limit that is the part whose rows were kept.
 
     Raises:
         TraceError: the trace is damaged, or has neither rows nor tables that suffice.

@@ -55,13 +55,13 @@ def rows_per_sequence(trace: Trace, faults: RowFaults | None) -> Check:
     name = "rows per sequence"
     if faults is None:
         return Check("Q6", name, Status.SKIP, reason=_NO_ROWS)
-    names = ("sequence_id", "num_tokens", "prefix_tokens", "multiplicity", "sampled")
+    names = ("sequence_id", "num_tokens", "prefix_tokens", "multiplicity", "sampled", "rows_kept")
     wrong = []
     columns = [trace.sequences[column].to_pylist() for column in names]
-    for sequence, stop, start, multiplicity, sampled in zip(*columns, strict=True):
+    for sequence, stop, start, multiplicity, sampled, kept in zip(*columns, strict=True):
         rows = faults.rows_by_sequence[sequence]
-        # Duplicates and sequences outside the sample need not store anything.
-        may_be_absent = not sampled or multiplicity == 0
+        # Duplicates, and sequences outside the sample or the size limit, need not store anything.
+        may_be_absent = not sampled or multiplicity == 0 or not kept
         position_sum = (start + stop - 1) * (stop - start) // 2
         is_whole = (
             rows == stop - start and faults.position_sum_by_sequence[sequence] == position_sum

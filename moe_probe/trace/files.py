@@ -70,6 +70,10 @@ class TraceFiles:
         numbers = [name for number, name in names if number == rank and name != "shared"]
         return max((int(name.removeprefix("to")) for name in numbers), default=-1)
 
+    def size(self, kind: str) -> int:
+        """Bytes of all parts of a kind."""
+        return sum(path.stat().st_size for path in self.parts(kind))
+
     def segment(self, rank: int, slot: int) -> Path:
         return self.stage / f"segment-{rank}-{slot}.bin"
 

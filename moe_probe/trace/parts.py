@@ -45,11 +45,12 @@ def flush(segment: Segment, files: TraceFiles) -> None:
     number, rank = segment.number, segment.rank
     events = segment.events()
     sequences = [Sequence(**event["sequence"]) for event in events if "sequence" in event]
-    claimed = pa.Table.from_pylist([sequence.to_json() for sequence in sequences], SEQUENCE_SCHEMA)
     if segment.num_rows:
         groups, strata = _group_rows(segment, sequences)
         columns = _Columns(segment)
-        if segment.capture is not Capture.COUNTS:
+        if not all(event.get("rows_kept", True) for event in events):
+            _leave_rows_out(segment, sequences)
+        elif segment.capture is not Capture.COUNTS:
             _write_routing(segment, files, columns)
         builder = CountsBuilder(strata, groups)
         for spec, ids_TK, weights_TK in columns.layer_arrays():
@@ -59,7 +60,8 @@ def flush(segment: Segment, files: TraceFiles) -> None:
     if answers:
         table = pa.Table.from_pylist(answers, ANSWER_SCHEMA)
         write_table(files.part("answers", rank, number), table, segment=number)
-    write_table(files.part("sequences", rank, number), claimed, segment=number)
+    table = pa.Table.from_pylist([sequence.to_json() for sequence in sequences], SEQUENCE_SCHEMA)
+    write_table(files.part("sequences", rank, number), table, segment=number)
 
 
 def is_flushed(segment: Segment, files: TraceFiles) -> bool:
@@ -98,6 +100,12 @@ def _group_rows(segment: Segment, sequences: list[Sequence]) -> tuple[Groups, St
     new_from_T = of_row(sequence.new_from for sequence in stored)
     is_new_T = (new_from_T >= 0) & (position_T >= new_from_T)
     return Groups.of(stratum_T, runs_T, is_new_T), strata
+
+
+def _leave_rows_out(segment: Segment, sequences: list[Sequence]) -> None:
+    stored = set(segment.sequence_id_T[: segment.num_rows].tolist())
+    for sequence in sequences:
+        sequence.rows_kept = sequence.sequence_id not in stored
 
 
 class _Columns:

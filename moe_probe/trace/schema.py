@@ -76,6 +76,8 @@ class Sequence:
     """First position whose context no earlier sequence of the run had; -1 where unknown."""
     sampled: bool = True
     """Whether its tokens were to be recorded (document sampling)."""
+    rows_kept: bool = True
+    """False where the trace had its full size: its rows were counted, and then left out."""
     prompt_hash: str = ""
     rank: int = 0
     request_id: str = ""
@@ -111,7 +113,7 @@ SEQUENCE_SCHEMA = pa.schema(
     + list(OUTCOMES)
 )
 # Columns that traces of an earlier moe-probe lack, and what they mean by that.
-LATER_COLUMNS = {"cached_tokens": 0}
+LATER_COLUMNS = {"cached_tokens": 0, "rows_kept": True}
 ANSWER_SCHEMA = pa.schema(
     [
         pa.field("sequence_id", pa.int64()),

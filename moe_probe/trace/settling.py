@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from moe_probe.errors import TraceError
 from moe_probe.trace.counting import CountsBuilder, Groups, Strata
@@ -42,14 +43,15 @@ Correct = Mapping[tuple[str, int], bool]
 Answers = dict[int, dict[int, dict[str, Any]]]
 
 
-def settle(files: TraceFiles, run: Mapping[str, Any], correct: Correct | None = None) -> None:
+def settle(files: TraceFiles, run: dict[str, Any], correct: Correct | None = None) -> None:
     """Sum the counts, count shared tokens for everyone who ran them, join answers to sequences.
 
     Args:
         files: The trace; the caller holds its lock.
-        run: Content of its run.json.
+        run: Content of its run.json; learns how many rows were not kept.
         correct: Whether the model was right, by (task, doc_id), as far as known.
     """
+    run["rows_not_kept"] = _rows_not_kept(files)
     _sum_counts(files)
     if run["capture"] != Capture.COUNTS:
         counts = _shared_counts(files, RowLayout.from_json(run["layers"]), Capture(run["capture"]))
@@ -70,6 +72,15 @@ def settle(files: TraceFiles, run: Mapping[str, Any], correct: Correct | None = 
     if not answers:
         for path in files.finished("answers"):
             path.unlink()
+
+
+def _rows_not_kept(files: TraceFiles) -> int:
+    names = ("num_tokens", "prefix_tokens", "rows_kept")
+    schema = pa.schema([SEQUENCE_SCHEMA.field(name) for name in names])
+    table = read_tables(files.parts("sequences"), schema)
+    table = table.filter(pc.invert(table["rows_kept"]))
+    total: int | None = pc.sum(pc.subtract(table["num_tokens"], table["prefix_tokens"])).as_py()
+    return total or 0
 
 
 def _sum_counts(files: TraceFiles) -> None:

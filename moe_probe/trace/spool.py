@@ -21,6 +21,8 @@ from moe_probe.trace.staging import Segment
 NUM_SEGMENTS = 3
 # A slow recording still gets a part this often, so that little is left to recover.
 _PART_SECONDS = 60.0
+# The first event of a segment whose rows are counted and then left out.
+_NOT_KEPT = b'{"rows_kept":false}\n'
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Spool:
         rank: Names segments and parts.
         tokens: Rows that a segment can hold.
         first_number: Number of the first part.
+        max_bytes: Rows of segments begun when routing parts are larger than this are not kept.
 
     Raises:
         TraceError: the disk has no room for the segments.
@@ -60,10 +63,14 @@ class Spool:
         rank: int,
         tokens: int,
         first_number: int,
+        max_bytes: int | None,
     ) -> None:
         self.stats = WriterStats()
         self._files = files
         self._next_number = first_number
+        self._max_bytes = max_bytes
+        self.keeps_rows = self._has_room()
+        """Whether the rows of the segment in use, or of the next one if there is none, are kept."""
         self._error: BaseException | None = None
         self._active: Segment | None = None
         self._taken = 0.0
@@ -98,7 +105,10 @@ class Spool:
             TraceError: the thread failed to write a part.
         """
         rows = 0 if ids_TB is None else len(ids_TB)
-        self._reserve(rows, event).append(
+        segment = self._reserve(rows, _NOT_KEPT + event)
+        if segment.is_empty and not self.keeps_rows:
+            event = _NOT_KEPT + event  # one commit: a kill cannot part the two
+        segment.append(
             event,
             sequence_id=sequence_id,
             first_position=first_position,
@@ -159,9 +169,13 @@ class Spool:
             self.stats.stalls += 1
             self.stats.stalled_seconds += time.perf_counter() - start
         segment.reset(self._next_number)
+        self.keeps_rows = self._has_room()
         self._next_number += 1
         self._taken = time.monotonic()
         return segment
+
+    def _has_room(self) -> bool:
+        return self._max_bytes is None or self._files.size("routing") <= self._max_bytes
 
     def _wait_for_segment(self) -> Segment:
         while True:

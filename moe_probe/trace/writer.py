@@ -41,6 +41,8 @@ class TraceWriter:
         resume: Continue an existing trace of the same layers and capture level.
         force: Replace an existing trace; other files beside it stay.
         segment_tokens: Tokens per part; also the longest sequence that can be written.
+        max_bytes: Once routing parts are larger than this, later ones are not written; counts and
+            sequences go on. What is in staging then, up to three parts, is still written.
 
     Raises:
         UsageError: `path` holds something and neither `resume` nor `force` allows that.
@@ -58,6 +60,7 @@ class TraceWriter:
         resume: bool = False,
         force: bool = False,
         segment_tokens: int = SEGMENT_TOKENS,
+        max_bytes: int | None = None,
     ) -> None:
         if not 0 < segment_tokens <= MAX_SEQUENCE_TOKENS:
             raise ValueError(f"segment_tokens is {segment_tokens}, not 1 to {MAX_SEQUENCE_TOKENS}")
@@ -67,6 +70,7 @@ class TraceWriter:
         self.capture = Capture(capture)
         self.rank = rank
         self._segment_tokens = segment_tokens
+        self._max_bytes = max_bytes
         self._closed = False
         check_output(self.files.root, resume=resume, force=force)
         with ExitStack() as stack:
@@ -85,6 +89,15 @@ class TraceWriter:
     def longest_sequence(self) -> int:
         """The most tokens of its own that a sequence can have."""
         return self._segment_tokens
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows written from now on are kept; once False, it stays so.
+
+        Where it is False, write sequences whole: no later one may leave its leading tokens to one
+        whose rows are not kept, since they would not be counted.
+        """
+        return self.capture is not Capture.COUNTS and self._spool.keeps_rows
 
     @property
     def stats(self) -> WriterStats:
@@ -111,6 +124,7 @@ class TraceWriter:
             rank=self.rank,
             tokens=self._segment_tokens,
             first_number=self.files.last_number(self.rank) + 1,
+            max_bytes=self._max_bytes,
         )
 
     def next_sequence_id(self) -> int:

@@ -1,8 +1,8 @@
 """A recording that is killed: python kill_child.py WHAT TRACE SIDE_FILE [KILL_AT].
 
-WHAT is `record` (for ever, resuming what is there), `finish` (forty sequences, then close) or
-`open`. Every id is appended to SIDE_FILE once `write` has returned. KILL_AT names a step of the
-writer at which the process kills itself.
+WHAT is `record` (for ever, resuming what is there), `limited` (the same with MAX_BYTES of rows),
+`finish` (forty sequences, then close) or `open`. Every id is appended to SIDE_FILE once `write` has
+returned. KILL_AT names a step of the writer at which the process kills itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from moe_probe.trace.schema import Sequence
 from tests.trace.recordings import LAYERS, Prompt, random_ids, write
 
 SEGMENT_TOKENS = 60
+MAX_BYTES = 8000
 
 
 def prompt(number: int) -> Prompt:
@@ -46,13 +47,19 @@ def prompt(number: int) -> Prompt:
     return Prompt(sequence, ids, [np.zeros(ids_TK.shape, np.float16) for ids_TK in ids])
 
 
-def record(path: Path, side: Path, count: int | None) -> None:
+def record(path: Path, side: Path, count: int | None, max_bytes: int | None) -> None:
     written = os.open(side, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     resume = (path / "run.json").exists()
-    writer = TraceWriter(path, layers=LAYERS, resume=resume, segment_tokens=SEGMENT_TOKENS)
+    writer = TraceWriter(
+        path,
+        layers=LAYERS,
+        resume=resume,
+        segment_tokens=SEGMENT_TOKENS,
+        max_bytes=max_bytes,
+    )
     for _ in itertools.count() if count is None else range(count):
         number = writer.next_sequence_id()
-        write(writer, prompt(number))
+        write(writer, prompt(number), share=writer.keeps_rows)
         writer.answer(number, 0, loglik=-float(number), is_greedy=True)
         os.write(written, b"%d\n" % number)
     writer.close()
@@ -83,7 +90,8 @@ def main() -> None:
     if what == "open":
         open_trace(path)
     else:
-        record(Path(path), Path(side), None if what == "record" else 40)
+        limit = MAX_BYTES if what == "limited" else None
+        record(Path(path), Path(side), 40 if what == "finish" else None, limit)
 
 
 if __name__ == "__main__":
