@@ -44,7 +44,7 @@ class StepRows:
         self.num_bytes = sum(t.nbytes for t in rows if t is not None)
         self._events: list[torch.cuda.Event] = []
         with _copying_on(stream):
-            self._rows = PackedRows(*map(_to_host, rows))
+            self._rows = PackedRows._make(map(_to_host, rows))
             # A tensor's device need not be the current one, whose stream an event takes by default.
             for device in {t.device for t in rows if t is not None and t.is_cuda}:
                 self._events.append(torch.cuda.current_stream(device).record_event())
@@ -58,7 +58,7 @@ class StepRows:
         """Return the rows once they are here."""
         for event in self._events:
             event.synchronize()
-        return HostRows(*(None if t is None else t.numpy() for t in self._rows))
+        return HostRows._make(None if t is None else t.numpy() for t in self._rows)
 
 
 class StepBuffer:

@@ -17,6 +17,7 @@ from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.recording.contexts import token_hash
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Recorder
+from moe_probe.recording.rows import Decisions
 
 
 class GenerationBatch:
@@ -134,7 +135,7 @@ class GenerationRecorder:
             recorder.expect(len(prompt))
             ids_TB, weights_TS = batch.rows(index, num_fed)
             generated_T = np.asarray(generated[:num_fed], np.int32)
-            recorder.record(row, ids_TB, weights_TS, generated_T=generated_T)
+            recorder.record(row, Decisions(ids_TB, weights_TS), generated_T=generated_T)
             recorder.totals.after_stop_tokens += batch.num_decoded - num_fed
         recorder.totals.padding_tokens += int((~batch.mask_BP).sum())
 

@@ -14,12 +14,13 @@ from lm_eval.models.utils import handle_stop_sequences
 
 from moe_probe.errors import CaptureError, UsageError
 from moe_probe.evaluation.generation import GenerationBatch, GenerationRecorder
-from moe_probe.evaluation.likelihoods import LikelihoodPlanner, known_answers, unique_rows
+from moe_probe.evaluation.likelihoods import Feeding, LikelihoodPlanner, known_answers, unique_rows
 from moe_probe.evaluation.requests import RequestReader, RowIndex, answer_key
 from moe_probe.evaluation.stretches import StretchFinder
 from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.transformers import TransformersCapture
 from moe_probe.recording.recorder import Recorder
+from moe_probe.recording.rows import Decisions
 
 
 class _AnswerHook:
@@ -79,7 +80,9 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
         self._recorder, self._capture = recorder, capture
         reader = RequestReader(StretchFinder(self.tok_encode), tasks, facts)
         self._planner = LikelihoodPlanner(
-            reader, max_length=self.max_length, groups=self.logits_cache
+            reader,
+            feeding=Feeding(self.max_length, feeds_last=False),
+            groups=self.logits_cache,
         )
         self._generations = GenerationRecorder(
             recorder, reader, encode=self.tok_encode, decode=self.tok_decode
@@ -246,5 +249,5 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
                 continue
             end = start + len(row.tokens_T)
             weights = None if weights_TS is None else weights_TS[start:end]
-            self._recorder.record(row, ids_TB[start:end], weights)
+            self._recorder.record(row, Decisions(ids_TB[start:end], weights))
             self._recorder.totals.padding_tokens += per_row - len(row.tokens_T)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,27 @@ from moe_probe.recording.rows import Request, Row
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
+@dataclass(frozen=True)
+class Feeding:
+    """Which tokens of a context and its continuation an engine feeds to the model."""
+
+    max_tokens: int
+    """Most tokens that are fed; the first ones are cut."""
+    feeds_last: bool
+    """Whether the last token is fed, although nobody asks what comes after it."""
+
+    def fed(self, whole: list[int]) -> tuple[list[int], int]:
+        """Return the tokens that are fed, and how many were cut before them."""
+        tokens = whole if self.feeds_last else whole[:-1]
+        fed = tokens[-self.max_tokens :]
+        return fed, len(tokens) - len(fed)
+
+    @property
+    def max_window(self) -> int:
+        """Most tokens of a window of running text."""
+        return self.max_tokens - self.feeds_last
+
+
 class Planned(NamedTuple):
     """One token request, with the request it stands for and the row that answers it."""
 
@@ -30,13 +52,13 @@ class LikelihoodPlanner:
 
     Args:
         reader: Describes Instances.
-        max_length: Most tokens the model is fed.
+        feeding: Which tokens are fed.
         groups: Whether requests that differ in the last token only share a row.
     """
 
-    def __init__(self, reader: RequestReader, *, max_length: int, groups: bool) -> None:
+    def __init__(self, reader: RequestReader, *, feeding: Feeding, groups: bool) -> None:
         self._reader = reader
-        self._max_length = max_length
+        self._feeding = feeding
         self._groups = groups
         self._instances: list[Any] = []
         self._windows: dict[bytes, deque[Any]] = defaultdict(deque)
@@ -50,7 +72,7 @@ class LikelihoodPlanner:
         windows = get_rolling_token_windows(
             token_list=tokens,
             prefix_token=prefix_token,
-            max_seq_len=self._max_length,
+            max_seq_len=self._feeding.max_window,
             context_len=1,
         )
         for context, continuation in map(make_disjoint_window, windows):
@@ -72,8 +94,7 @@ class LikelihoodPlanner:
                 request = self._reader.request(instance, key)
                 rows[group].requests.append(request)
             else:
-                fed = whole[-(self._max_length + 1) :][:-1]
-                truncated = len(whole) - 1 - len(fed)
+                fed, truncated = self._feeding.fed(whole)
                 row = self._reader.row(instance, key, context, fed, truncated=truncated)
                 rows[group], request = row, row.requests[0]
             planned.append(Planned(request, rows[group]))

@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass
 class Completeness:
-    """Tokens the evaluation asked for against tokens recorded; kept in run.json."""
+    """Tokens that were asked for against tokens recorded; kept in run.json."""
 
     expected_tokens: int = 0
-    """Tokens of all rows the evaluation had to run, by its own token lists."""
+    """Tokens of all rows the model had to run, by the lists of who asked for them."""
     stored_tokens: int = 0
     shared_tokens: int = 0
     """Run, and stored by an earlier sequence with the same beginning."""
@@ -24,6 +24,10 @@ class Completeness:
     """Slots of batches that only measured memory."""
     after_stop_tokens: int = 0
     """Slots a finished sequence still took while others in its batch went on."""
+    superseded_tokens: int = 0
+    """Slots of tokens that were run again later, or of drafts that were rejected."""
+    lost_tokens: int = 0
+    """Tokens of requests that could not be recorded completely, so that nothing of them was."""
     unmatched_tokens: int = 0
     """Slots of rows that no request explains."""
     layers: dict[str, int] = field(default_factory=dict)
@@ -37,7 +41,8 @@ class Completeness:
     def shortfall(self) -> int:
         """Expected tokens that are missing in some layer; 0 when the trace is complete."""
         missing = max((self.computed_tokens - n for n in self.layers.values()), default=0)
-        return max(self.expected_tokens - self.recorded_tokens, missing, self.unmatched_tokens)
+        too_few = self.expected_tokens - self.recorded_tokens
+        return max(too_few, missing, self.unmatched_tokens, self.lost_tokens)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,8 +1,8 @@
 """From a row the model ran to a sequence in the trace: identity, sharing, sampling, completeness.
 
-Engine-neutral: an engine's model class says which requests a row answers and hands over its rows.
+Engine-neutral: who knows the engine says which requests a row answers and what was decided for it.
 
-Shape suffixes: T tokens, B bytes of one token's ids, S slots of one token over all layers.
+Shape suffixes: T tokens, B bytes of one token's ids.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from moe_probe.errors import UsageError
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.contexts import ContextIndex, PrefixStore, token_hash
 from moe_probe.recording.prior import PriorRun
-from moe_probe.recording.rows import Request, Row
-from moe_probe.trace import Capture, Sequence, TraceWriter
+from moe_probe.recording.rows import Decisions, Request, Row
+from moe_probe.trace import Sequence, TraceWriter
 
 _Value = TypeVar("_Value")
 # Takes tokens done, tokens expected, and the subject the last of them belong to.
@@ -52,7 +52,6 @@ class Recorder:
         self.prefixes = PrefixStore(None if prior is None else prior.prefix_check)
         self._contexts = ContextIndex()
         self._sample_every, self._seed = sample_every, seed
-        self._stores_rows = writer.capture is not Capture.COUNTS
         self._waiting: dict[Hashable, list[tuple[int, int]]] = {}
         self._early: dict[Hashable, list[dict[str, Any]]] = {}
 
@@ -83,8 +82,7 @@ class Recorder:
     def record(
         self,
         row: Row,
-        ids_TB: np.ndarray,
-        weights_TS: np.ndarray | None = None,
+        decisions: Decisions,
         *,
         generated_T: np.ndarray | None = None,
     ) -> None:
@@ -92,11 +90,10 @@ class Recorder:
 
         Args:
             row: The row; its requests may belong to several documents with equal prompts.
-            ids_TB: Packed ids of its tokens, then of the fed generated tokens.
-            weights_TS: Gate weights likewise.
+            decisions: Of its tokens after the cached ones, then of the fed generated tokens.
             generated_T: Generated token ids that were fed back.
         """
-        prompt_hash = token_hash(row.tokens_T)
+        prompt_hash = "" if row.is_private else token_hash(row.tokens_T)
         tokens_T = row.tokens_T
         if generated_T is not None and len(generated_T):
             tokens_T = np.concatenate([tokens_T, generated_T]).astype(np.int32)
@@ -107,7 +104,7 @@ class Recorder:
             if sequence_id is None:
                 sequence = self._sequence(row, requests, tokens_T, prompt_hash, original)
                 sequence_id = sequence.sequence_id
-                self._write(sequence, tokens_T, ids_TB, weights_TS)
+                self._write(sequence, tokens_T, decisions, is_private=row.is_private)
             elif self._is_sampled(row.requests[0]):
                 self._contexts.add(tokens_T)
             original = sequence_id if original < 0 else original
@@ -158,9 +155,13 @@ class Recorder:
             truncated_tokens=row.truncated,
             sampled=sampled,
             prompt_hash=prompt_hash,
-            # What was left out of the trace does not make a later context old.
-            new_from=self._contexts.add(tokens_T) if sampled else -1,
+            # What was left out of the trace does not make a later context old. Private text is
+            # not kept, so its contexts are not known to be new.
+            new_from=self._contexts.add(tokens_T) if sampled and not row.is_private else -1,
             rank=self.writer.rank,
+            request_id=row.request_id,
+            cached_tokens=row.cached,
+            prefix_tokens=row.cached,
             **row.bounds._asdict(),
         )
         if original >= 0:
@@ -173,32 +174,41 @@ class Recorder:
         self,
         sequence: Sequence,
         tokens_T: np.ndarray,
-        ids_TB: np.ndarray,
-        weights_TS: np.ndarray | None,
+        decisions: Decisions,
+        *,
+        is_private: bool,
     ) -> None:
         if sequence.multiplicity == 0:
             self.writer.write(sequence)
             return
+        num_run = sequence.num_tokens - sequence.cached_tokens
         if not sequence.sampled:
-            self.totals.unsampled_tokens += sequence.num_tokens
+            self.totals.unsampled_tokens += num_run
             self.writer.write(sequence)
             return
-        if self._stores_rows:
-            keys = _sharing_keys(sequence, tokens_T)
-            sequence.prefix_id, sequence.prefix_tokens = self.prefixes.find(keys, ids_TB)
-            self.prefixes.add(keys, sequence.sequence_id, ids_TB)
-        shared = sequence.prefix_tokens
+        shared = 0
+        if self.writer.keeps_rows and not is_private and not sequence.cached_tokens:
+            shared = self._share(sequence, tokens_T, decisions.ids_TB)
         self.totals.shared_tokens += shared
-        self.totals.stored_tokens += sequence.num_tokens - shared
+        self.totals.stored_tokens += num_run - shared
         if shared == sequence.num_tokens:
             self.writer.write(sequence)
             return
+        own = decisions.after(shared)
         self.writer.write(
             sequence,
-            ids_TB[shared:],
-            token_id_T=tokens_T[shared:],
-            weights_TS=None if weights_TS is None else weights_TS[shared:],
+            own.ids_TB,
+            token_id_T=None if is_private else tokens_T[sequence.prefix_tokens :],
+            weights_TS=own.weights_TS,
+            scalars_TR=own.scalars_TR,
         )
+
+    def _share(self, sequence: Sequence, tokens_T: np.ndarray, ids_TB: np.ndarray) -> int:
+        """Leave leading tokens to the sequence that stores them already; return how many."""
+        keys = _sharing_keys(sequence, tokens_T)
+        sequence.prefix_id, sequence.prefix_tokens = self.prefixes.find(keys, ids_TB)
+        self.prefixes.add(keys, sequence.sequence_id, ids_TB)
+        return sequence.prefix_tokens
 
     def _is_sampled(self, request: Request) -> bool:
         if not self.writer.layout.layers:

@@ -1,6 +1,7 @@
-"""A row the model is to run, and the requests of the evaluation that it answers.
+"""A row a model runs, the requests it answers, and what was decided for it.
 
-Shape suffixes: T tokens.
+Shape suffixes: T tokens, B bytes of one token's ids, S slots of one token over all layers,
+R router scalars of one token over all layers.
 """
 
 from __future__ import annotations
@@ -22,9 +23,24 @@ class Bounds(NamedTuple):
     choice_end: int
 
 
+class Decisions(NamedTuple):
+    """What the routers decided for the tokens of one row."""
+
+    ids_TB: np.ndarray
+    """Packed ids (`RowLayout.pack`), uint8."""
+    weights_TS: np.ndarray | None = None
+    """Gate weights, float16."""
+    scalars_TR: np.ndarray | None = None
+    """Router scalars, float16."""
+
+    def after(self, start: int) -> Decisions:
+        """The decisions without the first `start` tokens."""
+        return Decisions._make(None if array is None else array[start:] for array in self)
+
+
 @dataclass(frozen=True)
 class Request:
-    """One thing the evaluation asked for: a choice's log-likelihood, or a text."""
+    """One thing that was asked for: a choice's log-likelihood, or a text."""
 
     task: str
     subject: str
@@ -33,18 +49,24 @@ class Request:
     kind: str
     choice: int
     answer_key: Hashable = None
-    """What the evaluation names when it has the answer; None if it never does."""
+    """What the answer will be named by; None if there never is one."""
 
 
 @dataclass
 class Row:
-    """One row the model is to run, and every request it answers."""
+    """One row the model runs, and every request it answers."""
 
     tokens_T: np.ndarray
     """Token ids int32 [T] fed to the model, without padding."""
     bounds: Bounds
     truncated: int
     requests: list[Request]
+    request_id: str = ""
+    """The engine's name of the run, where it has one."""
+    cached: int = 0
+    """Leading tokens an engine had in its cache: it decided nothing for them."""
+    is_private: bool = False
+    """Whether the trace must say nothing of its text: no token ids, no hash, no shared rows."""
 
     def by_document(self) -> list[list[Request]]:
         """The requests, grouped by the document they belong to; several only for equal prompts."""

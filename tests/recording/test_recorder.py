@@ -9,7 +9,7 @@ import pytest
 
 from moe_probe.errors import UsageError
 from moe_probe.recording.recorder import Recorder
-from moe_probe.recording.rows import Bounds, Request, Row
+from moe_probe.recording.rows import Bounds, Decisions, Request, Row
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 
 LAYER = LayerSpec(layer=2, num_experts=8, top_k=2)
@@ -32,10 +32,10 @@ def test_answers_find_their_rows_whichever_comes_first(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
         recorder = Recorder(writer)
         recorder.answer(("key", 0), {"loglik": -1.0, "is_greedy": True})
-        recorder.record(row(0, 0, 1), ids_TB(3, 5))
+        recorder.record(row(0, 0, 1), Decisions(ids_TB(3, 5)))
         recorder.answer(("key", 1), {"loglik": -2.0, "is_greedy": False})
         # Another document with equal strings: each answer is given once for each of them.
-        recorder.record(row(1, 0), ids_TB(3, 5))
+        recorder.record(row(1, 0), Decisions(ids_TB(3, 5)))
         recorder.answer(("key", 0), {"loglik": -1.0, "is_greedy": True})
     rows = open_trace(tmp_path / "t").sequences.to_pylist()
     assert [row["choice_logliks"] for row in rows] == [[-1.0, -2.0], [-1.0]]
@@ -46,7 +46,7 @@ def test_prefixes_are_shared_inside_a_subject_only(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "t", layers=[LAYER]) as writer:
         recorder = Recorder(writer)
         for doc_id, subject in enumerate(("law", "law", "art")):
-            recorder.record(row(doc_id, 0, subject=subject), ids_TB(1, 2))
+            recorder.record(row(doc_id, 0, subject=subject), Decisions(ids_TB(1, 2)))
     rows = open_trace(tmp_path / "t").sequences.to_pylist()
     assert [(row["prefix_id"], row["prefix_tokens"]) for row in rows] == [(-1, 0), (0, 2), (-1, 0)]
     assert [row["new_from"] for row in rows] == [0, 6, 6]

@@ -67,13 +67,18 @@ def settings(folder: Path | str, **arguments: Any) -> dict[str, Any]:
 
 @contextmanager
 def engine(
-    folder: Path | str, *, environment: Mapping[str, str] | None = None, **arguments: Any
+    folder: Path | str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] = lambda: None,
+    **arguments: Any,
 ) -> Iterator[Any]:
     """Run a `vllm.LLM` in this process; leave the process as it was, as far as vLLM allows.
 
     Args:
         folder: The checkpoint.
         environment: Variables set while the engine runs.
+        prepare: Called before the engine starts, since vLLM loads plugins once per process.
         arguments: Of `vllm.LLM`, beside those of `settings`.
     """
     with (
@@ -82,6 +87,7 @@ def engine(
         mock.patch.object(torch, "set_num_threads", torch.set_num_threads),
         # As in EAGER, which torch would have read already.
         torch._dynamo.config.patch(disable=True),
+        _prepared(prepare),
         _running(settings(folder, **arguments)) as llm,
     ):
         yield llm
@@ -177,6 +183,12 @@ def _running(arguments: dict[str, Any]) -> Iterator[Any]:
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
+
+
+@contextmanager
+def _prepared(prepare: Callable[[], None]) -> Iterator[None]:
+    prepare()
+    yield
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

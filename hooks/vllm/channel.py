@@ -1,0 +1,94 @@
+"""From the model's thread to the recording thread: bounded, in order, and never raising there."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+_CLOSE = object()
+
+
+class Channel:
+    """A thread that takes in what the model's thread puts, in its order.
+
+    Args:
+        take: Called on the thread with every item.
+        idle: Called on the thread when nothing came for a while.
+        max_bytes: Most bytes that wait; one item is always let through.
+        idle_seconds: How long that while is.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[Any], None],
+        idle: Callable[[], None],
+        *,
+        max_bytes: int,
+        idle_seconds: float,
+    ) -> None:
+        self.error: BaseException | None = None
+        """What ended the recording, if anything did; items are then thrown away."""
+        self._take, self._idle = take, idle
+        self._max_bytes, self._idle_seconds = max_bytes, idle_seconds
+        self._waiting_bytes = 0
+        self._has_room = threading.Condition()
+        self._items: queue.SimpleQueue[tuple[Any, int]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="moe-probe-recorder", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Any, num_bytes: int = 0, *, wait: bool = True) -> bool:
+        """Hand over an item; without `wait`, False says that there was no room for it."""
+        with self._has_room:
+            while num_bytes and self._waiting_bytes + num_bytes > max(self._max_bytes, num_bytes):
+                if not wait:
+                    return False
+                self._has_room.wait()
+            self._waiting_bytes += num_bytes
+        self._items.put((item, num_bytes))
+        return True
+
+    def run(self, function: Callable[[], _Result]) -> _Result:
+        """Run a function on the thread, after all that was put before, and return its result."""
+        future: Future[_Result] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._items.put((call, 0))
+        return future.result()
+
+    def close(self) -> None:
+        """Let the thread take in what waits, and end it."""
+        self._items.put((_CLOSE, 0))
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                item, num_bytes = self._items.get(timeout=self._idle_seconds)
+            except queue.Empty:
+                self._guarded(self._idle)
+                continue
+            if item is _CLOSE:
+                return
+            if callable(item):
+                item()
+                continue
+            self._guarded(self._take, item)
+            with self._has_room:
+                self._waiting_bytes -= num_bytes
+                self._has_room.notify()
+
+    def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self.error is None:
+            try:
+                function(*arguments)
+            except BaseException as error:
+                self.error = error

@@ -1,0 +1,183 @@
+"""What a worker can be told, from the process that owns the engine or over HTTP.
+
+begin    open the trace of an evaluation, or say why that is not possible
+start    record requests that the engine schedules for the first time from now on
+stop     record none of those that come from now on; the ones in flight are recorded to the end
+flush    make everything that ended readable
+status   counts
+end      requests of an evaluation that ended, with their lengths
+answer   what was answered to requests of an evaluation
+known    requests that an interrupted evaluation has already
+close    end the trace
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from moe_probe.errors import CaptureError, MoeProbeError
+from moe_probe.hooks.vllm.batch import NewRequest
+from moe_probe.hooks.vllm.facts import run_facts
+from moe_probe.hooks.vllm.parallel import Place
+from moe_probe.hooks.vllm.session import Session, Step
+from moe_probe.hooks.vllm.settings import Settings
+from moe_probe.hooks.vllm.traces import open_session, write_refusal
+from moe_probe.trace import LayerSpec
+
+_log = logging.getLogger("vllm.moe_probe")
+
+
+class Commands:
+    """The recording of one worker, and what it is told.
+
+    Args:
+        config: The engine's VllmConfig.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self._reason: str | None = None
+        self._settings: Settings | None = None
+        self._attached: tuple[Place, list[LayerSpec]] | None = None
+        self._open_session: Session | None = None
+        self._is_on = False
+        self.open_requests: set[str] = set()
+        """Engine ids of the requests that are being recorded."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a trace is open, so that steps have to be watched."""
+        return self._open_session is not None
+
+    def configure(self, settings: Settings) -> None:
+        """Note what the environment asks for."""
+        self._settings = settings
+
+    def attach(self, place: Place, layers: list[LayerSpec]) -> None:
+        """Note that the model can be recorded; live traffic is, from now on."""
+        self._attached = (place, layers)
+        if self._settings is not None and not self._settings.is_evaluation:
+            self._open(run_facts(self._config))
+
+    def refuse(self, reason: str) -> None:
+        """Note that it cannot, say so once, and leave the reason where the trace would be."""
+        self._reason = reason
+        _log.error("moe-probe records nothing: %s", reason)
+        if self._settings is not None and not self._settings.is_evaluation:
+            write_refusal(self._settings.path, reason, run_facts(self._config))
+
+    def fail(self, reason: str) -> None:
+        """End the recording after a failure."""
+        self._reason = self._reason or reason
+        self._close("failed", {"reason": reason})
+
+    def note_new(self, requests: list[NewRequest]) -> list[NewRequest]:
+        """Say which of the requests that are scheduled for the first time are recorded."""
+        if not self._is_on:
+            return []
+        # One runner is told of a preempted request again as if it were new.
+        new = [each for each in requests if each.request_id not in self.open_requests]
+        self.open_requests.update(each.request_id for each in new)
+        return new
+
+    def note_ended(self, lengths: dict[str, int | None]) -> dict[str, int | None]:
+        """Say which of the requests that ended were recorded."""
+        if self._settings is None or self._settings.is_evaluation:
+            # An evaluation knows better where an answer ended: `end` says it.
+            return {}
+        ended = {name: n for name, n in lengths.items() if name in self.open_requests}
+        self.open_requests.difference_update(ended)
+        return ended
+
+    def step(self, step: Step) -> None:
+        """Hand over a forward pass."""
+        self._session.step(step)
+
+    @property
+    def _session(self) -> Session:
+        if self._open_session is None:
+            raise CaptureError(self._reason or "This worker records nothing.")
+        return self._open_session
+
+    def call(self, command: str, payload: Any = None) -> dict[str, Any] | None:
+        """Obey a command; what goes wrong is in the answer under `error`.
+
+        Workers that do not write answer None.
+        """
+        if self._attached is None and self._reason is None:
+            return None
+        try:
+            return self._obey(command, payload)
+        except MoeProbeError as error:
+            return {"error": str(error), "exit_code": error.exit_code}
+        except Exception as error:
+            _log.exception("moe-probe could not do what it was told: %s", command)
+            return {"error": f"{type(error).__name__}: {error}", "exit_code": 1}
+
+    def _obey(self, command: str, payload: Any) -> dict[str, Any]:
+        if command == "begin":
+            return self._begin(payload)
+        if command == "status" and self._open_session is None:
+            return {"is_recording": False, "error": self._reason}
+        if command == "close":
+            return self._close(payload.pop("status"), payload.pop("facts"), **payload)
+        session = self._session
+        match command:
+            case "start" | "stop":
+                self._is_on = command == "start"
+            case "flush":
+                session.flush()
+            case "status":
+                pass
+            case "end":
+                self.open_requests.difference_update(name for name, _ in payload)
+                session.end([(name, length) for name, length in payload])
+            case "answer":
+                session.answer([(name, answer) for name, answer in payload])
+            case "known":
+                session.note_known((NewRequest(*facts), length) for facts, length in payload)
+            case _:
+                raise CaptureError(f"No command is called {command!r:.40}.")
+        return {"is_recording": self._is_on, **session.status()}
+
+    def _begin(self, payload: dict[str, Any]) -> dict[str, Any]:
+        facts = {**run_facts(self._config), **payload.pop("run")}
+        if self._reason is not None or self._attached is None:
+            reason = self._reason or "This worker records nothing."
+            if self._settings is not None:
+                force = bool(payload.get("force"))
+                write_refusal(self._settings.path, reason, facts, force=force)
+            raise CaptureError(reason)
+        self._open(facts, **payload)
+        return {"layers": [spec.to_json() for spec in self._attached[1]]}
+
+    def _open(self, facts: dict[str, Any], **options: Any) -> None:
+        assert self._attached is not None
+        assert self._settings is not None
+        place, layers = self._attached
+        try:
+            self._open_session = open_session(self._settings, place, layers, facts, **options)
+        except MoeProbeError as error:
+            if self._settings.is_evaluation:
+                raise
+            self.refuse(str(error))
+            return
+        self._is_on = True
+        _log.info("moe-probe records into %s", self._settings.path)
+
+    def _close(self, status: str | None, facts: dict[str, Any], **outcome: Any) -> dict[str, Any]:
+        session, self._open_session, self._is_on = self._open_session, None, False
+        self.open_requests.clear()
+        if session is None:
+            return {"error": self._reason}
+        return session.close(status, facts, **outcome)
+
+    def close_quietly(self) -> None:
+        """End the trace with the engine; what goes wrong is logged."""
+        try:
+            if self._open_session is not None and self._settings is not None:
+                # An evaluation that ends by itself says so.
+                self._close("interrupted" if self._settings.is_evaluation else None, {})
+        except Exception:
+            _log.exception("moe-probe could not close its trace; opening it recovers the rest.")

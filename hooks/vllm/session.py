@@ -1,0 +1,212 @@
+"""One recording inside an engine's worker: steps in, a trace out.
+
+Everything but `step` runs on the recording thread, in the order it was asked for.
+
+Shape suffixes: T tokens, Q requests of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_probe.errors import UsageError
+from moe_probe.hooks.step_buffer import StepRows
+from moe_probe.hooks.vllm.batch import NewRequest
+from moe_probe.hooks.vllm.channel import Channel
+from moe_probe.hooks.vllm.requests import EndedRequest, RequestRows
+from moe_probe.hooks.vllm.tags import read_row
+from moe_probe.recording.prior import PriorRun
+from moe_probe.recording.recorder import Recorder
+from moe_probe.recording.rows import Bounds
+from moe_probe.trace import TraceWriter
+
+# Rows on their way to the host or waiting to be sorted: seconds of a busy engine.
+_WAITING_BYTES = 512 << 20
+# What came in can be read by others after this long, however little it is.
+_IDLE_SECONDS = 30.0
+
+
+class Step(NamedTuple):
+    """What one forward pass of the engine ran."""
+
+    ended: dict[str, int | None]
+    """Requests that ended before it, with their lengths where they are known."""
+    admitted: list[NewRequest]
+    names: list[str]
+    counts_Q: np.ndarray
+    rows: StepRows | None
+
+
+@dataclass
+class Dropped:
+    """What came when there was no room for it."""
+
+    steps: int = 0
+    tokens: int = 0
+
+
+class Session:
+    """Records the requests it is told to, each when it ends.
+
+    Args:
+        writer: The trace.
+        keeps_tokens: Whether the text of live traffic may be kept.
+        waits: Whether the engine waits when the recorder falls behind; it drops rows otherwise.
+        prior: What an interrupted recording already has.
+        sample_every: Record one document in this many.
+    """
+
+    def __init__(
+        self,
+        writer: TraceWriter,
+        *,
+        keeps_tokens: bool,
+        waits: bool,
+        prior: PriorRun | None = None,
+        sample_every: int = 1,
+    ) -> None:
+        self.writer = writer
+        self.recorder = Recorder(writer, sample_every=sample_every, prior=prior)
+        self.dropped = Dropped()
+        self._keeps_tokens, self._waits = keeps_tokens, waits
+        self._rows = RequestRows(writer.layout, writer.capture, self.recorder.totals)
+        self._num_flushed = 0
+        self._prompt_tokens = 0
+        self._channel = Channel(
+            self._take, self._flush, max_bytes=_WAITING_BYTES, idle_seconds=_IDLE_SECONDS
+        )
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the recording, if anything did."""
+        return self._channel.error
+
+    def step(self, step: Step) -> None:
+        """Hand over a forward pass; called on the model's thread."""
+        num_bytes = 0 if step.rows is None else step.rows.num_bytes
+        if not self._channel.put(step, num_bytes, wait=self._waits):
+            self.dropped.steps += 1
+            self.dropped.tokens += int(step.counts_Q.sum())
+            # Without the rows: the requests they belong to then have a hole, and are lost.
+            self._channel.put(step._replace(names=[], rows=None))
+
+    def end(self, lengths: Iterable[tuple[str, int | None]]) -> None:
+        """Record requests that ended, by the engine's ids."""
+        pairs = list(lengths)
+        self._channel.run(lambda: self._end(pairs))
+
+    def answer(self, answers: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Note answers, by the ids under which their requests were asked."""
+        pairs = list(answers)
+
+        def note() -> None:
+            for name, answer in pairs:
+                self.recorder.answer(name, answer)
+
+        self._channel.run(note)
+
+    def note_known(self, known: Iterable[tuple[NewRequest, int]]) -> None:
+        """Note requests that an interrupted recording has, with their lengths."""
+        pairs = list(known)
+
+        def note() -> None:
+            for request, length in pairs:
+                tokens_T = np.asarray(request.prompt, np.int32)
+                row = read_row(request, tokens_T, keeps_tokens=True)
+                self.recorder.note_known(row.requests[0], tokens_T, length)
+                self._prompt_tokens += len(tokens_T)
+
+        self._channel.run(note)
+
+    def flush(self) -> None:
+        """Make everything that ended readable for others."""
+        self._channel.run(self._flush)
+
+    def status(self) -> dict[str, Any]:
+        """Counts, as plain numbers and text."""
+        totals = self._channel.run(self.recorder.totals.to_json)
+        return {
+            "trace": str(self.writer.files.root),
+            "open_requests": len(self._rows),
+            "recorded_tokens": totals["recorded_tokens"],
+            "lost_tokens": totals["lost_tokens"],
+            "dropped_tokens": self.dropped.tokens,
+            "rows_are_kept": self.writer.keeps_rows,
+            "error": None if self.error is None else str(self.error),
+        }
+
+    def close(
+        self,
+        status: str | None,
+        facts: dict[str, Any],
+        *,
+        prompt_tokens: int = 0,
+        **outcome: Any,
+    ) -> dict[str, Any]:
+        """End the trace.
+
+        Args:
+            status: How the recording ended; None for complete or incomplete, as the books say.
+            facts: More for run.json.
+            prompt_tokens: Tokens of all prompts, by the list of who asked for them; 0 if nobody
+                has one.
+            **outcome: As `TraceWriter.close` takes it.
+
+        Returns:
+            The facts as written, the books of completeness among them.
+        """
+        self._channel.run(lambda: self._end((name, None) for name in self._rows.names))
+        self._channel.close()
+        totals = self.recorder.totals
+        totals.expected_tokens += max(prompt_tokens - self._prompt_tokens, 0)
+        failed = None if self.error is None else f"{type(self.error).__name__}: {self.error}"
+        books = {
+            **totals.to_json(),
+            "dropped_tokens": self.dropped.tokens,
+            "dropped_steps": self.dropped.steps,
+        }
+        silent = {layer: n for layer, n in self._rows.silent_tokens.items() if n}
+        facts = {**facts, "completeness": books}
+        if failed:
+            facts["reason"] = failed
+        elif silent:
+            facts["reason"] = f"layers without a decision for some tokens (layer: tokens): {silent}"
+        if status is None:
+            status = "complete" if totals.shortfall == 0 and not failed else "incomplete"
+        self.writer.close("failed" if failed else status, facts=facts, **outcome)
+        return facts
+
+    def _take(self, step: Step) -> None:
+        self._end(step.ended.items())
+        for request in step.admitted:
+            self._rows.admit(request)
+        if step.rows is not None:
+            self._rows.add(step.names, step.counts_Q, step.rows.wait())
+
+    def _end(self, lengths: Iterable[tuple[str, int | None]]) -> None:
+        for name, length in lengths:
+            ended = self._rows.end(name, length)
+            if ended is not None:
+                self._record(ended)
+
+    def _record(self, ended: EndedRequest) -> None:
+        row = read_row(ended.request, ended.tokens_T, keeps_tokens=self._keeps_tokens)
+        # A request may end before its prompt does.
+        row.bounds = Bounds._make(min(end, len(ended.tokens_T)) for end in row.bounds)
+        totals, num_run = self.recorder.totals, len(ended.decisions.ids_TB)
+        try:
+            self.recorder.expect(num_run - len(ended.generated_T))
+            self._prompt_tokens += len(ended.tokens_T)
+            self.recorder.record(row, ended.decisions, generated_T=ended.generated_T)
+        except UsageError:
+            # Longer than a sequence of the trace can be.
+            totals.lost_tokens += num_run
+
+    def _flush(self) -> None:
+        if self.writer.stats.tokens != self._num_flushed:
+            self.writer.flush()
+            self._num_flushed = self.writer.stats.tokens

@@ -1,0 +1,110 @@
+"""What a request says about itself: the tags of `moe-probe record`, or a user's own.
+
+Tags come from clients of a server, so nothing in them is trusted.
+
+Shape suffixes: T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from moe_probe.hooks.vllm.batch import NewRequest
+from moe_probe.recording.rows import Bounds, Request, Row
+
+TAG = "moe_probe"
+"""The extra argument that carries a row's description, as an object or as its JSON text."""
+
+_SERVED = "served"
+_KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+_MAX_TEXT = 1000
+_MAX_NUMBER = (1 << 62) - 1
+
+
+def external_id(request_id: str) -> str:
+    """The id by which a client knows a request: the engine appends eight random digits."""
+    name, separator, suffix = request_id.rpartition("-")
+    return name if separator and len(suffix) == 8 else request_id
+
+
+def describe(row: Row) -> dict[str, Any]:
+    """The tag that says what a row is, to travel with its request; `read_row` reads it."""
+    request = row.requests[0]
+    return {
+        "task": request.task,
+        "subject": request.subject,
+        "area": request.area,
+        "doc": request.doc_id,
+        "kind": request.kind,
+        "choice": request.choice,
+        "bounds": list(row.bounds),
+        "truncated": row.truncated,
+    }
+
+
+def read_row(request: NewRequest, tokens_T: np.ndarray, *, keeps_tokens: bool) -> Row:
+    """Describe an engine request by its tags.
+
+    Args:
+        request: The request.
+        tokens_T: Its prompt, int32.
+        keeps_tokens: Whether the text of live traffic may be kept; what an evaluation asks for is
+            no user's text and always is.
+    """
+    tags = request.tags
+    described = _object(tags.get(TAG))
+    facts = described if described is not None else tags
+    kind = _text(facts.get("kind"))
+    is_evaluation = described is not None and kind in _KINDS
+    return Row(
+        tokens_T=tokens_T,
+        bounds=_bounds(facts.get("bounds"), request.num_prompt_tokens),
+        truncated=max(_number(facts.get("truncated"), 0), 0),
+        requests=[
+            Request(
+                task=_text(facts.get("task")),
+                subject=_text(facts.get("subject")) or _text(facts.get("task")),
+                area=_text(facts.get("area")),
+                doc_id=max(_number(facts.get("doc"), -1), -1),
+                kind=kind if is_evaluation else _SERVED,
+                choice=max(_number(facts.get("choice"), 0), 0),
+                answer_key=external_id(request.request_id),
+            )
+        ],
+        request_id=external_id(request.request_id),
+        cached=request.num_cached,
+        is_private=not (is_evaluation or keeps_tokens) or request.prompt is None,
+    )
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def _text(value: Any) -> str:
+    return value[:_MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _number(value: Any, default: int) -> int:
+    """An integer, or a text of one, such as a client may send."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        value = int(value)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_number and abs(value) <= _MAX_NUMBER else default
+
+
+def _bounds(value: Any, num_tokens: int) -> Bounds:
+    """Where the stretches of the prompt end; the whole prompt is the question by default."""
+    if isinstance(value, list) and len(value) == 4 and all(type(end) is int for end in value):
+        bounds = Bounds(*value)
+        if list(bounds) == sorted(bounds) and bounds[0] >= 0 and bounds[-1] == num_tokens:
+            return bounds
+    return Bounds(0, num_tokens, num_tokens, num_tokens)

@@ -1,0 +1,122 @@
+"""Engines of tests/vllm/engines.py with the probe in them, and what they recorded, row by row.
+
+Shape suffixes: T tokens, K slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_probe.hooks.vllm import register
+from moe_probe.trace import Capture, Trace, open_trace
+from tests.vllm.engines import engine
+from tests.vllm.reference import Reference, assert_same_routing
+
+
+@contextmanager
+def recorded_engine(
+    folder: Path | str,
+    trace: Path,
+    *,
+    capture: str = "weights",
+    environment: Mapping[str, str] | None = None,
+    **arguments: Any,
+) -> Iterator[Any]:
+    """Run an engine in this process that records live traffic, tokens included, into a trace."""
+    variables = {
+        "MOE_PROBE_TRACE": str(trace),
+        "MOE_PROBE_CAPTURE": capture,
+        "MOE_PROBE_TOKENS": "1",
+        **(environment or {}),
+    }
+    with engine(folder, environment=variables, prepare=register, **arguments) as llm:
+        yield llm
+
+
+def call(llm: Any, command: str, payload: Any = None) -> dict[str, Any]:
+    """Give the worker that records a command."""
+    answers = llm.collective_rpc("moe_probe_call", args=(command, payload))
+    (answer,) = [each for each in answers if each is not None]
+    return dict(answer)
+
+
+def sequences_of(path: Path) -> list[dict[str, Any]]:
+    """The sequences of a trace in the order they were recorded, each with its rows.
+
+    `positions` are those that have rows in the trace, `token_ids`, `ids` and `weights` (by layer)
+    their rows; shared rows are taken from whoever stores them.
+    """
+    trace = open_trace(path)
+    rows = _stored_rows(trace)
+    found = {row["sequence_id"]: row for row in trace.sequences.to_pylist()}
+    for row in found.values():
+        positions, chosen = [], []
+        stop, owner = row["num_tokens"], row["sequence_id"]
+        while owner >= 0 and stop > 0:
+            start = found[owner]["prefix_tokens"]
+            for position in range(start, stop):
+                positions.append(position)
+                chosen.append(rows["index"][owner, position])
+            owner, stop = found[owner]["prefix_id"], min(stop, start)
+        order = np.argsort(positions)
+        chosen_T = np.asarray(chosen, np.int64)[order]
+        row["positions"] = np.asarray(positions, np.int64)[order]
+        row["token_ids"] = rows["token_ids"][chosen_T]
+        for kind in ("ids", "weights", "scalars"):
+            row[kind] = {layer: values[chosen_T] for layer, values in rows[kind].items()}
+    return list(found.values())
+
+
+def _stored_rows(trace: Trace) -> dict[str, Any]:
+    has_weights = trace.capture is Capture.WEIGHTS
+    blocks = list(trace.scan(weights=has_weights))
+    names = [
+        key
+        for block in blocks
+        for key in zip(block.sequence_id_T.tolist(), block.position_T.tolist(), strict=True)
+    ]
+    assert len(set(names)) == len(names), "a position of a sequence is stored twice"
+    rows: dict[str, Any] = {
+        "index": {name: index for index, name in enumerate(names)},
+        "token_ids": np.concatenate([block.token_id_T for block in blocks]),
+        "ids": {},
+        "weights": {},
+        "scalars": {},
+    }
+    for layer, spec in trace.layers.items():
+        rows["ids"][layer] = np.concatenate([block.topk_ids(layer) for block in blocks])
+        if has_weights:
+            weights = [block.topk_weights(layer) for block in blocks]
+            rows["weights"][layer] = np.concatenate(weights)
+            if spec.scalars:
+                scalars = [block.router_scalars(layer) for block in blocks]
+                rows["scalars"][layer] = np.concatenate(scalars)
+    return rows
+
+
+def assert_as_reference(
+    row: Mapping[str, Any], tokens: list[int], reference: Reference, *, atol: float = 1e-4
+) -> None:
+    """Compare a recorded sequence with transformers on the tokens it was run with.
+
+    Args:
+        row: Of `sequences_of`, no position missing.
+        tokens: The prompt and the generated tokens that were fed back.
+        reference: The same checkpoint.
+        atol: As in `assert_same_routing`, beside what float16 rounds off.
+    """
+    assert row["token_ids"].tolist() == tokens
+    (expected,) = reference.routing([tokens])
+    largest = max(float(weights.max()) for weights in expected.weights.values())
+    assert_same_routing(
+        expected,
+        row["positions"],
+        row["ids"],
+        row["weights"] or None,
+        atol=atol + largest * 2.0**-11,
+    )
