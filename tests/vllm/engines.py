@@ -41,6 +41,8 @@ SECOND_RUNNER = {
     "PYTHONPATH": str(Path(__file__).parent / "v2_shim"),
 }
 """vLLM's second model runner, which needs Triton: here interpreted."""
+TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+"""A core for each of two workers, tensor or pipeline parallel."""
 
 _RUN = """
 import importlib, json, sys
@@ -122,7 +124,7 @@ def call_in_new_process(
                 code = None
             finally:
                 _end_session(process)
-        assert code == 0, f"exit status {code}\n{log.read_text()[-6000:]}"
+        assert code == 0, f"exit status {code}\n{log.read_text()[-20_000:]}"
         return json.loads(answer.read_text())
 
 
@@ -175,7 +177,11 @@ def _running(arguments: dict[str, Any]) -> Iterator[Any]:
     # vLLM looks at a model's class in a process of its own, to keep CUDA out of this one: ten
     # seconds for every architecture that its cache does not know.
     registry = "vllm.model_executor.models.registry"
-    with mock.patch(f"{registry}._run_in_subprocess", lambda function: function()):
+    with (
+        mock.patch(f"{registry}._run_in_subprocess", lambda function: function()),
+        # Plugins load once in a process; here every engine loads them, as it would in its own.
+        mock.patch("vllm.plugins.plugins_loaded", False),
+    ):
         llm = LLM(**arguments)
     try:
         yield llm
