@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from moe_probe.trace.schema import FORMAT_VERSION, Capture, RowLayout
 _MAX_RUN_BYTES = 64 << 20
 _KINDS = ("routing", "counts", "sequences", "answers")
 _PART = re.compile(r"part-(\d{1,9})-(\d{6,9}|to\d{6,9}|shared)\.parquet")
+_RANK_LOCK = re.compile(r"writer-(\d{1,9})\.lock")
 _SEGMENT = re.compile(r"segment-(\d{1,9})-\d{1,3}\.bin")
 
 
@@ -34,6 +34,14 @@ class TraceFiles:
     @property
     def lock(self) -> Path:
         return self.root / "writer.lock"
+
+    def rank_lock(self, rank: int) -> Path:
+        return self.root / f"writer-{rank}.lock"
+
+    def rank_locks(self) -> list[tuple[Path, int]]:
+        """Locks of the ranks of a group, held or not, with the rank in their name."""
+        found = [(path, _RANK_LOCK.fullmatch(path.name)) for path in self.root.glob("writer-*")]
+        return [(path, int(match[1])) for path, match in found if match]
 
     @property
     def stage(self) -> Path:
@@ -96,7 +104,9 @@ class TraceFiles:
                 temporary.unlink()
 
     def drop_stage(self) -> None:
-        """Delete empty folders that a trace at rest does not have."""
+        """Delete what a trace at rest does not have: empty folders and locks of killed ranks."""
+        for path, _ in self.rank_locks():
+            path.unlink()
         for folder in (self.stage, self.root / "answers"):
             with suppress(OSError):
                 folder.rmdir()
@@ -136,40 +146,6 @@ def _without_summed(paths: list[Path]) -> list[Path]:
         return name == "shared" or (int(name) > last if name.isdigit() else int(name[2:]) == last)
 
     return [path for path in paths if counts(path)]
-
-
-@contextmanager
-def writer_lock(files: TraceFiles) -> Iterator[bool]:
-    """Hold the right to change a trace; yields False while someone else has it.
-
-    Raises OSError where the directory cannot be written.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    while True:
-        lock = os.open(files.lock, flags, 0o644)
-        if not _try_lock(lock):
-            os.close(lock)
-            yield False
-            return
-        # Whoever held it before may have deleted the file meanwhile: then this lock locks nothing.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), os.stat(files.lock)):
-                break
-        os.close(lock)
-    try:
-        yield True
-    finally:
-        with suppress(OSError):
-            files.lock.unlink()
-        os.close(lock)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 
 from moe_probe.trace.layout import Capture, RowLayout
 from moe_probe.trace.schema import Sequence
+from moe_probe.trace.staging import Rows
 
 
 class SequenceIds:
@@ -41,8 +42,34 @@ class SequenceIds:
             self._first_unwritten += 1
 
 
-def check_prefix(sequence: Sequence) -> None:
-    """Raise ValueError where leading tokens are neither another sequence's nor from a cache."""
+class Intake:
+    """Accepts sequences with their rows.
+
+    Args:
+        layout: The layers of a row.
+        capture: What a row must have.
+        max_rows: The most rows of one sequence.
+        first_id: The first sequence id to give.
+    """
+
+    def __init__(self, layout: RowLayout, capture: Capture, max_rows: int, first_id: int) -> None:
+        self.max_rows = max_rows
+        self.ids = SequenceIds(first_id)
+        self._layout, self._capture = layout, capture
+
+    def accept(self, sequence: Sequence, rows: Rows | None) -> None:
+        """Note a sequence as written.
+
+        Raises ValueError where rows do not fit it, the layers or each other, or where it is
+        impossible or was written before.
+        """
+        _check_prefix(sequence)
+        if rows is not None:
+            _check_rows(sequence, rows, self._layout, self._capture, self.max_rows)
+        self.ids.claim(sequence.sequence_id)
+
+
+def _check_prefix(sequence: Sequence) -> None:
     cached = 0 if sequence.prefix_id >= 0 else sequence.prefix_tokens
     if sequence.cached_tokens != cached:
         raise ValueError(
@@ -52,18 +79,13 @@ def check_prefix(sequence: Sequence) -> None:
         )
 
 
-def check_rows(
-    sequence: Sequence,
-    ids_TB: np.ndarray,
-    token_id_T: Any,
-    weights_TS: Any,
-    scalars_TR: Any,
-    *,
-    layout: RowLayout,
-    capture: Capture,
-    max_rows: int,
+def _check_rows(
+    sequence: Sequence, given: Rows, layout: RowLayout, capture: Capture, max_rows: int
 ) -> None:
-    """Raise ValueError where rows do not fit their sequence, the layers or each other."""
+    ids_TB: np.ndarray = given.ids_TB
+    token_id_T: Any = given.token_id_T
+    weights_TS: Any = given.weights_TS
+    scalars_TR: Any = given.scalars_TR
     rows, name = len(ids_TB), f"sequence {sequence.sequence_id}"
     if rows != sequence.num_tokens - sequence.prefix_tokens:
         raise ValueError(
@@ -87,6 +109,26 @@ def check_rows(
             raise ValueError(
                 f"{name}: router scalars of shape {np.shape(scalars_TR)}, expected {scalars}"
             )
+
+
+def rows_of(
+    layout: RowLayout,
+    topk_ids: list[np.ndarray],
+    topk_weights: list[np.ndarray] | None,
+    router_scalars: list[np.ndarray] | None,
+    token_id_T: np.ndarray | None,
+) -> Rows:
+    """Join per-layer arrays [T, K] and [T, 3]; raises ValueError for ids that a layer lacks."""
+    return Rows(
+        layout.pack(topk_ids),
+        token_id_T,
+        _joined(topk_weights),
+        _joined(router_scalars),
+    )
+
+
+def _joined(layers: list[np.ndarray] | None) -> np.ndarray | None:
+    return np.concatenate(layers, axis=1).astype(np.float16) if layers else None
 
 
 def event(content: dict[str, Any]) -> bytes:

@@ -63,7 +63,8 @@ def begin_run(
         _check_same(files, old, json.loads(json.dumps(facts)))
         recover(files, old)
         resumed = old.get("resumed")
-        old.pop("end", None)
+        for name in ("end", "group", "ranks"):
+            old.pop(name, None)
         run = {**old, **run, "resumed": [*(resumed if isinstance(resumed, list) else []), _now()]}
     elif force:
         files.clear()

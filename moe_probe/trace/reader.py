@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from moe_probe.errors import TraceError
-from moe_probe.trace.files import TraceFiles, read_run, writer_lock
+from moe_probe.trace.files import TraceFiles, read_run
+from moe_probe.trace.locks import writer_lock
 from moe_probe.trace.recovery import recover, unread_tokens
 from moe_probe.trace.schema import (
     ANSWER_SCHEMA,

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from moe_probe.errors import TraceError
 from moe_probe.trace.files import TraceFiles, write_run
 from moe_probe.trace.parts import flush, is_flushed
+from moe_probe.trace.ranks import note_deaths, ranks_of, take_correct
 from moe_probe.trace.schema import SEQUENCE_SCHEMA, RowLayout
 from moe_probe.trace.settling import settle
 from moe_probe.trace.staging import Segment, damaged
@@ -40,11 +41,33 @@ def recover(files: TraceFiles, run: dict[str, Any]) -> int:
     if recovered or run.get("status") == "running":
         files.drop_unclaimed()
         _cut_lost_prefixes(files)
+        note_deaths(run)
         run.update(status="killed", recovered_tokens=recovered)
-        settle(files, run)
+        settle(files, run, take_correct(run))
         write_run(files, run)
     files.drop_stage()
     return recovered
+
+
+def recover_rank(files: TraceFiles, run: dict[str, Any], rank: int) -> None:
+    """Turn what a killed rank left in staging into parts, while others of its group are at work.
+
+    Raises TraceError like `recover`.
+    """
+    mine = [path for path, owner in files.segments() if owner == rank]
+    recovered = sum(_recover_segment(files, path, rank, run) for path in mine)
+    if recovered:
+        run["recovered_tokens"] = run.get("recovered_tokens", 0) + recovered
+
+
+def rescue(files: TraceFiles, run: dict[str, Any]) -> None:
+    """Do the same for all ranks that were killed; the caller is the only one left of the group."""
+    for rank, entry in ranks_of(run).items():
+        if entry.get("status") == "running":
+            recover_rank(files, run, rank)
+            files.drop_unclaimed()
+            _cut_lost_prefixes(files)
+    note_deaths(run)
 
 
 def _cut_lost_prefixes(files: TraceFiles) -> None:

@@ -1,7 +1,4 @@
-"""Between the model's thread and the disk: three staging segments, and a thread that empties them.
-
-Shape suffixes: T tokens, B bytes of one token's ids, S slots and R router scalars over all layers.
-"""
+"""Between the model's thread and the disk: staging segments, and a thread that empties them."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ import threading
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from moe_probe.errors import TraceError
 from moe_probe.trace.files import TraceFiles
 from moe_probe.trace.layout import Capture, RowLayout
 from moe_probe.trace.parts import flush
-from moe_probe.trace.staging import Segment
+from moe_probe.trace.schema import Sequence
+from moe_probe.trace.staging import Rows, Segment
 
 NUM_SEGMENTS = 3
 # A slow recording still gets a part this often, so that little is left to recover.
@@ -47,7 +43,6 @@ class Spool:
         capture: Whether rows have weights and router scalars.
         rank: Names segments and parts.
         tokens: Rows that a segment can hold.
-        first_number: Number of the first part.
         max_bytes: Rows of segments begun when routing parts are larger than this are not kept.
 
     Raises:
@@ -57,17 +52,16 @@ class Spool:
     def __init__(
         self,
         files: TraceFiles,
-        *,
         layout: RowLayout,
         capture: Capture,
         rank: int,
+        *,
         tokens: int,
-        first_number: int,
         max_bytes: int | None,
     ) -> None:
         self.stats = WriterStats()
         self._files = files
-        self._next_number = first_number
+        self._next_number = files.last_number(rank) + 1
         self._max_bytes = max_bytes
         self.keeps_rows = self._has_room()
         """Whether the rows of the segment in use, or of the next one if there is none, are kept."""
@@ -90,13 +84,8 @@ class Spool:
     def append(
         self,
         event: bytes,
-        *,
-        sequence_id: int = -1,
-        first_position: int = 0,
-        token_id_T: np.ndarray | None = None,
-        ids_TB: np.ndarray | None = None,
-        weights_TS: np.ndarray | None = None,
-        scalars_TR: np.ndarray | None = None,
+        sequence: Sequence | None = None,
+        rows: Rows | None = None,
     ) -> None:
         """Accept rows and an event; both survive the process once this returns.
 
@@ -104,20 +93,12 @@ class Spool:
             ValueError: the event is too long.
             TraceError: the thread failed to write a part.
         """
-        rows = 0 if ids_TB is None else len(ids_TB)
-        segment = self._reserve(rows, _NOT_KEPT + event)
+        count = 0 if rows is None else len(rows.ids_TB)
+        segment = self._reserve(count, _NOT_KEPT + event)
         if segment.is_empty and not self.keeps_rows:
             event = _NOT_KEPT + event  # one commit: a kill cannot part the two
-        segment.append(
-            event,
-            sequence_id=sequence_id,
-            first_position=first_position,
-            token_id_T=token_id_T,
-            ids_TB=ids_TB,
-            weights_TS=weights_TS,
-            scalars_TR=scalars_TR,
-        )
-        self.stats.tokens += rows
+        segment.append(event, sequence, rows)
+        self.stats.tokens += count
 
     def flush(self) -> None:
         """Wait until all that was accepted is in parts; raises TraceError where that fails."""

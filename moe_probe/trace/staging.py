@@ -14,18 +14,27 @@ import json
 import mmap
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from moe_probe.errors import TraceError
-from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, Capture, RowLayout
+from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, Capture, RowLayout, Sequence
 
 _MAGIC = b"MOEPSEG1"
 _PAGE = 4096
 _HEADER_BYTES = 1 << 20  # describes up to a few thousand layers; sparse on disk until written
 _LOG_BYTES = 8 << 20
 _MAX_NUMBER = 10**9
+
+
+class Rows(NamedTuple):
+    """Rows of one sequence; what the layers or the capture level lack is ignored."""
+
+    ids_TB: np.ndarray
+    token_id_T: np.ndarray | None = None
+    weights_TS: np.ndarray | None = None
+    scalars_TR: np.ndarray | None = None
 
 
 class Segment:
@@ -156,27 +165,24 @@ class Segment:
     def append(
         self,
         event: bytes,
-        *,
-        sequence_id: int = -1,
-        first_position: int = 0,
-        token_id_T: np.ndarray | None = None,
-        ids_TB: np.ndarray | None = None,
-        weights_TS: np.ndarray | None = None,
-        scalars_TR: np.ndarray | None = None,
+        sequence: Sequence | None = None,
+        rows: Rows | None = None,
     ) -> None:
         """Copy rows and one event line in, then commit both with a single store."""
         # The word is the only state: an interrupt at any point leaves rows and events in step.
         start = stop = self.num_rows
-        if ids_TB is not None:
-            stop += len(ids_TB)
-            self.ids_TB[start:stop] = ids_TB
-            self.sequence_id_T[start:stop] = sequence_id
-            self.position_T[start:stop] = np.arange(first_position, first_position + len(ids_TB))
-            self.token_id_T[start:stop] = -1 if token_id_T is None else token_id_T
+        if sequence is not None and rows is not None:
+            count = len(rows.ids_TB)
+            stop += count
+            self.ids_TB[start:stop] = rows.ids_TB
+            self.sequence_id_T[start:stop] = sequence.sequence_id
+            first = sequence.prefix_tokens
+            self.position_T[start:stop] = np.arange(first, first + count)
+            self.token_id_T[start:stop] = -1 if rows.token_id_T is None else rows.token_id_T
             if self.weights_TS is not None:
-                self.weights_TS[start:stop] = weights_TS
-            if self.scalars_TR is not None and scalars_TR is not None:
-                self.scalars_TR[start:stop] = scalars_TR
+                self.weights_TS[start:stop] = rows.weights_TS
+            if self.scalars_TR is not None and self.layout.num_scalars:
+                self.scalars_TR[start:stop] = rows.scalars_TR
         line = event + b"\n"
         log_start = self._log_end
         log_end = log_start + len(line)

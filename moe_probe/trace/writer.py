@@ -16,13 +16,15 @@ from typing import Any, Self
 import numpy as np
 
 from moe_probe.errors import TraceError
-from moe_probe.trace.files import TraceFiles, writer_lock
-from moe_probe.trace.intake import SequenceIds, check_prefix, check_rows, event
+from moe_probe.trace.files import TraceFiles
+from moe_probe.trace.intake import Intake, event, rows_of
 from moe_probe.trace.layout import Capture, LayerSpec, RowLayout
-from moe_probe.trace.output import begin_run, check_output, end_run, last_sequence
-from moe_probe.trace.schema import FORMAT_VERSION, MAX_SEQUENCE_TOKENS, SEGMENT_TOKENS, Sequence
-from moe_probe.trace.settling import settle
+from moe_probe.trace.output import last_sequence
+from moe_probe.trace.ranks import Merge
+from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, SEGMENT_TOKENS, Sequence
+from moe_probe.trace.session import begin_session
 from moe_probe.trace.spool import Spool, WriterStats
+from moe_probe.trace.staging import Rows
 
 
 class TraceWriter:
@@ -37,7 +39,10 @@ class TraceWriter:
         layers: The MoE layers, in model order.
         capture: How much to keep of each decision.
         run: Facts for run.json: model, task, engine, ...
-        rank: Which of several writers that take turns this is; it names parts and sequences.
+        rank: Which of several writers this is; it names parts and sequences.
+        group: Ranks that give the same name, new for each recording, write one trace at the same
+            time. The first to come begins it, with its `run`, `resume` and `force`; the others
+            join it, even when all others have ended. Without a name, writers take turns.
         resume: Continue an existing trace of the same layers and capture level.
         force: Replace an existing trace; other files beside it stay.
         segment_tokens: Tokens per part; also the longest sequence that can be written.
@@ -46,7 +51,8 @@ class TraceWriter:
 
     Raises:
         UsageError: `path` holds something and neither `resume` nor `force` allows that.
-        TraceError: the directory cannot be written, or another process is recording into it.
+        TraceError: the directory cannot be written, or another process is recording into it, or
+            the group records other layers or at another capture level.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class TraceWriter:
         capture: Capture | str = Capture.IDS,
         run: Mapping[str, Any] | None = None,
         rank: int = 0,
+        group: str = "",
         resume: bool = False,
         force: bool = False,
         segment_tokens: int = SEGMENT_TOKENS,
@@ -69,33 +76,34 @@ class TraceWriter:
         self.layout.check()
         self.capture = Capture(capture)
         self.rank = rank
-        self._segment_tokens = segment_tokens
-        self._max_bytes = max_bytes
         self._closed = False
-        check_output(self.files.root, resume=resume, force=force)
-        with ExitStack() as stack:
-            try:
-                self._lock(stack)
-                # Again, now that nobody else can make a trace here.
-                check_output(self.files.root, resume=resume, force=force)
-                self._begin(dict(run or {}), resume=resume, force=force)
-            except OSError as error:
-                raise TraceError(
-                    f"Cannot write the trace at {path}: {error.strerror}. Choose another --output."
-                ) from error
-            self._closing = stack.pop_all()
+        try:
+            with ExitStack() as stack:
+                who = {"rank": rank, "group": group, "resume": resume, "force": force}
+                self._session = begin_session(
+                    self.files, self.layout, self.capture, dict(run or {}), stack, **who
+                )
+                first_id = last_sequence(self.files, rank) + 1
+                self._intake = Intake(self.layout, self.capture, segment_tokens, first_id)
+                row = self.layout, self.capture, rank
+                self._spool = Spool(self.files, *row, tokens=segment_tokens, max_bytes=max_bytes)
+                self._closing = stack.pop_all()
+        except OSError as error:
+            raise TraceError(
+                f"Cannot write the trace at {path}: {error.strerror}. Choose another --output."
+            ) from error
 
     @property
     def longest_sequence(self) -> int:
         """The most tokens of its own that a sequence can have."""
-        return self._segment_tokens
+        return self._intake.max_rows
 
     @property
     def keeps_rows(self) -> bool:
         """Whether rows written from now on are kept; once False, it stays so.
 
-        Where it is False, write sequences whole: no later one may leave its leading tokens to one
-        whose rows are not kept, since they would not be counted.
+        Ask before each sequence. Once it is False, write them whole: none may leave its leading
+        tokens to one whose rows are not kept, since they would not be counted.
         """
         return self.capture is not Capture.COUNTS and self._spool.keeps_rows
 
@@ -103,33 +111,9 @@ class TraceWriter:
     def stats(self) -> WriterStats:
         return self._spool.stats
 
-    def _lock(self, stack: ExitStack) -> None:
-        root = self.files.root
-        root.mkdir(parents=True, exist_ok=True)
-        if not stack.enter_context(writer_lock(self.files)):
-            raise TraceError(f"Another process is recording into {root}. Wait for it to end.")
-
-    def _begin(self, run: dict[str, Any], *, resume: bool, force: bool) -> None:
-        facts = {
-            "moe_probe_trace": FORMAT_VERSION,
-            "capture": str(self.capture),
-            "layers": [spec.to_json() for spec in self.layout.layers],
-        }
-        self.run = begin_run(self.files, facts, run, resume=resume, force=force)
-        self._sequence_ids = SequenceIds(last_sequence(self.files, self.rank) + 1)
-        self._spool = Spool(
-            self.files,
-            layout=self.layout,
-            capture=self.capture,
-            rank=self.rank,
-            tokens=self._segment_tokens,
-            first_number=self.files.last_number(self.rank) + 1,
-            max_bytes=self._max_bytes,
-        )
-
     def next_sequence_id(self) -> int:
         """Reserve the id of the next sequence."""
-        return self._sequence_ids.next()
+        return self._intake.ids.next()
 
     def write(
         self,
@@ -156,28 +140,11 @@ class TraceWriter:
             TraceError: the background thread failed to write; everything accepted is still safe.
         """
         self._check_open()
-        check_prefix(sequence)
-        if ids_TB is not None and not len(ids_TB):
-            ids_TB = None
-        if ids_TB is not None:
-            arrays = (ids_TB, token_id_T, weights_TS, scalars_TR)
-            check_rows(
-                sequence,
-                *arrays,
-                layout=self.layout,
-                capture=self.capture,
-                max_rows=self._segment_tokens,
-            )
-        self._sequence_ids.claim(sequence.sequence_id)
-        self._spool.append(
-            event({"sequence": sequence.to_json()}),
-            sequence_id=sequence.sequence_id,
-            first_position=sequence.prefix_tokens,
-            token_id_T=token_id_T,
-            ids_TB=ids_TB,
-            weights_TS=weights_TS if self.capture is Capture.WEIGHTS else None,
-            scalars_TR=scalars_TR if self.capture is Capture.WEIGHTS else None,
-        )
+        rows = None
+        if ids_TB is not None and len(ids_TB):
+            rows = Rows(ids_TB, token_id_T, weights_TS, scalars_TR)
+        self._intake.accept(sequence, rows)
+        self._spool.append(event({"sequence": sequence.to_json()}), sequence, rows)
 
     def add(
         self,
@@ -200,23 +167,13 @@ class TraceWriter:
         Raises:
             ValueError: shapes or ids that do not fit the layers.
         """
-        ids_TB = self.layout.pack(topk_ids)
-        weights_TS = scalars_TR = None
-        if self.capture is Capture.WEIGHTS:
-            if topk_weights is None:
-                raise ValueError("capture 'weights' needs topk_weights")
-            weights_TS = np.concatenate(topk_weights, axis=1).astype(np.float16)
-            if router_scalars:
-                scalars_TR = np.concatenate(router_scalars, axis=1).astype(np.float16)
+        if self.capture is Capture.WEIGHTS and topk_weights is None:
+            raise ValueError("capture 'weights' needs topk_weights")
+        rows = rows_of(self.layout, topk_ids, topk_weights, router_scalars, token_ids)
         facts = {"kind": "imported", "rank": self.rank, **facts}
-        sequence = Sequence(sequence_id=self.next_sequence_id(), num_tokens=len(ids_TB), **facts)
-        self.write(
-            sequence,
-            ids_TB,
-            token_id_T=token_ids,
-            weights_TS=weights_TS,
-            scalars_TR=scalars_TR,
-        )
+        num_tokens = len(rows.ids_TB)
+        sequence = Sequence(sequence_id=self.next_sequence_id(), num_tokens=num_tokens, **facts)
+        self.write(sequence, **rows._asdict())
         return sequence.sequence_id
 
     def answer(
@@ -230,23 +187,15 @@ class TraceWriter:
     ) -> None:
         """Accept what the model answered: a choice's log-likelihood, or a generated text."""
         self._check_open()
-        answer = {
-            "sequence_id": sequence_id,
-            "choice": choice,
-            "loglik": loglik,
-            "is_greedy": is_greedy,
-            "response": response,
-        }
+        answer: dict[str, Any] = {"sequence_id": sequence_id, "choice": choice, "loglik": loglik}
+        answer |= {"is_greedy": is_greedy, "response": response}
         self._spool.append(event({"answer": answer}))
 
     def flush(self) -> None:
         """Wait until everything accepted so far is in finished parts, which `open_trace` reads.
 
-        Each call ends a part, so leave it to a person or a rare timer. Not while another thread
-        writes.
-
-        Raises:
-            TraceError: the background thread failed to write; everything accepted is still safe.
+        Each call ends a part, so call it rarely, and on the thread that writes. Raises TraceError
+        where a part could not be written; everything accepted is still safe.
         """
         self._check_open()
         self._spool.flush()
@@ -257,27 +206,32 @@ class TraceWriter:
         *,
         facts: Mapping[str, Any] | None = None,
         correct: Mapping[tuple[str, int], bool] | None = None,
+        merge: Merge | None = None,
     ) -> None:
         """Write everything out and end the trace with a status; further calls do nothing.
 
+        A rank of a group ends itself. The last one to do so ends the trace, with the worst status
+        of them all: complete, incomplete, interrupted, failed, or killed for a rank that never did.
+
         Args:
             status: How the recording ended.
-            facts: More for run.json.
+            facts: More for run.json; of a rank, for its entry in `ranks` there.
             correct: Whether the model was right, by (task, doc_id), as far as known.
+            merge: Makes more for run.json from the entries of the ranks that ended, in order;
+                called by the last one only.
 
         Raises:
             TraceError: the last parts could not be written; staging keeps them for recovery.
+            ValueError: a rank's status is none of those above.
         """
         if self._closed:
             return
         self._closed = True
         with self._closing:
             self._spool.finish()
-            self.run.update(facts or {}, status=status, writer=asdict(self.stats))
-            settle(self.files, self.run, correct)
             self._spool.remove()
-            end_run(self.files, self.run)
-            self.files.drop_stage()
+            facts = {**(facts or {}), "writer": asdict(self.stats)}
+            self._session.end(status, facts, dict(correct or {}), merge)
 
     def __enter__(self) -> Self:
         return self
