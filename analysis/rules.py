@@ -30,7 +30,8 @@ class Rule(StrEnum):
     UNIQUE = "unique"
     """Every distinct context once: of equal leading tokens only those that came first."""
     QUESTION = "question"
-    """`unique` without the few-shot prefix and without generated tokens."""
+    """`unique` without the few-shot prefix and without what nobody asked to be continued: generated
+    tokens, and the last token of a choice, which some engines run and others do not."""
 
     @property
     def description(self) -> str:
@@ -53,6 +54,8 @@ class SequenceFacts:
     """Ascending."""
     ends_S4: np.ndarray
     """Where prefix, question, cue and choice end."""
+    asked_end_S: np.ndarray
+    """Where the prompt tokens end whose continuation was asked for."""
     num_tokens_S: np.ndarray
     multiplicity_S: np.ndarray
     new_from_S: np.ndarray
@@ -76,6 +79,7 @@ class SequenceFacts:
         return cls(
             sequence_id_S=sequence_id_S,
             ends_S4=np.stack([_numpy(table, name) for name in ends], axis=1),
+            asked_end_S=_asked_ends(trace, table),
             num_tokens_S=_numpy(table, "num_tokens"),
             multiplicity_S=_numpy(table, "multiplicity"),
             new_from_S=_numpy(table, "new_from"),
@@ -120,6 +124,7 @@ def weigh(rule: Rule, rows: Located) -> np.ndarray:
     is_new_T = (new_from_T >= 0) & (rows.position_T >= new_from_T)
     if rule is Rule.QUESTION:
         is_new_T &= np.isin(rows.segment_T, [SEGMENTS.index(name) for name in QUESTION_SEGMENTS])
+        is_new_T &= rows.position_T < rows.facts.asked_end_S[rows.index_T]
     return np.asarray(is_new_T, np.int64)
 
 
@@ -129,6 +134,14 @@ def _extra(rows: Located) -> np.ndarray:
     is_owner_T = offset_T >= 0
     extra_T[is_owner_T] = rows.facts.extra_E[(offset_T + rows.position_T)[is_owner_T]]
     return extra_T
+
+
+def _asked_ends(trace: Trace, table: pa.Table) -> np.ndarray:
+    ends_S = _numpy(table, "choice_end")
+    if not trace.run.get("runs_last_token"):
+        return ends_S
+    is_scored_S = np.char.startswith(np.array(table["kind"].to_pylist(), str), "loglikelihood")
+    return ends_S - is_scored_S
 
 
 def _strata(table: pa.Table) -> tuple[np.ndarray, list[Stratum]]:

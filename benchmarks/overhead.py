@@ -20,7 +20,8 @@ import torch
 
 from moe_probe import output
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan, make_plan
-from moe_probe.evaluation.run import evaluate, load_model, record_evaluation
+from moe_probe.evaluation.backend import backend_of
+from moe_probe.evaluation.run import evaluate, record_evaluation
 from moe_probe.models import resolve_model
 from moe_probe.trace import Capture
 from tests.toy import save_byte_model, save_toy_tasks
@@ -80,7 +81,7 @@ def main() -> None:
 def measure(options: RecordOptions, pairs: int) -> tuple[float, list[float]]:
     """Return the median CPU seconds without recording, and each pair's ratio."""
     plan = make_plan(options)
-    lm, items = load_model(options), plan.tasks.load()
+    lm, items = backend_of(options).load(options), plan.tasks.load()
     evaluate(plan, lm, items)
     seconds, ratios = [], []
     for pair in range(pairs):

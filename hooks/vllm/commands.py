@@ -23,6 +23,7 @@ from moe_probe.hooks.vllm.parallel import Place
 from moe_probe.hooks.vllm.session import Session, Step
 from moe_probe.hooks.vllm.settings import Settings
 from moe_probe.hooks.vllm.traces import open_session, write_refusal
+from moe_probe.recording.tags import external_id
 from moe_probe.trace import LayerSpec
 
 _log = logging.getLogger("vllm.moe_probe")
@@ -121,7 +122,8 @@ class Commands:
         if command == "status" and self._open_session is None:
             return {"is_recording": False, "error": self._reason}
         if command == "close":
-            return self._close(payload.pop("status"), payload.pop("facts"), **payload)
+            correct = {(task, doc): value for task, doc, value in payload.pop("correct", ())}
+            return self._close(**payload, correct=correct)
         session = self._session
         match command:
             case "start" | "stop":
@@ -131,15 +133,21 @@ class Commands:
             case "status":
                 pass
             case "end":
-                self.open_requests.difference_update(name for name, _ in payload)
-                session.end([(name, length) for name, length in payload])
+                session.end(self._of_evaluation(payload))
             case "answer":
-                session.answer([(name, answer) for name, answer in payload])
+                session.answer(payload)
             case "known":
-                session.note_known((NewRequest(*facts), length) for facts, length in payload)
+                session.note_known(payload)
             case _:
                 raise CaptureError(f"No command is called {command!r:.40}.")
         return {"is_recording": self._is_on, **session.status()}
+
+    def _of_evaluation(self, lengths: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Take ended requests out of the open ones; the evaluation knows them by other ids."""
+        names = {external_id(name): name for name in self.open_requests}
+        ended = [(names[name], length) for name, length in lengths if name in names]
+        self.open_requests.difference_update(name for name, _ in ended)
+        return ended
 
     def _begin(self, payload: dict[str, Any]) -> dict[str, Any]:
         facts = {**run_facts(self._config), **payload.pop("run")}

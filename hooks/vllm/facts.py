@@ -43,6 +43,8 @@ def run_facts(config: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "max_length": int(model.max_model_len),
         "slot_order": "descending_weight",
+        # Of a log-likelihood request, although nobody asks what follows it.
+        "runs_last_token": True,
         "weights": "router's weight times the scale of the experts' output",
     }
 

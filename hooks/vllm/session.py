@@ -8,7 +8,7 @@ Shape suffixes: T tokens, Q requests of a step.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +18,9 @@ from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.vllm.batch import NewRequest
 from moe_probe.hooks.vllm.channel import Channel
 from moe_probe.hooks.vllm.requests import EndedRequest, RequestRows
-from moe_probe.hooks.vllm.tags import read_row
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Recorder
-from moe_probe.recording.rows import Bounds
+from moe_probe.recording.tags import TAG, read_row
 from moe_probe.trace import TraceWriter
 
 # Rows on their way to the host or waiting to be sorted: seconds of a busy engine.
@@ -109,14 +108,14 @@ class Session:
 
         self._channel.run(note)
 
-    def note_known(self, known: Iterable[tuple[NewRequest, int]]) -> None:
-        """Note requests that an interrupted recording has, with their lengths."""
-        pairs = list(known)
+    def note_known(self, known: Iterable[tuple[tuple[list[int], dict[str, Any]], int]]) -> None:
+        """Note requests that an interrupted recording has: prompts, tags, lengths."""
+        entries = list(known)
 
         def note() -> None:
-            for request, length in pairs:
-                tokens_T = np.asarray(request.prompt, np.int32)
-                row = read_row(request, tokens_T, keeps_tokens=True)
+            for (prompt, tag), length in entries:
+                tokens_T = np.asarray(prompt, np.int32)
+                row = read_row({TAG: tag}, tokens_T, num_prompt_tokens=len(tokens_T))
                 self.recorder.note_known(row.requests[0], tokens_T, length)
                 self._prompt_tokens += len(tokens_T)
 
@@ -170,7 +169,11 @@ class Session:
             "dropped_steps": self.dropped.steps,
         }
         silent = {layer: n for layer, n in self._rows.silent_tokens.items() if n}
-        facts = {**facts, "completeness": books}
+        facts = {
+            **facts,
+            "completeness": books,
+            "prefix_check": asdict(self.recorder.prefixes.check),
+        }
         if failed:
             facts["reason"] = failed
         elif silent:
@@ -194,9 +197,15 @@ class Session:
                 self._record(ended)
 
     def _record(self, ended: EndedRequest) -> None:
-        row = read_row(ended.request, ended.tokens_T, keeps_tokens=self._keeps_tokens)
-        # A request may end before its prompt does.
-        row.bounds = Bounds._make(min(end, len(ended.tokens_T)) for end in row.bounds)
+        request = ended.request
+        row = read_row(
+            request.tags,
+            ended.tokens_T,
+            num_prompt_tokens=request.num_prompt_tokens,
+            request_id=request.request_id,
+            num_cached=request.num_cached,
+            keeps_tokens=self._keeps_tokens,
+        )
         totals, num_run = self.recorder.totals, len(ended.decisions.ids_TB)
         try:
             self.recorder.expect(num_run - len(ended.generated_T))

@@ -26,7 +26,9 @@ def record(
     task: Annotated[
         list[str], typer.Option("--task", "-t", help="lm-eval task or group; may be repeated.")
     ],
-    backend: Annotated[str, typer.Option("--backend", help="Engine: hf.")] = "hf",
+    backend: Annotated[
+        str, typer.Option("--backend", help="Engine: hf (transformers) or vllm.")
+    ] = "hf",
     num_fewshot: Annotated[
         int | None,
         typer.Option("--num-fewshot", help="Examples in the prompt. [task's own; mmlu: 5]"),
@@ -35,8 +37,8 @@ def record(
         float | None, typer.Option("--limit", "-L", help="Documents per task, or a share below 1.")
     ] = None,
     batch_size: Annotated[
-        str, typer.Option("--batch-size", "-b", help="Rows per forward pass, or auto.")
-    ] = "8",
+        str, typer.Option("--batch-size", "-b", help="Rows per forward pass. [hf: 8; vllm: auto]")
+    ] = "",
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, bfloat16, ...; auto: float32 on a CPU.")
     ] = "auto",
@@ -78,15 +80,14 @@ def record(
     """
     resume_command = _resume_command(dict(locals()))
     output.set_quiet(quiet)
-    if backend != "hf":
-        raise UsageError(f"No backend is called {backend!r}. Use --backend hf.")
     options = _options(
+        backend=backend,
         model=model,
         tasks=[name for names in task for name in names.split(",") if name],
         output_path=output_path,
         num_fewshot=num_fewshot,
         limit=limit,
-        batch_size=batch_size,
+        batch_size=batch_size or ("8" if backend == "hf" else "auto"),
         dtype=dtype,
         device=device,
         model_args=_parse_model_args(model_args),

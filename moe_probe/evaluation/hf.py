@@ -1,7 +1,4 @@
-"""lm-eval's Hugging Face model class, telling a recorder which request every row belongs to.
-
-Scores are computed by lm-eval exactly as without recording; the overrides only look at what passes.
-"""
+"""lm-eval's Hugging Face model class, telling a recorder which request every row belongs to."""
 
 from __future__ import annotations
 
@@ -14,33 +11,18 @@ from lm_eval.models.utils import handle_stop_sequences
 
 from moe_probe.errors import CaptureError, UsageError
 from moe_probe.evaluation.generation import GenerationBatch, GenerationRecorder
-from moe_probe.evaluation.likelihoods import Feeding, LikelihoodPlanner, known_answers, unique_rows
-from moe_probe.evaluation.requests import RequestReader, RowIndex, answer_key
+from moe_probe.evaluation.likelihoods import Feeding, LikelihoodPlanner
+from moe_probe.evaluation.model import RecordedModel
+from moe_probe.evaluation.requests import RequestReader, RowIndex
 from moe_probe.evaluation.stretches import StretchFinder
 from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.transformers import TransformersCapture
 from moe_probe.recording.recorder import Recorder
-from moe_probe.recording.rows import Decisions
-
-
-class _AnswerHook:
-    """Stands where lm-eval reports each answer to its cache."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def add_partial(self, kind: str, arguments: Any, answer: Any) -> None:
-        if kind == "loglikelihood":
-            facts: dict[str, Any] = {"loglik": float(answer[0]), "is_greedy": bool(answer[1])}
-        elif kind == "generate_until":
-            facts = {"response": str(answer)}
-        else:
-            return
-        self._recorder.answer(answer_key(kind, arguments), facts)
+from moe_probe.recording.rows import Decisions, Row
 
 
 @register_model("moe-probe-hf")
-class MoeProbeHF(HFLM):  # type: ignore[misc]
+class MoeProbeHF(RecordedModel, HFLM):  # type: ignore[misc]
     """HFLM whose rows can be recorded; without `start_recording` it is HFLM."""
 
     _recorder: Recorder | None = None
@@ -79,15 +61,11 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
             raise UsageError(f"Only causal models can be recorded, this one is {self.backend}.")
         self._recorder, self._capture = recorder, capture
         reader = RequestReader(StretchFinder(self.tok_encode), tasks, facts)
-        self._planner = LikelihoodPlanner(
-            reader,
-            feeding=Feeding(self.max_length, feeds_last=False),
-            groups=self.logits_cache,
-        )
+        feeding = Feeding(self.max_length, feeds_last=False)
+        self.begin(recorder, LikelihoodPlanner(reader, feeding=feeding, groups=self.logits_cache))
         self._generations = GenerationRecorder(
             recorder, reader, encode=self.tok_encode, decode=self.tok_decode
         )
-        self.cache_hook = _AnswerHook(recorder)
         capture.on_step = self._on_step
 
     def stop_recording(self) -> None:
@@ -103,56 +81,16 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
         self._recorder.totals.layers = {
             str(layer): tokens for layer, tokens in self._capture.captured_tokens.items()
         }
-        self._recorder = self._capture = self._pending = None
+        self._books = self._recorder = self._capture = self._pending = None
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Refuse lm-eval's answer cache: what it answers never runs through the model."""
-        if self._recorder is not None:
-            raise UsageError(
-                "use_cache cannot be combined with recording: cached answers route no tokens. "
-                "Leave use_cache out."
-            )
-        super().set_cache_hook(cache_hook)
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-        if self._recorder is not None:
-            self._planner.expect_instances(requests)
-            # Our own progress knows subjects and tokens; lm-eval's bars would fight with it.
-            disable_tqdm = True
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-        if self._recorder is not None:
-            for instance in requests:
-                tokens = self.tok_encode(instance.args[0])
-                self._planner.expect_windows(instance, tokens, self.prefix_token_id)
-            disable_tqdm = True
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> Any:
-        run = super()._loglikelihood_tokens
-        if self._recorder is None:
-            return run(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
-        planned = self._planner.plan(requests)
-        answers = known_answers(planned, self._recorder.prior)
-        to_run = [p for p, answer in zip(planned, answers, strict=True) if answer is None]
-        rows = unique_rows(to_run)
-        running = set(map(id, rows))
-        for row in unique_rows(planned):
-            if id(row) in running:
-                self._recorder.expect(len(row.tokens_T))
-            else:
-                self._recorder.note_known(row.requests[0], row.tokens_T, len(row.tokens_T))
+    def _run_rows(self, rows: list[Row], run: Any) -> Any:
         self._index = RowIndex(rows)
         try:
-            open_requests = [r for r, a in zip(requests, answers, strict=True) if a is None]
-            new = iter(run(open_requests, disable_tqdm=True, override_bs=override_bs))
+            answers = run()
             self._drain()
         finally:
             self._index = None
-        return [next(new) if answer is None else answer for answer in answers]
+        return answers
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
         self._is_probing = True
@@ -166,21 +104,6 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
         self._num_rows = len(inps)
         return super()._model_call(inps, attn_mask, labels)
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-        if self._recorder is None:
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
-        if self._recorder.prior is not None and any((r.repeats or 1) > 1 for r in requests):
-            raise UsageError(
-                "A task that generates several answers per document cannot be resumed: which one "
-                "is missing cannot be told. Record it into a new --output."
-            )
-        answers = [self._known_response(instance) for instance in requests]
-        todo = [r for r, answer in zip(requests, answers, strict=True) if answer is None]
-        for instance in todo:
-            self._generations.expect_instance(instance)
-        new = iter(super().generate_until(todo, disable_tqdm=True) if todo else [])
-        return [next(new) if answer is None else answer for answer in answers]
-
     def _known_response(self, instance: Any) -> str | None:
         assert self._recorder is not None
         if self._recorder.prior is None:
@@ -189,6 +112,9 @@ class MoeProbeHF(HFLM):  # type: ignore[misc]
         return self._generations.known_response(
             self._recorder.prior, instance, room=self.max_length - new_tokens
         )
+
+    def _expect_generation(self, instance: Any) -> None:
+        self._generations.expect_instance(instance)
 
     def tok_batch_encode(
         self,

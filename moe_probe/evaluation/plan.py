@@ -4,6 +4,7 @@ is loaded."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from moe_probe.trace import Capture, check_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+BACKENDS = ("hf", "vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class RecordOptions:
     dtype: str = "auto"
     device: str = "cpu"
     model_args: dict[str, Any] = field(default_factory=dict)
+    backend: str = "hf"
+    server: str = ""
     capture: Capture = Capture.IDS
     sample_every: int = 1
     force: bool = False
@@ -43,6 +49,7 @@ class RecordOptions:
         """What two runs must share for one to continue the other."""
         return {
             "model": self.model.name,
+            "backend": self.backend,
             "tasks": self.tasks,
             "num_fewshot": self.num_fewshot,
             "limit": self.limit,
@@ -74,6 +81,7 @@ def make_plan(options: RecordOptions) -> RecordPlan:
         CaptureError: a dense model without `baseline`.
         MoeProbeError: the model does not fit the device.
     """
+    _refuse_unsupported(options)
     check_output(options.output, resume=options.resume, force=options.force)
     _refuse_read_only(options.output)
     if options.model_args.get("use_cache"):
@@ -87,7 +95,9 @@ def make_plan(options: RecordOptions) -> RecordPlan:
     memory = estimate_memory(config, options.dtype)
     everywhere = bool(options.model_args.get("parallelize"))
     available = available_memory(options.device, all_devices=everywhere)
-    check_fits(memory, available, device=options.device)
+    if options.backend == "hf":
+        # vLLM spreads a model over devices and reserves memory by rules of its own.
+        check_fits(memory, available, device=options.device)
     return RecordPlan(
         options=options,
         tasks=tasks,
@@ -130,6 +140,21 @@ def _refuse_dense(config: PreTrainedConfig, *, baseline: bool) -> None:
             f"{config.model_type} is a dense model: its configuration names no routed experts, so "
             "there are no routers to record. Use --baseline to record its scores only."
         )
+
+
+def _refuse_unsupported(options: RecordOptions) -> None:
+    if options.backend not in BACKENDS:
+        raise UsageError(
+            f"No backend is called {options.backend!r}. Use --backend {' or '.join(BACKENDS)}."
+        )
+    if options.backend == "vllm":
+        if options.baseline:
+            raise UsageError("--baseline runs with --backend hf only. Leave out --backend.")
+        if find_spec("vllm") is None:
+            raise UsageError(
+                "--backend vllm needs vllm, which is not installed. "
+                'Run: pip install "moe-probe[vllm]"'
+            )
 
 
 def _refuse_read_only(output: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 
 @dataclass
@@ -43,6 +44,11 @@ class Completeness:
         missing = max((self.computed_tokens - n for n in self.layers.values()), default=0)
         too_few = self.expected_tokens - self.recorded_tokens
         return max(too_few, missing, self.unmatched_tokens, self.lost_tokens)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Rebuild from what `to_json` gave, perhaps with more beside."""
+        return cls(**{field.name: value[field.name] for field in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -115,6 +115,7 @@ def block_of(ids: list[list[int]], subjects: list[int], runs: list[int]) -> Rows
     facts = SequenceFacts(
         sequence_id_S=np.arange(len(ids)),
         ends_S4=np.zeros((len(ids), 4), np.int64),
+        asked_end_S=zeros_T,
         num_tokens_S=zeros_T + 1,
         multiplicity_S=np.array(runs),
         new_from_S=zeros_T,

@@ -11,6 +11,8 @@ from lm_eval.models.huggingface import HFLM
 
 from moe_probe.errors import UsageError
 from moe_probe.evaluation.hf import MoeProbeHF
+from moe_probe.evaluation.model import RecordedModel
+from moe_probe.recording.recorder import Recorder
 
 SIGNATURES = {
     "loglikelihood": ["self", "requests", "disable_tqdm"],
@@ -28,7 +30,7 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_overridden_methods_are_as_expected(name: str) -> None:
     assert list(inspect.signature(getattr(HFLM, name)).parameters) == SIGNATURES[name]
-    assert name in vars(MoeProbeHF)
+    assert name in {**vars(RecordedModel), **vars(MoeProbeHF)}
 
 
 def test_answers_are_reported_to_the_cache_hook() -> None:
@@ -45,6 +47,6 @@ def test_answers_are_reported_to_the_cache_hook() -> None:
 
 def test_the_answer_cache_is_refused_while_recording(tmp_path: Any) -> None:
     lm = MoeProbeHF.__new__(MoeProbeHF)
-    lm._recorder = object()  # type: ignore[assignment]
+    lm._books = Recorder.__new__(Recorder)
     with pytest.raises(UsageError, match="use_cache cannot be combined with recording"):
         CachingLM(lm, str(tmp_path / "cache.db"))

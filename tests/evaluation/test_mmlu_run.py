@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from moe_probe.evaluation.backend import backend_of
 from moe_probe.evaluation.mmlu import prepare
 from moe_probe.evaluation.plan import RecordOptions, make_plan
-from moe_probe.evaluation.run import evaluate, load_model, record_evaluation
+from moe_probe.evaluation.run import evaluate, record_evaluation
 from moe_probe.models import resolve_model
 from moe_probe.trace import open_trace
 
@@ -39,7 +40,7 @@ def test_tokens_per_subject_are_those_lm_eval_ran(
         quiet=True,
     )
     plan = make_plan(options)
-    lm, items = load_model(options), plan.tasks.load()
+    lm, items = backend_of(options).load(options), plan.tasks.load()
     result = record_evaluation(plan, lm, items)
     trace = open_trace(result.path)
 

@@ -8,11 +8,11 @@ Shape suffixes: T tokens.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from moe_probe.hooks.vllm.batch import NewRequest
 from moe_probe.recording.rows import Bounds, Request, Row
 
 TAG = "moe_probe"
@@ -45,23 +45,33 @@ def describe(row: Row) -> dict[str, Any]:
     }
 
 
-def read_row(request: NewRequest, tokens_T: np.ndarray, *, keeps_tokens: bool) -> Row:
-    """Describe an engine request by its tags.
+def read_row(
+    tags: Mapping[str, Any],
+    tokens_T: np.ndarray,
+    *,
+    num_prompt_tokens: int,
+    request_id: str = "",
+    num_cached: int = 0,
+    keeps_tokens: bool = False,
+) -> Row:
+    """Describe an engine's request by its tags.
 
     Args:
-        request: The request.
-        tokens_T: Its prompt, int32.
+        tags: Its extra arguments.
+        tokens_T: Its prompt, int32; of one that was aborted, what was run of it.
+        num_prompt_tokens: The length of the whole prompt.
+        request_id: The engine's name of it.
+        num_cached: Leading tokens that the engine had in its cache.
         keeps_tokens: Whether the text of live traffic may be kept; what an evaluation asks for is
             no user's text and always is.
     """
-    tags = request.tags
     described = _object(tags.get(TAG))
     facts = described if described is not None else tags
     kind = _text(facts.get("kind"))
     is_evaluation = described is not None and kind in _KINDS
     return Row(
         tokens_T=tokens_T,
-        bounds=_bounds(facts.get("bounds"), request.num_prompt_tokens),
+        bounds=_bounds(facts.get("bounds"), num_prompt_tokens, len(tokens_T)),
         truncated=max(_number(facts.get("truncated"), 0), 0),
         requests=[
             Request(
@@ -71,12 +81,12 @@ def read_row(request: NewRequest, tokens_T: np.ndarray, *, keeps_tokens: bool) -
                 doc_id=max(_number(facts.get("doc"), -1), -1),
                 kind=kind if is_evaluation else _SERVED,
                 choice=max(_number(facts.get("choice"), 0), 0),
-                answer_key=external_id(request.request_id),
+                answer_key=external_id(request_id),
             )
         ],
-        request_id=external_id(request.request_id),
-        cached=request.num_cached,
-        is_private=not (is_evaluation or keeps_tokens) or request.prompt is None,
+        request_id=external_id(request_id),
+        cached=num_cached,
+        is_private=not (is_evaluation or keeps_tokens),
     )
 
 
@@ -101,10 +111,11 @@ def _number(value: Any, default: int) -> int:
     return value if is_number and abs(value) <= _MAX_NUMBER else default
 
 
-def _bounds(value: Any, num_tokens: int) -> Bounds:
+def _bounds(value: Any, num_prompt_tokens: int, num_run: int) -> Bounds:
     """Where the stretches of the prompt end; the whole prompt is the question by default."""
+    bounds = Bounds(0, num_prompt_tokens, num_prompt_tokens, num_prompt_tokens)
     if isinstance(value, list) and len(value) == 4 and all(type(end) is int for end in value):
-        bounds = Bounds(*value)
-        if list(bounds) == sorted(bounds) and bounds[0] >= 0 and bounds[-1] == num_tokens:
-            return bounds
-    return Bounds(0, num_tokens, num_tokens, num_tokens)
+        given = Bounds(*value)
+        if list(given) == sorted(given) and given[0] >= 0 and given[-1] == num_prompt_tokens:
+            bounds = given
+    return Bounds._make(min(end, num_run) for end in bounds)
