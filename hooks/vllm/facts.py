@@ -31,6 +31,7 @@ def run_facts(config: Any) -> dict[str, Any]:
         "engine": {
             "name": "vllm",
             "version": engine_version(),
+            "instance": config.instance_id,
             "tensor_parallel_size": int(parallel.tensor_parallel_size),
             "pipeline_parallel_size": int(parallel.pipeline_parallel_size),
             "data_parallel_size": int(parallel.data_parallel_size),

@@ -18,6 +18,7 @@ from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.vllm.batch import NewRequest
 from moe_probe.hooks.vllm.channel import Channel
 from moe_probe.hooks.vllm.requests import EndedRequest, RequestRows
+from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Recorder
 from moe_probe.recording.tags import TAG, read_row
@@ -27,6 +28,7 @@ from moe_probe.trace import TraceWriter
 _WAITING_BYTES = 512 << 20
 # What came in can be read by others after this long, however little it is.
 _IDLE_SECONDS = 30.0
+_DROPPED = ("dropped_tokens", "dropped_steps")
 
 
 class Step(NamedTuple):
@@ -165,8 +167,7 @@ class Session:
         failed = None if self.error is None else f"{type(self.error).__name__}: {self.error}"
         books = {
             **totals.to_json(),
-            "dropped_tokens": self.dropped.tokens,
-            "dropped_steps": self.dropped.steps,
+            **dict(zip(_DROPPED, (self.dropped.tokens, self.dropped.steps), strict=True)),
         }
         silent = {layer: n for layer, n in self._rows.silent_tokens.items() if n}
         facts = {
@@ -180,7 +181,7 @@ class Session:
             facts["reason"] = f"layers without a decision for some tokens (layer: tokens): {silent}"
         if status is None:
             status = "complete" if totals.shortfall == 0 and not failed else "incomplete"
-        self.writer.close("failed" if failed else status, facts=facts, **outcome)
+        self.writer.close("failed" if failed else status, facts=facts, merge=_merged, **outcome)
         return facts
 
     def _take(self, step: Step) -> None:
@@ -219,3 +220,15 @@ class Session:
         if self.writer.stats.tokens != self._num_flushed:
             self.writer.flush()
             self._num_flushed = self.writer.stats.tokens
+
+
+def _merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What run.json says of all data-parallel ranks together."""
+    books = [rank["completeness"] for rank in ranks]
+    total = sum((Completeness.from_json(each) for each in books), Completeness())
+    dropped = {name: sum(each[name] for each in books) for name in _DROPPED}
+    reasons = [rank["reason"] for rank in ranks if "reason" in rank]
+    return {
+        "completeness": {**total.to_json(), **dropped},
+        **({"reason": "; ".join(reasons)} if reasons else {}),
+    }

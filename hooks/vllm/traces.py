@@ -45,6 +45,7 @@ def open_session(
         capture=settings.capture,
         run=facts,
         rank=place.data_rank,
+        group=facts["engine"]["instance"] if place.num_data_ranks > 1 else "",
         resume=resume,
         force=force,
         segment_tokens=max(SEGMENT_TOKENS, min(facts["max_length"], _LONGEST) + 1),

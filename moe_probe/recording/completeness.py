@@ -50,6 +50,18 @@ class Completeness:
         """Rebuild from what `to_json` gave, perhaps with more beside."""
         return cls(**{field.name: value[field.name] for field in fields(cls)})
 
+    def __add__(self, other: Completeness) -> Completeness:
+        """The books of two recordings of different tokens together."""
+        layers = dict(self.layers)
+        for layer, tokens in other.layers.items():
+            layers[layer] = layers.get(layer, 0) + tokens
+        numbers = {
+            field.name: getattr(self, field.name) + getattr(other, field.name)
+            for field in fields(self)
+            if field.name != "layers"
+        }
+        return Completeness(**numbers, layers=layers)
+
     def to_json(self) -> dict[str, Any]:
         return {
             **asdict(self),

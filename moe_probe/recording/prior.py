@@ -42,9 +42,10 @@ class PriorRun:
         if not row["sampled"]:
             totals.unsampled_tokens += tokens
         else:
-            shared = row["prefix_tokens"] * row["multiplicity"]
+            cached = row["cached_tokens"] * row["multiplicity"]
+            shared = row["prefix_tokens"] * row["multiplicity"] - cached
             totals.shared_tokens += shared
-            totals.stored_tokens += tokens - shared
+            totals.stored_tokens += tokens - shared - cached
 
     def sequence_id(self, requests: list[Request], prompt_hash: str) -> int | None:
         """The sequence that was recorded for these requests of one document, if any."""
