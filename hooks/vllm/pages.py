@@ -70,11 +70,11 @@ class RowPages:
             rows: Every column, [T, width], request after request.
 
         Returns:
-            Per request, how many rows it had and lost, and whether it skipped positions, so that
-            its rows have a hole (bool).
+            Per request, how many positions it had and lost, and how many it skipped, so that its
+            rows have a hole, whose positions count as had.
         """
         first_Q, end_Q = self._first[handles_Q], self._end[handles_Q]
-        has_hole_Q = starts_Q > end_Q
+        skipped_Q = np.clip(starts_Q - end_Q, 0, None)
         lost_Q = np.clip(end_Q - np.maximum(starts_Q, first_Q), 0, None)
         first_Q = np.minimum(first_Q, starts_Q)
         stops_Q = starts_Q + counts_Q
@@ -88,7 +88,7 @@ class RowPages:
         row_T = page_T * _PAGE + offset_T % _PAGE
         for name, values in rows.items():
             self._rows[name][row_T] = values
-        return lost_Q, has_hole_Q
+        return lost_Q, skipped_Q
 
     def get(self, handle: int, stop: int) -> dict[str, np.ndarray]:
         """The rows of a request's positions [first, stop), every column, as new arrays."""

@@ -103,10 +103,11 @@ class RequestRows:
         starts_Q = rows.position_T[np.cumsum(counts_Q) - counts_Q].astype(np.int64)
         columns = {name: getattr(rows, name) for name in self._columns}
         columns["token_id_T"] = columns["token_id_T"][:, None]
-        lost_Q, has_hole_Q = self._pages.put(handles_Q, starts_Q, counts_Q, **columns)
+        lost_Q, skipped_Q = self._pages.put(handles_Q, starts_Q, counts_Q, **columns)
         self._totals.computed_tokens += num_tokens
         self._totals.superseded_tokens += int(lost_Q.sum())
-        for index in np.flatnonzero(has_hole_Q).tolist():
+        self._totals.missing_tokens += int(skipped_Q.sum())
+        for index in np.flatnonzero(skipped_Q).tolist():
             opened[index].is_broken = True
         for layer, tokens in self._captured(rows, num_tokens).items():
             self._totals.layers[str(layer)] = self._totals.layers.get(str(layer), 0) + tokens
@@ -144,12 +145,10 @@ class RequestRows:
         if first < length <= end and not known.is_broken:
             ended = self._ended(known, first, length)
         self._pages.close(known.handle)
-        if length <= first:
-            self._totals.superseded_tokens += end - first
-        elif ended is None:
+        self._totals.superseded_tokens += max(end - max(length, first), 0)
+        if ended is None and length > first:
             self._totals.lost_tokens += length - first
-        else:
-            self._totals.superseded_tokens += end - length
+            self._totals.missing_tokens += max(length - end, 0)
         return ended
 
     def _ended(self, known: _Open, first: int, length: int) -> EndedRequest | None:

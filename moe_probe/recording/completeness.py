@@ -29,6 +29,8 @@ class Completeness:
     """Slots of tokens that were run again later, or of drafts that were rejected."""
     lost_tokens: int = 0
     """Tokens of requests that could not be recorded completely, so that nothing of them was."""
+    missing_tokens: int = 0
+    """Of the tokens lost or superseded, those whose rows never came."""
     unmatched_tokens: int = 0
     """Slots of rows that no request explains."""
     layers: dict[str, int] = field(default_factory=dict)
