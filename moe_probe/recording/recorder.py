@@ -17,6 +17,7 @@ from moe_probe.errors import UsageError
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.contexts import ContextIndex, PrefixStore, token_hash
 from moe_probe.recording.prior import PriorRun
+from moe_probe.recording.raw_names import raw_name
 from moe_probe.recording.rows import Decisions, Request, Row
 from moe_probe.trace import Sequence, TraceWriter
 
@@ -34,6 +35,8 @@ class Recorder:
         seed: Seed of that choice.
         prior: What an interrupted recording already has.
         progress: Told how far the run is.
+        is_raw: Whether each sequence is written by itself, named by `raw_name`, sharing no rows and
+            not searched for contexts seen before: that is left to who joins pipeline stages.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class Recorder:
         seed: int = 0,
         prior: PriorRun | None = None,
         progress: Progress | None = None,
+        is_raw: bool = False,
     ) -> None:
-        self._progress = progress
+        self._progress, self._is_raw = progress, is_raw
         self.writer = writer
         self.prior = prior
         self.totals = Completeness() if prior is None else prior.completeness
@@ -75,7 +79,7 @@ class Recorder:
             tokens_T: The prompt.
             num_tokens: Its length, with what was generated after it.
         """
-        if self._is_sampled(request):
+        if not self._is_raw and self._is_sampled(request):
             self._contexts.add(tokens_T)
         self.expect(num_tokens)
 
@@ -155,15 +159,20 @@ class Recorder:
             truncated_tokens=row.truncated,
             sampled=sampled,
             prompt_hash=prompt_hash,
-            # What was left out of the trace does not make a later context old. Private text is
-            # not kept, so its contexts are not known to be new.
-            new_from=self._contexts.add(tokens_T) if sampled and not row.is_private else -1,
+            new_from=-1,
             rank=self.writer.rank,
             request_id=row.request_id,
             cached_tokens=row.cached,
             prefix_tokens=row.cached,
             **row.bounds._asdict(),
         )
+        if self._is_raw:
+            unstored_T = row.tokens_T[: row.cached] if sampled else row.tokens_T
+            sequence.request_id = raw_name(row.request_id, [] if row.is_private else unstored_T)
+        elif sampled and not row.is_private:
+            # What was left out of the trace does not make a later context old. Private text is
+            # not kept, so its contexts are not known to be new.
+            sequence.new_from = self._contexts.add(tokens_T)
         if original >= 0:
             # The model ran the equal prompt of another document: this one has no run of its own.
             sequence.prefix_id, sequence.prefix_tokens = original, len(tokens_T)
@@ -187,7 +196,8 @@ class Recorder:
             self.writer.write(sequence)
             return
         shared = 0
-        if self.writer.keeps_rows and not is_private and not sequence.cached_tokens:
+        can_share = not (self._is_raw or is_private or sequence.cached_tokens)
+        if can_share and self.writer.keeps_rows:
             shared = self._share(sequence, tokens_T, decisions.ids_TB)
         self.totals.shared_tokens += shared
         self.totals.stored_tokens += num_run - shared

@@ -19,6 +19,7 @@ _KINDS = ("routing", "counts", "sequences", "answers")
 _PART = re.compile(r"part-(\d{1,9})-(\d{6,9}|to\d{6,9}|shared)\.parquet")
 _RANK_LOCK = re.compile(r"writer-(\d{1,9})\.lock")
 _SEGMENT = re.compile(r"segment-(\d{1,9})-\d{1,3}\.bin")
+_PIPELINE_STAGE = re.compile(r"0|[1-9]\d{0,3}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class TraceFiles:
     @property
     def stage(self) -> Path:
         return self.root / "stage"
+
+    def pipeline_stage(self, number: int) -> TraceFiles:
+        """The trace that a pipeline stage records, to be joined into this one."""
+        return TraceFiles(self.root / "stages" / str(number))
+
+    def pipeline_stages(self) -> dict[int, TraceFiles]:
+        """What is there of them, by number."""
+        names = [path.name for path in (self.root / "stages").glob("*")]
+        numbers = sorted(int(name) for name in names if _PIPELINE_STAGE.fullmatch(name))
+        return {number: self.pipeline_stage(number) for number in numbers}
 
     def part(self, kind: str, rank: int, number: int | str) -> Path:
         name = f"{number:06d}" if isinstance(number, int) else number
@@ -120,6 +131,14 @@ class TraceFiles:
             path.unlink()
         self.drop_unclaimed()
         self.run.unlink(missing_ok=True)
+
+    def drop_pipeline_stage(self, number: int) -> None:
+        """Delete what is left of a pipeline stage that was cleared: empty folders."""
+        stage = self.pipeline_stage(number)
+        stage.drop_stage()
+        for folder in (*(stage.root / kind for kind in _KINDS), stage.root, stage.root.parent):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def rank_of(path: Path) -> int:

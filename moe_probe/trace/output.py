@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from moe_probe.errors import UsageError
 from moe_probe.trace.files import TraceFiles, read_run, write_run
+from moe_probe.trace.locks import busy, writer_lock
 from moe_probe.trace.recovery import recover
 from moe_probe.trace.tables import read_tables
 
@@ -67,11 +68,25 @@ def begin_run(
             old.pop(name, None)
         run = {**old, **run, "resumed": [*(resumed if isinstance(resumed, list) else []), _now()]}
     elif force:
+        drop_pipeline_stages(files)
         files.clear()
     begun = {**facts, "start": _now(), **run, **facts, "status": "running"}
     write_run(files, begun)
     files.make_folders()
     return begun
+
+
+def drop_pipeline_stages(files: TraceFiles) -> None:
+    """Delete what pipeline stages recorded and nobody joined.
+
+    Raises TraceError where one of them is being recorded.
+    """
+    for number, stage in files.pipeline_stages().items():
+        with writer_lock(stage) as is_ours:
+            if not is_ours:
+                raise busy(stage)
+            stage.clear()
+        files.drop_pipeline_stage(number)
 
 
 def end_run(files: TraceFiles, run: dict[str, Any]) -> None:
@@ -99,6 +114,12 @@ def _check_same(files: TraceFiles, old: dict[str, Any], facts: dict[str, Any]) -
 
 
 def _is_trace(root: Path) -> bool:
+    # Pipeline stages record before there is anything else.
+    stages = TraceFiles(root).pipeline_stages().values()
+    return _has_run(root) or any(_has_run(stage.root) for stage in stages)
+
+
+def _has_run(root: Path) -> bool:
     try:
         text = (root / "run.json").read_text("utf-8")
         return "moe_probe_trace" in json.loads(text)
