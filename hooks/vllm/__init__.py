@@ -15,9 +15,11 @@ def register() -> None:
         return
     try:
         from moe_probe.hooks.vllm.scheduler import install as install_scheduler
+        from moe_probe.hooks.vllm.shutdown import install as install_shutdown
         from moe_probe.hooks.vllm.worker import install as install_worker
 
         install_scheduler()
+        install_shutdown()
         install_worker()
     except Exception:
         logging.getLogger("vllm.moe_probe").exception(

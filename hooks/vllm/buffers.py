@@ -34,15 +34,16 @@ def _capture(
     topk_weights: torch.Tensor,
     index: int,
 ) -> None:
-    rows, slots = topk_ids.shape
-    ids_LTK[index, :rows, :slots].copy_(topk_ids)
-    weights_LTK[index, :rows, :slots].copy_(topk_weights)
+    # More rows than a step can have are none of a recorded step: an error would end the engine.
+    rows, slots = min(len(topk_ids), ids_LTK.shape[1]), topk_ids.shape[1]
+    ids_LTK[index, :rows, :slots].copy_(topk_ids[:rows])
+    weights_LTK[index, :rows, :slots].copy_(topk_weights[:rows])
 
 
 def _capture_scalars(
     scalars_LTR: torch.Tensor, logits: torch.Tensor, index: int, k: int, is_sigmoid: bool
 ) -> None:
-    logits_TN = logits.float()
+    logits_TN = logits[: scalars_LTR.shape[1]].float()
     z_T = logits_TN.logsumexp(dim=-1)
     p_TN = logits_TN.sigmoid() if is_sigmoid else logits_TN.softmax(dim=-1)
     p_TN = p_TN / p_TN.sum(dim=-1, keepdim=True)

@@ -6,10 +6,14 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 _Result = TypeVar("_Result")
 _CLOSE = object()
+
+
+class _Run(NamedTuple):
+    call: Callable[[], None]
 
 
 class Channel:
@@ -61,7 +65,7 @@ class Channel:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._items.put((call, 0))
+        self._items.put((_Run(call), 0))
         return future.result()
 
     def close(self) -> None:
@@ -78,8 +82,9 @@ class Channel:
                 continue
             if item is _CLOSE:
                 return
-            if callable(item):
-                item()
+            if isinstance(item, _Run):
+                # Even after an error: somebody waits for the result.
+                item.call()
                 continue
             self._guarded(self._take, item)
             with self._has_room:

@@ -9,6 +9,7 @@ end      requests of an evaluation that ended, with their lengths
 answer   what was answered to requests of an evaluation
 known    requests that an interrupted evaluation has already
 close    end the trace
+evaluation  results of an evaluation that used this engine as a server
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from moe_probe.errors import CaptureError, MoeProbeError
 from moe_probe.hooks.vllm.batch import NewRequest
 from moe_probe.hooks.vllm.facts import run_facts
 from moe_probe.hooks.vllm.parallel import Place
+from moe_probe.hooks.vllm.scheduler import unsent_lengths
 from moe_probe.hooks.vllm.session import Session, Step
 from moe_probe.hooks.vllm.settings import Settings
 from moe_probe.hooks.vllm.traces import open_session, write_refusal
@@ -125,6 +127,7 @@ class Commands:
             correct = {(task, doc): value for task, doc, value in payload.pop("correct", ())}
             return self._close(**payload, correct=correct)
         session = self._session
+        self._end_unsent(session)
         match command:
             case "start" | "stop":
                 self._is_on = command == "start"
@@ -136,11 +139,19 @@ class Commands:
                 session.end(self._of_evaluation(payload))
             case "answer":
                 session.answer(payload)
+            case "evaluation":
+                session.note_evaluation(payload)
             case "known":
                 session.note_known(payload)
             case _:
                 raise CaptureError(f"No command is called {command!r:.40}.")
-        return {"is_recording": self._is_on, **session.status()}
+        run = payload.get("run", "") if isinstance(payload, dict) else ""
+        return {"is_recording": self._is_on, **session.status(str(run))}
+
+    def _end_unsent(self, session: Session) -> None:
+        ended = self.note_ended(dict(unsent_lengths(self.open_requests)))
+        if ended:
+            session.end(ended.items())
 
     def _of_evaluation(self, lengths: list[tuple[str, int]]) -> list[tuple[str, int]]:
         """Take ended requests out of the open ones; the evaluation knows them by other ids."""
@@ -176,9 +187,10 @@ class Commands:
 
     def _close(self, status: str | None, facts: dict[str, Any], **outcome: Any) -> dict[str, Any]:
         session, self._open_session, self._is_on = self._open_session, None, False
-        self.open_requests.clear()
         if session is None:
             return {"error": self._reason}
+        self._end_unsent(session)
+        self.open_requests.clear()
         return session.close(status, facts, **outcome)
 
     def close_quietly(self) -> None:

@@ -7,13 +7,13 @@ Shape suffixes: T tokens, Q requests of a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_probe.errors import UsageError
 from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.vllm.batch import NewRequest
 from moe_probe.hooks.vllm.channel import Channel
@@ -21,13 +21,15 @@ from moe_probe.hooks.vllm.requests import EndedRequest, RequestRows
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Recorder
-from moe_probe.recording.tags import TAG, read_row
+from moe_probe.recording.tags import TAG, read_row, run_of
 from moe_probe.trace import TraceWriter
 
 # Rows on their way to the host or waiting to be sorted: seconds of a busy engine.
 _WAITING_BYTES = 512 << 20
 # What came in can be read by others after this long, however little it is.
 _IDLE_SECONDS = 30.0
+# Clients name them, so their number is bounded.
+_MAX_RUNS = 1000
 _DROPPED = ("dropped_tokens", "dropped_steps")
 
 
@@ -77,6 +79,9 @@ class Session:
         self._rows = RequestRows(writer.layout, writer.capture, self.recorder.totals)
         self._num_flushed = 0
         self._prompt_tokens = 0
+        self._run_tokens: Counter[str] = Counter()
+        self._evaluations: list[dict[str, Any]] = []
+        self._correct: dict[tuple[str, int], bool] = {}
         self._channel = Channel(
             self._take, self._flush, max_bytes=_WAITING_BYTES, idle_seconds=_IDLE_SECONDS
         )
@@ -98,7 +103,7 @@ class Session:
     def end(self, lengths: Iterable[tuple[str, int | None]]) -> None:
         """Record requests that ended, by the engine's ids."""
         pairs = list(lengths)
-        self._channel.run(lambda: self._end(pairs))
+        self._channel.put(lambda: self._end(pairs))
 
     def answer(self, answers: Iterable[tuple[str, dict[str, Any]]]) -> None:
         """Note answers, by the ids under which their requests were asked."""
@@ -108,7 +113,7 @@ class Session:
             for name, answer in pairs:
                 self.recorder.answer(name, answer)
 
-        self._channel.run(note)
+        self._channel.put(note)
 
     def note_known(self, known: Iterable[tuple[tuple[list[int], dict[str, Any]], int]]) -> None:
         """Note requests that an interrupted recording has: prompts, tags, lengths."""
@@ -121,19 +126,26 @@ class Session:
                 self.recorder.note_known(row.requests[0], tokens_T, length)
                 self._prompt_tokens += len(tokens_T)
 
-        self._channel.run(note)
+        self._channel.put(note)
+
+    def note_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Keep, for run.json, what an evaluation that used this server has to say."""
+        correct = {(task, doc): value for task, doc, value in evaluation.pop("correct", ())}
+        self._evaluations.append(evaluation)
+        self._correct.update(correct)
 
     def flush(self) -> None:
         """Make everything that ended readable for others."""
         self._channel.run(self._flush)
 
-    def status(self) -> dict[str, Any]:
-        """Counts, as plain numbers and text."""
-        totals = self._channel.run(self.recorder.totals.to_json)
+    def status(self, run: str = "") -> dict[str, Any]:
+        """Counts, as plain numbers and text; `run_tokens` are those of one evaluation's run."""
+        totals = self.recorder.totals.to_json()
         return {
             "trace": str(self.writer.files.root),
             "open_requests": len(self._rows),
             "recorded_tokens": totals["recorded_tokens"],
+            "run_tokens": self._run_tokens[run],
             "lost_tokens": totals["lost_tokens"],
             "dropped_tokens": self.dropped.tokens,
             "rows_are_kept": self.writer.keeps_rows,
@@ -146,7 +158,7 @@ class Session:
         facts: dict[str, Any],
         *,
         prompt_tokens: int = 0,
-        **outcome: Any,
+        correct: Mapping[tuple[str, int], bool] | None = None,
     ) -> dict[str, Any]:
         """End the trace.
 
@@ -155,36 +167,45 @@ class Session:
             facts: More for run.json.
             prompt_tokens: Tokens of all prompts, by the list of who asked for them; 0 if nobody
                 has one.
-            **outcome: As `TraceWriter.close` takes it.
+            correct: Whether the model was right, by (task, doc_id), as far as known.
 
         Returns:
             The facts as written, the books of completeness among them.
         """
-        self._channel.run(lambda: self._end((name, None) for name in self._rows.names))
+        self._channel.put(lambda: self._end((name, None) for name in self._rows.names))
         self._channel.close()
         totals = self.recorder.totals
         totals.expected_tokens += max(prompt_tokens - self._prompt_tokens, 0)
-        failed = None if self.error is None else f"{type(self.error).__name__}: {self.error}"
-        books = {
-            **totals.to_json(),
-            **dict(zip(_DROPPED, (self.dropped.tokens, self.dropped.steps), strict=True)),
-        }
-        silent = {layer: n for layer, n in self._rows.silent_tokens.items() if n}
-        facts = {
-            **facts,
-            "completeness": books,
-            "prefix_check": asdict(self.recorder.prefixes.check),
-        }
-        if failed:
-            facts["reason"] = failed
-        elif silent:
-            facts["reason"] = f"layers without a decision for some tokens (layer: tokens): {silent}"
-        if status is None:
-            status = "complete" if totals.shortfall == 0 and not failed else "incomplete"
-        self.writer.close("failed" if failed else status, facts=facts, merge=_merged, **outcome)
+        facts = {**self._books(), **facts}
+        if self._evaluations:
+            facts["evaluations"] = self._evaluations
+        if self.error is not None:
+            status = "failed"
+        elif status is None:
+            status = "complete" if totals.shortfall == 0 else "incomplete"
+        correct = {**self._correct, **(correct or {})}
+        self.writer.close(status, facts=facts, merge=_merged, correct=correct)
         return facts
 
-    def _take(self, step: Step) -> None:
+    def _books(self) -> dict[str, Any]:
+        """What run.json says of completeness, and why if something is missing."""
+        dropped = dict(zip(_DROPPED, (self.dropped.tokens, self.dropped.steps), strict=True))
+        books: dict[str, Any] = {
+            "completeness": {**self.recorder.totals.to_json(), **dropped},
+            "prefix_check": asdict(self.recorder.prefixes.check),
+        }
+        silent = {layer: n for layer, n in self._rows.silent_tokens.items() if n}
+        if self.error is not None:
+            books["reason"] = f"{type(self.error).__name__}: {self.error}"
+        elif silent:
+            books["reason"] = f"layers without a decision for some tokens (layer: tokens): {silent}"
+        return books
+
+    def _take(self, item: Step | Callable[[], None]) -> None:
+        if callable(item):
+            item()
+            return
+        step = item
         self._end(step.ended.items())
         for request in step.admitted:
             self._rows.admit(request)
@@ -208,13 +229,15 @@ class Session:
             keeps_tokens=self._keeps_tokens,
         )
         totals, num_run = self.recorder.totals, len(ended.decisions.ids_TB)
-        try:
-            self.recorder.expect(num_run - len(ended.generated_T))
-            self._prompt_tokens += len(ended.tokens_T)
-            self.recorder.record(row, ended.decisions, generated_T=ended.generated_T)
-        except UsageError:
-            # Longer than a sequence of the trace can be.
+        if num_run > self.writer.longest_sequence:
             totals.lost_tokens += num_run
+            return
+        self.recorder.expect(num_run - len(ended.generated_T))
+        self._prompt_tokens += len(ended.tokens_T)
+        self.recorder.record(row, ended.decisions, generated_T=ended.generated_T)
+        run = run_of(request.tags)
+        if run in self._run_tokens or len(self._run_tokens) < _MAX_RUNS:
+            self._run_tokens[run] += len(ended.tokens_T) + len(ended.generated_T)
 
     def _flush(self) -> None:
         if self.writer.stats.tokens != self._num_flushed:
