@@ -146,6 +146,7 @@ class Session:
             "open_requests": len(self._rows),
             "recorded_tokens": totals["recorded_tokens"],
             "run_tokens": self._run_tokens[run],
+            "layers": [spec.layer for spec in self.writer.layout.layers],
             "lost_tokens": totals["lost_tokens"],
             "dropped_tokens": self.dropped.tokens,
             "rows_are_kept": self.writer.keeps_rows,

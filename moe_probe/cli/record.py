@@ -29,6 +29,9 @@ def record(
     backend: Annotated[
         str, typer.Option("--backend", help="Engine: hf (transformers) or vllm.")
     ] = "hf",
+    server: Annotated[
+        str, typer.Option("--server", help="URL of a `vllm serve` with moe-probe; records there.")
+    ] = "",
     num_fewshot: Annotated[
         int | None,
         typer.Option("--num-fewshot", help="Examples in the prompt. [task's own; mmlu: 5]"),
@@ -81,13 +84,14 @@ def record(
     resume_command = _resume_command(dict(locals()))
     output.set_quiet(quiet)
     options = _options(
-        backend=backend,
+        backend="server" if server else backend,
+        server=server.rstrip("/").removesuffix("/v1"),
         model=model,
         tasks=[name for names in task for name in names.split(",") if name],
         output_path=output_path,
         num_fewshot=num_fewshot,
         limit=limit,
-        batch_size=batch_size or ("8" if backend == "hf" else "auto"),
+        batch_size=batch_size or ("auto" if server or backend == "vllm" else "8"),
         dtype=dtype,
         device=device,
         model_args=_parse_model_args(model_args),
@@ -151,7 +155,7 @@ def _run(options: RecordOptions, resume_command: str) -> None:
     plan = make_plan(options)
     from moe_probe.evaluation.run import run_recording
 
-    output.note(f"Trace: {options.output}")
+    output.note(f"Trace: {options.server or options.output}")
     try:
         result = run_recording(plan)
     except KeyboardInterrupt:
@@ -164,7 +168,7 @@ def _run(options: RecordOptions, resume_command: str) -> None:
     if missing:
         raise MoeProbeError(
             f"The trace is incomplete: {missing} of {result.completeness.expected_tokens} tokens "
-            f"were not recorded. See completeness in {options.output / 'run.json'}."
+            f"were not recorded. See completeness in {result.path / 'run.json'}."
         )
 
 
@@ -198,10 +202,12 @@ def _print_result(result: RunResult) -> None:
     totals = result.completeness
     where = f"in each of {len(totals.layers)} MoE layers" if totals.layers else "for scores only"
     state = "complete" if totals.shortfall == 0 else f"{totals.shortfall} MISSING"
-    output.result(
-        f"{result.num_sequences} sequences, {totals.recorded_tokens} of {totals.expected_tokens} "
-        f"tokens {where}: {state}"
-    )
+    tokens = f"{totals.recorded_tokens} of {totals.expected_tokens} tokens {where}: {state}"
+    if result.num_sequences is None:
+        output.result(tokens)
+        output.result(f"{result.path} on the server")
+        return
+    output.result(f"{result.num_sequences} sequences, {tokens}")
     size = sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file())
     output.result(f"{result.path} ({output.quantity(size, 'B')})")
     if totals.layers:

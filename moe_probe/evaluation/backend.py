@@ -63,6 +63,10 @@ def backend_of(options: RecordOptions) -> Backend:
             from moe_probe.evaluation.vllm_backend import VLLMBackend
 
             return VLLMBackend()
+        case "server":
+            from moe_probe.evaluation.server_backend import ServerBackend
+
+            return ServerBackend()
         case _:
             from moe_probe.evaluation.hf_backend import HFBackend
 

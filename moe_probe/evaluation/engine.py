@@ -24,6 +24,7 @@ Call = Callable[[str, Any], Sequence[Any]]
 # Ended requests wait in the worker until it is told: few enough to be small, and to be told of
 # while others run.
 _BATCH = 128
+_MOST_ANSWERS = 1024
 
 
 class EngineRecorder:
@@ -75,16 +76,23 @@ class EngineRecorder:
     def answer(self, key: Hashable, answer: dict[str, Any]) -> None:
         """Note an answer under the id by which its request was asked."""
         self._answers.append((key, answer))
+        if len(self._answers) >= _MOST_ANSWERS:
+            self.send()
 
-    def ended(self, ids: Iterable[tuple[str, int]], subject: str = "") -> None:
+    def ended(self, ids: Iterable[tuple[str, int]]) -> None:
         """Note requests that ended, with the tokens each ran."""
         for name, num_tokens in ids:
             self._ended.append((name, num_tokens))
             self._done_tokens += num_tokens
         if len(self._ended) >= _BATCH:
             self.send()
+        self.report_progress()
+
+    def report_progress(self, num_tokens: int = 0) -> None:
+        """Show how far the run is, with some more tokens run."""
+        self._done_tokens += num_tokens
         if self._progress is not None:
-            self._progress(self._done_tokens, max(self.prompt_tokens, self._done_tokens), subject)
+            self._progress(self._done_tokens, max(self.prompt_tokens, self._done_tokens), "")
 
     def send(self) -> None:
         """Tell the worker all that was noted."""

@@ -82,8 +82,9 @@ def make_plan(options: RecordOptions) -> RecordPlan:
         MoeProbeError: the model does not fit the device.
     """
     _refuse_unsupported(options)
-    check_output(options.output, resume=options.resume, force=options.force)
-    _refuse_read_only(options.output)
+    if options.backend != "server":
+        check_output(options.output, resume=options.resume, force=options.force)
+        _refuse_read_only(options.output)
     if options.model_args.get("use_cache"):
         raise UsageError(
             "use_cache cannot be combined with recording: cached answers route no tokens. "
@@ -143,7 +144,9 @@ def _refuse_dense(config: PreTrainedConfig, *, baseline: bool) -> None:
 
 
 def _refuse_unsupported(options: RecordOptions) -> None:
-    if options.backend not in BACKENDS:
+    if options.backend == "server":
+        _refuse_servers_own(options)
+    elif options.backend not in BACKENDS:
         raise UsageError(
             f"No backend is called {options.backend!r}. Use --backend {' or '.join(BACKENDS)}."
         )
@@ -155,6 +158,24 @@ def _refuse_unsupported(options: RecordOptions) -> None:
                 "--backend vllm needs vllm, which is not installed. "
                 'Run: pip install "moe-probe[vllm]"'
             )
+
+
+def _refuse_servers_own(options: RecordOptions) -> None:
+    """Refuse what is for whoever starts the server to say, and was said when it started."""
+    given = {
+        "--resume": options.resume,
+        "--force": options.force,
+        "--baseline": options.baseline,
+        "--sample": options.sample_every > 1,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{name} has no meaning with --server. Leave it out.")
+    if find_spec("tenacity") is None:
+        raise UsageError(
+            "--server needs lm-eval's API models, whose packages are not installed. "
+            'Run: pip install "lm_eval[api]"'
+        )
 
 
 def _refuse_read_only(output: Path) -> None:
