@@ -22,6 +22,8 @@ _SERVED = "served"
 _KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 _MAX_TEXT = 1000
 _MAX_NUMBER = (1 << 62) - 1
+# A trace holds choices in 32 bits.
+_MAX_CHOICE = (1 << 31) - 1
 
 
 def external_id(request_id: str) -> str:
@@ -30,10 +32,16 @@ def external_id(request_id: str) -> str:
     return name if separator and len(suffix) == 8 else request_id
 
 
-def describe(row: Row) -> dict[str, Any]:
-    """The tag that says what a row is, to travel with its request; `read_row` reads it."""
+def describe(row: Row, *, run: str = "") -> dict[str, Any]:
+    """The tag that says what a row is, to travel with its request; `read_row` reads it.
+
+    Args:
+        row: The row.
+        run: Names the evaluation, where an engine may serve several.
+    """
     request = row.requests[0]
     return {
+        "run": run,
         "task": request.task,
         "subject": request.subject,
         "area": request.area,
@@ -43,6 +51,11 @@ def describe(row: Row) -> dict[str, Any]:
         "bounds": list(row.bounds),
         "truncated": row.truncated,
     }
+
+
+def run_of(tags: Mapping[str, Any]) -> str:
+    """The evaluation that a request belongs to; empty for any other request."""
+    return _text((_object(tags.get(TAG)) or {}).get("run"))
 
 
 def read_row(
@@ -80,8 +93,9 @@ def read_row(
                 area=_text(facts.get("area")),
                 doc_id=max(_number(facts.get("doc"), -1), -1),
                 kind=kind if is_evaluation else _SERVED,
-                choice=max(_number(facts.get("choice"), 0), 0),
-                answer_key=external_id(request_id),
+                choice=max(_number(facts.get("choice"), 0, _MAX_CHOICE), 0),
+                # Nobody answers live traffic; a list of what waits would grow without end.
+                answer_key=external_id(request_id) if is_evaluation else None,
             )
         ],
         request_id=external_id(request_id),
@@ -103,12 +117,12 @@ def _text(value: Any) -> str:
     return value[:_MAX_TEXT] if isinstance(value, str) else ""
 
 
-def _number(value: Any, default: int) -> int:
+def _number(value: Any, default: int, largest: int = _MAX_NUMBER) -> int:
     """An integer, or a text of one, such as a client may send."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
         value = int(value)
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_number and abs(value) <= _MAX_NUMBER else default
+    return value if is_number and abs(value) <= largest else default
 
 
 def _bounds(value: Any, num_prompt_tokens: int, num_run: int) -> Bounds:
