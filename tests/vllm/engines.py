@@ -90,7 +90,7 @@ def engine(
         # As in EAGER, which torch would have read already.
         torch._dynamo.config.patch(disable=True),
         _prepared(prepare),
-        _running(settings(folder, **arguments)) as llm,
+        running(settings(folder, **arguments)) as llm,
     ):
         yield llm
 
@@ -133,6 +133,8 @@ def generate(
 ) -> list[dict[str, Any]]:
     """Continue prompts greedily; return each one's tokens, and prompt log-probabilities if asked.
 
+    `cached` says how many tokens of the prompt the engine did not run.
+
     Args:
         llm: The engine.
         prompts: Token ids.
@@ -154,6 +156,7 @@ def generate(
             {
                 "tokens": list(output.outputs[0].token_ids),
                 "logprobs": [scores[token].logprob for token, scores in by_token],
+                "cached": output.num_cached_tokens,
             }
         )
     return answers
@@ -166,12 +169,12 @@ def start_and_generate(
     sampling: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate with an engine that lives as long as this call, for `call_in_new_process`."""
-    with _running(arguments) as llm:
+    with running(arguments) as llm:
         return generate(llm, prompts, num_tokens, **(sampling or {}))
 
 
 @contextmanager
-def _running(arguments: dict[str, Any]) -> Iterator[Any]:
+def running(arguments: dict[str, Any]) -> Iterator[Any]:
     from vllm import LLM
 
     # vLLM looks at a model's class in a process of its own, to keep CUDA out of this one: ten

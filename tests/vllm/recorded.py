@@ -5,10 +5,11 @@ Shape suffixes: T tokens, K slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -43,6 +44,20 @@ def call(llm: Any, command: str, payload: Any = None) -> dict[str, Any]:
     answers = llm.collective_rpc("moe_probe_call", args=(command, payload))
     (answer,) = [each for each in answers if each is not None]
     return dict(answer)
+
+
+@contextmanager
+def watched(llm: Any) -> Iterator[list[Any]]:
+    """Collect what the scheduler of an engine in this process decides, step by step."""
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    schedule, steps = scheduler.schedule, []
+
+    def watched_schedule(*args: Any, **kwargs: Any) -> Any:
+        steps.append(schedule(*args, **kwargs))
+        return steps[-1]
+
+    with mock.patch.object(scheduler, "schedule", watched_schedule):
+        yield steps
 
 
 def sequences_of(path: Path) -> list[dict[str, Any]]:
@@ -100,7 +115,12 @@ def _stored_rows(trace: Trace) -> dict[str, Any]:
 
 
 def assert_as_reference(
-    row: Mapping[str, Any], tokens: list[int], reference: Reference, *, atol: float = 1e-4
+    row: Mapping[str, Any],
+    tokens: list[int],
+    reference: Reference,
+    *,
+    first: int = 0,
+    atol: float = 1e-4,
 ) -> None:
     """Compare a recorded sequence with transformers on the tokens it was run with.
 
@@ -108,15 +128,58 @@ def assert_as_reference(
         row: Of `sequences_of`, no position missing.
         tokens: The prompt and the generated tokens that were fed back.
         reference: The same checkpoint.
+        first: The first position that was run; those before were in the engine's cache.
         atol: As in `assert_same_routing`, beside what float16 rounds off.
     """
-    assert row["token_ids"].tolist() == tokens
+    assert row["num_tokens"] == len(tokens)
+    assert row["cached_tokens"] == first
+    assert row["token_ids"].tolist() == tokens[first:]
     (expected,) = reference.routing([tokens])
+    expected = expected.after(first)
     largest = max(float(weights.max()) for weights in expected.weights.values())
     assert_same_routing(
         expected,
-        row["positions"],
+        row["positions"] - first,
         row["ids"],
         row["weights"] or None,
         atol=atol + largest * 2.0**-11,
     )
+
+
+def assert_complete(
+    trace: Path,
+    prompts: Sequence[list[int]],
+    answers: Sequence[dict[str, Any]],
+    reference: Reference,
+    *,
+    num_run: int | None = None,
+) -> dict[str, Any]:
+    """Check that a trace has each request of an engine once, as transformers decides it.
+
+    Args:
+        trace: Of an engine that has ended.
+        prompts: In the order they were asked.
+        answers: Of `generate`.
+        reference: The same checkpoint.
+        num_run: Tokens that the engine ran, by its scheduler; without it, each of them once.
+
+    Returns:
+        The books of completeness, which were checked too.
+    """
+    rows = sorted(sequences_of(trace), key=lambda row: int(row["request_id"]))
+    num_recorded = 0
+    for row, prompt, answer in zip(rows, prompts, answers, strict=True):
+        tokens, first = [*prompt, *answer["tokens"][:-1]], answer["cached"]
+        assert_as_reference(row, tokens, reference, first=first)
+        assert row["choice_end"] == len(prompt)
+        num_recorded += len(tokens) - first
+    run = open_trace(trace).run
+    books: dict[str, Any] = run["completeness"]
+    num_run = num_recorded if num_run is None else num_run
+    assert run["status"] == "complete"
+    assert (books["shortfall"], books["lost_tokens"], books["dropped_tokens"]) == (0, 0, 0)
+    assert books["recorded_tokens"] == books["expected_tokens"] == num_recorded
+    assert books["computed_tokens"] == num_run
+    assert books["superseded_tokens"] == num_run - num_recorded
+    assert set(books["layers"].values()) == {num_run}
+    return books

@@ -31,6 +31,11 @@ class Routing:
     logits: dict[int, np.ndarray] = field(default_factory=dict)
     """[T, N] float32 router logits, before any bias or activation."""
 
+    def after(self, first: int) -> Routing:
+        """Leave out the tokens before a position."""
+        parts = (self.ids, self.weights, self.logits)
+        return Routing(*({n: rows[first:] for n, rows in part.items()} for part in parts))
+
 
 class Reference:
     """A checkpoint in transformers."""
