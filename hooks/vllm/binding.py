@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from moe_probe.errors import CaptureError
-from moe_probe.hooks.config_facts import expected_moe_layers, layer_facts
+from moe_probe.hooks.config_facts import expected_moe_layers, layer_facts, num_experts
 from moe_probe.hooks.vllm.buffers import StepBuffers
 from moe_probe.hooks.vllm.parallel import local_rows
 from moe_probe.trace import Capture, LayerSpec
@@ -103,7 +103,10 @@ def _refuse_missing(model: nn.Module, layers: list[int], config: Any) -> None:
             f"found in {layers} only. {_ADVICE}"
         )
     if not layers and not expected_moe_layers(config):
-        raise CaptureError(f"{type(model).__name__} is a dense model: it has no routers to record.")
+        name = type(model).__name__
+        if num_experts(config):
+            raise CaptureError(f"{name} routes by code of its own, which cannot be read. {_ADVICE}")
+        raise CaptureError(f"{name} is a dense model: it has no routers to record.")
 
 
 def bind(sites: list[RouterSite], buffers: StepBuffers) -> None:
