@@ -26,6 +26,8 @@ class _Open:
     prompt_T: np.ndarray | None
     is_broken: bool = False
     """Whether some of its rows are missing or not to be trusted."""
+    num_missed: int = 0
+    """Tokens of it whose step was dropped, as far as no later row says where they belong."""
 
 
 class EndedRequest(NamedTuple):
@@ -94,6 +96,13 @@ class RequestRows:
             rows = HostRows._make([*kept, is_silent_L])
         self._put(names, counts_Q, rows)
 
+    def miss(self, names: list[str], counts_Q: np.ndarray) -> None:
+        """Note a step whose rows were dropped: its requests cannot be recorded any more."""
+        for name, count in zip(names, counts_Q.tolist(), strict=True):
+            if name in self._open:
+                self._open[name].is_broken = True
+                self._open[name].num_missed += count
+
     def _put(self, names: list[str], counts_Q: np.ndarray, rows: HostRows) -> None:
         assert rows.position_T is not None
         assert rows.token_id_T is not None
@@ -108,7 +117,7 @@ class RequestRows:
         self._totals.superseded_tokens += int(lost_Q.sum())
         self._totals.missing_tokens += int(skipped_Q.sum())
         for index in np.flatnonzero(skipped_Q).tolist():
-            opened[index].is_broken = True
+            opened[index].is_broken, opened[index].num_missed = True, 0
         for layer, tokens in self._captured(rows, num_tokens).items():
             self._totals.layers[str(layer)] = self._totals.layers.get(str(layer), 0) + tokens
             if not tokens:
@@ -140,7 +149,7 @@ class RequestRows:
         if known is None:
             return None
         first, end = self._pages.span(known.handle)
-        length = end if length is None else length
+        length = end + known.num_missed if length is None else length
         ended = None
         if first < length <= end and not known.is_broken:
             ended = self._ended(known, first, length)

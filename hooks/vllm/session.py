@@ -42,6 +42,7 @@ class Step(NamedTuple):
     names: list[str]
     counts_Q: np.ndarray
     rows: StepRows | None
+    """None where it ran nothing, or nothing that is kept."""
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Session:
         waits: Whether the engine waits when the recorder falls behind; it drops rows otherwise.
         prior: What an interrupted recording already has.
         sample_every: Record one document in this many.
+        is_stage: Whether the trace is a pipeline stage's, to be joined with those of the others.
     """
 
     def __init__(
@@ -71,11 +73,12 @@ class Session:
         waits: bool,
         prior: PriorRun | None = None,
         sample_every: int = 1,
+        is_stage: bool = False,
     ) -> None:
         self.writer = writer
-        self.recorder = Recorder(writer, sample_every=sample_every, prior=prior)
+        self.recorder = Recorder(writer, sample_every=sample_every, prior=prior, is_raw=is_stage)
         self.dropped = Dropped()
-        self._keeps_tokens, self._waits = keeps_tokens, waits
+        self._keeps_tokens, self._waits, self._is_stage = keeps_tokens, waits, is_stage
         self._rows = RequestRows(writer.layout, writer.capture, self.recorder.totals)
         self._num_flushed = 0
         self._prompt_tokens = 0
@@ -97,8 +100,7 @@ class Session:
         if not self._channel.put(step, num_bytes, wait=self._waits):
             self.dropped.steps += 1
             self.dropped.tokens += int(step.counts_Q.sum())
-            # Without the rows: the requests they belong to then have a hole, and are lost.
-            self._channel.put(step._replace(names=[], rows=None))
+            self._channel.put(step._replace(rows=None))
 
     def end(self, lengths: Iterable[tuple[str, int | None]]) -> None:
         """Record requests that ended, by the engine's ids."""
@@ -210,7 +212,9 @@ class Session:
         self._end(step.ended.items())
         for request in step.admitted:
             self._rows.admit(request)
-        if step.rows is not None:
+        if step.rows is None:
+            self._rows.miss(step.names, step.counts_Q)
+        else:
             self._rows.add(step.names, step.counts_Q, step.rows.wait())
 
     def _end(self, lengths: Iterable[tuple[str, int | None]]) -> None:
@@ -229,6 +233,8 @@ class Session:
             num_cached=request.num_cached,
             keeps_tokens=self._keeps_tokens,
         )
+        if self._is_stage:
+            row.request_id = request.request_id
         totals, num_run = self.recorder.totals, len(ended.decisions.ids_TB)
         if num_run > self.writer.longest_sequence:
             totals.lost_tokens += num_run

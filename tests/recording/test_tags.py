@@ -16,7 +16,9 @@ from moe_probe.recording.tags import TAG, describe, external_id, read_row, run_o
 TEXT = st.text(max_size=30)
 TOKENS = np.arange(12, dtype=np.int32)
 ROWS = st.builds(
-    lambda ends, truncated, request: Row(TOKENS, Bounds(*sorted(ends), 12), truncated, [request]),
+    lambda ends, truncated, request: Row(
+        TOKENS, Bounds._make([*sorted(ends), 12]), truncated, [request]
+    ),
     st.lists(st.integers(0, 12), min_size=3, max_size=3),
     st.integers(0, 10**6),
     st.builds(

@@ -94,7 +94,6 @@ def assert_holds(
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-@torch.compiler.set_stance("force_eager")
 def test_a_router_returns_what_it_did_and_the_buffers_hold_it(name: str) -> None:
     runners = [Runner(layer, ROUTERS[name]()) for layer in (0, 1)]
     seen: list[torch.Tensor] = []
@@ -104,10 +103,9 @@ def test_a_router_returns_what_it_did_and_the_buffers_hold_it(name: str) -> None
     buffers = probe(*runners)
     buffers.clear(9)
     for index, runner in enumerate(runners):
-        torch.manual_seed(index)
-        expected_weights, expected_ids = plain.route(logits(9, index))
-        torch.manual_seed(index)
-        weights, ids = runner.route(logits(9, index))
+        with torch._dynamo.config.patch(disable=True):
+            expected_weights, expected_ids = plain.route(logits(9, index))
+            weights, ids = runner.route(logits(9, index))
         assert torch.equal(weights, expected_weights)
         assert torch.equal(ids, expected_ids)
         assert_holds(buffers, index, weights, ids)
@@ -171,9 +169,7 @@ def test_slots_of_fused_shared_experts_are_left_out(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-def test_a_decision_of_another_width_is_not_taken_for_one(
-    change: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decision_of_another_width_is_not_taken_for_one(change: int) -> None:
     runners = [Runner(0, cpu_router()), Runner(1, cpu_router())]
     buffers = probe(*runners)
     runners[1].router.top_k = TOP_K + change
@@ -237,11 +233,12 @@ def test_what_cannot_be_read_exactly_is_refused(
         assert str(caught.value).endswith("Record it with --backend hf, or run another model.")
 
 
-def test_a_pipeline_stage_needs_its_own_layers_only() -> None:
+def test_a_pipeline_stage_needs_its_own_layers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(Runner(2, cpu_router()), Runner(3, cpu_router()))
-    model.model.start_layer, model.model.end_layer = 2, 4
+    monkeypatch.setattr(model.model, "start_layer", 2, raising=False)
+    monkeypatch.setattr(model.model, "end_layer", 4, raising=False)
     sites = find_routers(model, config(8), Capture.IDS)
     assert [site.spec.layer for site in sites] == [2, 3]
-    model.model.end_layer = 5
+    monkeypatch.setattr(model.model, "end_layer", 5)
     with pytest.raises(CaptureError, match=r"layers \[4\] too"):
         find_routers(model, config(8), Capture.IDS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moe_probe.hooks.vllm.pages import RowPages
 
-COLUMNS = {
+COLUMNS: dict[str, tuple[int, np.dtype]] = {
     "ids": (3, np.dtype(np.uint8)),
     "weights": (2, np.dtype(np.float16)),
     "token": (1, np.dtype(np.int32)),
