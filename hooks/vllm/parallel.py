@@ -25,6 +25,11 @@ class Place:
     num_data_ranks: int
 
     @property
+    def is_stage(self) -> bool:
+        """Whether this worker has some of the layers only."""
+        return self.num_stages > 1
+
+    @property
     def writes(self) -> bool:
         """Whether this worker records: routing is the same on all tensor-parallel ranks."""
         return self.tensor_rank == 0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe_probe.errors import CaptureError, MoeProbeError
+from moe_probe.errors import MoeProbeError
 from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.vllm.batch import new_requests, read_batch
 from moe_probe.hooks.vllm.binding import bind, find_routers
@@ -104,10 +104,8 @@ class Probe:
         model = self._runner.get_model()
         sites = find_routers(model, config.model_config.hf_text_config, settings.capture)
         if not sites:
-            raise CaptureError(
-                f"Pipeline stage {place.stage} has no MoE layer, which a trace of several stages "
-                "needs. Use fewer stages."
-            )
+            # A pipeline stage of dense layers: the others have all there is to record.
+            return
         captured = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
         with torch.inference_mode(False):
             self._buffers = StepBuffers(

@@ -22,7 +22,7 @@ def check(
     """
     from moe_probe.analysis.quality import check_trace, failures
     from moe_probe.analysis.tables import quality_table, to_records
-    from moe_probe.trace import open_trace
+    from moe_probe.recording.stages import open_trace
 
     checks = check_trace(open_trace(trace))
     failed = failures(checks)

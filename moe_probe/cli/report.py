@@ -51,7 +51,7 @@ def report(
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.report.terminal import summary
     from moe_probe.analysis.rules import Rule
-    from moe_probe.trace import open_trace
+    from moe_probe.recording.stages import open_trace
 
     directory = output_directory or trace / "report"
     contents, paths = write_report(

@@ -19,7 +19,7 @@ from moe_probe.evaluation.plan import RecordOptions, RecordPlan
 from moe_probe.evaluation.progress import RunProgress
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.prior import PriorRun
-from moe_probe.trace import open_trace
+from moe_probe.recording.stages import open_trace
 
 _CORRECT_METRICS = ("acc", "exact_match")
 

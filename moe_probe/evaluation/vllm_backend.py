@@ -16,6 +16,9 @@ from moe_probe.evaluation.plan import RecordOptions, RecordPlan
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Progress
+from moe_probe.recording.stages import join_stages
+from moe_probe.trace.files import TraceFiles
+from moe_probe.trace.output import drop_pipeline_stages
 
 
 class VLLMBackend:
@@ -53,6 +56,8 @@ class VLLMBackend:
         options = plan.options
         engine = EngineRecorder(lm.call_engine, prior=prior, progress=progress)
         try:
+            if options.force:
+                drop_pipeline_stages(TraceFiles(options.output))
             engine.command(
                 "begin",
                 {
@@ -84,6 +89,9 @@ class _Recording:
         self._lm.stop_recording()
 
     def abandon(self) -> None:
+        # What was answered is kept, if the engine still lives.
+        with suppress(Exception):
+            self._engine.send()
         self._lm.abandon_recording()
 
     def close(
@@ -97,6 +105,9 @@ class _Recording:
         }
         try:
             written = self._engine.command("close", payload)
+            if status is None:
+                # Pipeline stages know their own layers only.
+                written = join_stages(self._options.output, correct=correct) or written
             books = Completeness.from_json(written["completeness"])
         except Exception:
             if status is None:

@@ -35,7 +35,14 @@ class Decisions(NamedTuple):
 
     def after(self, start: int) -> Decisions:
         """The decisions without the first `start` tokens."""
-        return Decisions._make(None if array is None else array[start:] for array in self)
+        return self._cut(slice(start, None))
+
+    def until(self, stop: int) -> Decisions:
+        """The decisions of the first `stop` tokens."""
+        return self._cut(slice(stop))
+
+    def _cut(self, tokens: slice) -> Decisions:
+        return Decisions._make(None if array is None else array[tokens] for array in self)
 
 
 @dataclass(frozen=True)
