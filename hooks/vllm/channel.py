@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
@@ -21,23 +22,23 @@ class Channel:
 
     Args:
         take: Called on the thread with every item.
-        idle: Called on the thread when nothing came for a while.
+        tidy: Called on the thread once in a while, whether items come or not.
         max_bytes: Most bytes that wait; one item is always let through.
-        idle_seconds: How long that while is.
+        tidy_seconds: How long that while is.
     """
 
     def __init__(
         self,
         take: Callable[[Any], None],
-        idle: Callable[[], None],
+        tidy: Callable[[], None],
         *,
         max_bytes: int,
-        idle_seconds: float,
+        tidy_seconds: float,
     ) -> None:
         self.error: BaseException | None = None
         """What ended the recording, if anything did; items are then thrown away."""
-        self._take, self._idle = take, idle
-        self._max_bytes, self._idle_seconds = max_bytes, idle_seconds
+        self._take, self._tidy = take, tidy
+        self._max_bytes, self._tidy_seconds = max_bytes, tidy_seconds
         self._waiting_bytes = 0
         self._has_room = threading.Condition()
         self._items: queue.SimpleQueue[tuple[Any, int]] = queue.SimpleQueue()
@@ -74,11 +75,15 @@ class Channel:
         self._thread.join()
 
     def _work(self) -> None:
+        tidied = time.monotonic()
         while True:
+            if time.monotonic() - tidied >= self._tidy_seconds:
+                self._guarded(self._tidy)
+                tidied = time.monotonic()
             try:
-                item, num_bytes = self._items.get(timeout=self._idle_seconds)
+                left = tidied + self._tidy_seconds - time.monotonic()
+                item, num_bytes = self._items.get(timeout=max(left, 0.0))
             except queue.Empty:
-                self._guarded(self._idle)
                 continue
             if item is _CLOSE:
                 return

@@ -27,7 +27,7 @@ from moe_probe.trace import TraceWriter
 # Rows on their way to the host or waiting to be sorted: seconds of a busy engine.
 _WAITING_BYTES = 512 << 20
 # What came in can be read by others after this long, however little it is.
-_IDLE_SECONDS = 30.0
+_FLUSH_SECONDS = 30.0
 # Clients name them, so their number is bounded.
 _MAX_RUNS = 1000
 _DROPPED = ("dropped_tokens", "dropped_steps")
@@ -86,7 +86,7 @@ class Session:
         self._evaluations: list[dict[str, Any]] = []
         self._correct: dict[tuple[str, int], bool] = {}
         self._channel = Channel(
-            self._take, self._flush, max_bytes=_WAITING_BYTES, idle_seconds=_IDLE_SECONDS
+            self._take, self._flush, max_bytes=_WAITING_BYTES, tidy_seconds=_FLUSH_SECONDS
         )
 
     @property

@@ -15,14 +15,14 @@ from moe_probe.hooks.vllm.channel import Channel
 class Taken:
     """A channel whose thread waits for the test before each item."""
 
-    def __init__(self, *, max_bytes: int = 1 << 30, idle_seconds: float = 60.0) -> None:
+    def __init__(self, *, max_bytes: int = 1 << 30, tidy_seconds: float = 60.0) -> None:
         self.items: list[Any] = []
-        self.idle_calls = 0
+        self.tidy_calls = 0
         self.may_go = threading.Event()
         self.may_go.set()
-        self.idled = threading.Event()
+        self.tidied = threading.Event()
         self.channel = Channel(
-            self._take, self._idle, max_bytes=max_bytes, idle_seconds=idle_seconds
+            self._take, self._tidy, max_bytes=max_bytes, tidy_seconds=tidy_seconds
         )
 
     def _take(self, item: Any) -> None:
@@ -31,9 +31,9 @@ class Taken:
             raise item
         self.items.append(item)
 
-    def _idle(self) -> None:
-        self.idle_calls += 1
-        self.idled.set()
+    def _tidy(self) -> None:
+        self.tidy_calls += 1
+        self.tidied.set()
 
 
 def _in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -138,20 +138,27 @@ def test_closing_takes_in_what_waits() -> None:
     assert taken.items == list(range(10))
 
 
-def test_idle_is_called_when_nothing_comes() -> None:
-    taken = Taken(idle_seconds=0.02)
-    assert taken.idled.wait(10)
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_it_is_tidied_once_in_a_while_whether_items_come_or_not(is_busy: bool) -> None:
+    taken = Taken(tidy_seconds=0.05)
+    started = time.monotonic()
+    while not taken.tidied.is_set() and time.monotonic() - started < 10:
+        if is_busy:
+            taken.channel.put("item")
+        time.sleep(0.001)
+    seconds = time.monotonic() - started
     taken.channel.close()
-    calls = taken.idle_calls
+    assert 1 <= taken.tidy_calls <= seconds / 0.05 + 1
+    calls = taken.tidy_calls
     time.sleep(0.1)
-    assert taken.idle_calls == calls
+    assert taken.tidy_calls == calls
 
 
-def test_an_error_while_idle_is_noted() -> None:
+def test_an_error_while_tidying_is_noted() -> None:
     def fail() -> None:
         raise OSError("no space")
 
-    channel = Channel(print, fail, max_bytes=1, idle_seconds=0.01)
+    channel = Channel(print, fail, max_bytes=1, tidy_seconds=0.01)
     for _ in range(1000):
         if channel.error is not None:
             break
