@@ -139,7 +139,10 @@ def _join(
         status, facts = outcome(_runs(stages), recorder.totals, rows.lost)
         facts |= {
             "prefix_check": asdict(recorder.prefixes.check),
-            "join": _marker(stages, first, resumed, is_done=True),
+            "join": {
+                **_marker(stages, first, resumed, is_done=True),
+                "lost_tokens": rows.lost.tokens,
+            },
             "resumed": resumed,
         }
         writer.close(status, facts=facts, correct=correct)

@@ -129,11 +129,11 @@ def record_stage(
     capture: Capture = Capture.IDS,
     sample_every: int = 1,
     segment_tokens: int = 100,
-    status: str = "complete",
+    is_killed: bool = False,
     facts: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Recorder:
-    """Record some of the layers, as a stage of a pipeline does."""
+    """Record some of the layers, as a stage of a pipeline does that ends, or is killed."""
     own = stage_facts(
         capture,
         sample_every=sample_every,
@@ -150,7 +150,10 @@ def record_stage(
     )
     recorder = Recorder(writer, sample_every=sample_every, is_raw=True)
     _record(recorder, asked, layers, internal=True)
-    writer.close(status, facts={"completeness": recorder.totals.to_json()})
+    if is_killed:
+        writer._closing.close()  # As its death would: the lock goes, the staging stays.
+    else:
+        writer.close(facts={"completeness": recorder.totals.to_json()})
     return recorder
 
 

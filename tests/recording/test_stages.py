@@ -216,6 +216,22 @@ def test_a_recording_under_way_is_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "run.json").exists()
 
 
+@pytest.mark.parametrize("killed", [{0}, {1}, {0, 1}])
+def test_what_killed_stages_left_is_joined(tmp_path: Path, killed: set[int]) -> None:
+    asked = random_asked(np.random.default_rng(12), 25)
+    for stage, layers in enumerate(TWO):
+        # The last stage did not come as far as the first.
+        kept = asked[: 25 - 3 * stage]
+        record_stage(tmp_path / "t", stage, layers, kept, is_killed=stage in killed)
+    record_at_once(tmp_path / "e", asked[:22])
+    trace = open_trace(tmp_path / "t")
+    assert_same(trace, open_joined(tmp_path / "e"))
+    assert_at_rest(tmp_path / "t")
+    # Books that nobody closed say nothing.
+    assert (trace.run["status"], "completeness" in trace.run) == ("killed", False)
+    assert trace.run["join"]["lost_tokens"] == sum(each.num_run for each in asked[22:])
+
+
 @pytest.mark.parametrize(
     ("second", "options", "message"),
     [
