@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from moe_probe import output
-from moe_probe.evaluation.plan import RecordOptions, RecordPlan, make_plan
 from moe_probe.evaluation.backend import backend_of
+from moe_probe.evaluation.plan import RecordOptions, RecordPlan, make_plan
 from moe_probe.evaluation.run import evaluate, record_evaluation
 from moe_probe.models import resolve_model
 from moe_probe.trace import Capture

@@ -49,7 +49,7 @@ test_split: test
 output_type: generate_until
 doc_to_text: "{{{{question}}}}\\nAnswer:"
 doc_to_target: "{{{{answer}}}}"
-generation_kwargs: {{until: ["\\n\\n", "e"], max_gen_toks: 12}}
+generation_kwargs: {{until: ["\\n\\n", "e"], max_gen_toks: 12, do_sample: false}}
 metric_list: [{{metric: exact_match}}]
 """
 _ROLLING = """

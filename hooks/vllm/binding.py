@@ -92,9 +92,10 @@ def _site(name: str, module: Any, facts: dict[str, Any], capture: Capture) -> Ro
 
 def _refuse_missing(model: nn.Module, layers: list[int], config: Any) -> None:
     """Refuse a model of which some MoE layer on this pipeline stage was not found."""
-    inner = getattr(model, "model", model)
-    start = getattr(inner, "start_layer", 0)
-    end = getattr(inner, "end_layer", 1 << 30)
+    # Perhaps inside a multimodal wrapper.
+    staged = (part for part in model.modules() if hasattr(part, "end_layer"))
+    inner = next(staged, None)
+    start, end = getattr(inner, "start_layer", 0), getattr(inner, "end_layer", 1 << 30)
     expected = [n for n in expected_moe_layers(config) or [] if start <= n < end]
     missing = sorted(set(expected) - set(layers))
     if missing:

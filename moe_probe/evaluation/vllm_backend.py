@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -99,7 +100,8 @@ class _Recording:
     ) -> Closed:
         payload = {
             "status": status,
-            "facts": dict(facts),
+            # Numbers of numpy's own types do not travel to the engine's process.
+            "facts": json.loads(json.dumps(dict(facts), default=float)),
             "prompt_tokens": self._engine.prompt_tokens if status is None else 0,
             "correct": [[*name, value] for name, value in (correct or {}).items()],
         }

@@ -34,7 +34,7 @@ def read_raw_name(name: str) -> RawName:
         request_id, *tokens = json.loads(name)
         if not isinstance(request_id, str):
             raise TypeError(f"it begins with {request_id!r:.40}")
-        return RawName(request_id, np.asarray(tokens, np.int32).reshape(len(tokens)))
+        return RawName(request_id, np.fromiter(tokens, np.int32, len(tokens)))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise TraceError(
             f"A sequence of a pipeline stage is named {name!r:.80}, which is no name ({error})."

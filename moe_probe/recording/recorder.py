@@ -108,7 +108,7 @@ class Recorder:
             if sequence_id is None:
                 sequence = self._sequence(row, requests, tokens_T, prompt_hash, original)
                 sequence_id = sequence.sequence_id
-                self._write(sequence, tokens_T, decisions, is_private=row.is_private)
+                self._write(row, sequence, tokens_T, decisions)
             elif self._is_sampled(row.requests[0]):
                 self._contexts.add(tokens_T)
             original = sequence_id if original < 0 else original
@@ -169,9 +169,8 @@ class Recorder:
         if self._is_raw:
             unstored_T = row.tokens_T[: row.cached] if sampled else row.tokens_T
             sequence.request_id = raw_name(row.request_id, [] if row.is_private else unstored_T)
-        elif sampled and not row.is_private:
-            # What was left out of the trace does not make a later context old. Private text is
-            # not kept, so its contexts are not known to be new.
+        elif sampled and not row.is_live:
+            # What was left out of the trace does not make a later context old.
             sequence.new_from = self._contexts.add(tokens_T)
         if original >= 0:
             # The model ran the equal prompt of another document: this one has no run of its own.
@@ -180,12 +179,7 @@ class Recorder:
         return sequence
 
     def _write(
-        self,
-        sequence: Sequence,
-        tokens_T: np.ndarray,
-        decisions: Decisions,
-        *,
-        is_private: bool,
+        self, row: Row, sequence: Sequence, tokens_T: np.ndarray, decisions: Decisions
     ) -> None:
         if sequence.multiplicity == 0:
             self.writer.write(sequence)
@@ -196,7 +190,7 @@ class Recorder:
             self.writer.write(sequence)
             return
         shared = 0
-        can_share = not (self._is_raw or is_private or sequence.cached_tokens)
+        can_share = not (self._is_raw or row.is_live or row.cached)
         if can_share and self.writer.keeps_rows:
             shared = self._share(sequence, tokens_T, decisions.ids_TB)
         self.totals.shared_tokens += shared
@@ -208,7 +202,7 @@ class Recorder:
         self.writer.write(
             sequence,
             own.ids_TB,
-            token_id_T=None if is_private else tokens_T[sequence.prefix_tokens :],
+            token_id_T=None if row.is_private else tokens_T[sequence.prefix_tokens :],
             weights_TS=own.weights_TS,
             scalars_TR=own.scalars_TR,
         )

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+SERVED = "served"
+"""The kind of a request that no evaluation asked for."""
+
 
 class Bounds(NamedTuple):
     """Where the stretches of a prompt end, in tokens fed to the model."""
@@ -73,7 +76,13 @@ class Row:
     cached: int = 0
     """Leading tokens an engine had in its cache: it decided nothing for them."""
     is_private: bool = False
-    """Whether the trace must say nothing of its text: no token ids, no hash, no shared rows."""
+    """Whether the trace must say nothing of its text: no token ids, no hash."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is traffic of a server: its texts are many and not kept in memory, so nobody
+        knows which of its contexts are new, and its rows are not shared."""
+        return self.requests[0].kind == SERVED
 
     def by_document(self) -> list[list[Request]]:
         """The requests, grouped by the document they belong to; several only for equal prompts."""

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.recording.rows import Bounds, Request, Row
+from moe_probe.recording.rows import SERVED, Bounds, Request, Row
 
 TAG = "moe_probe"
 """The extra argument that carries a row's description, as an object or as its JSON text."""
 
-_SERVED = "served"
 _KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 _MAX_TEXT = 1000
 _MAX_NUMBER = (1 << 62) - 1
@@ -92,7 +91,7 @@ def read_row(
                 subject=_text(facts.get("subject")) or _text(facts.get("task")),
                 area=_text(facts.get("area")),
                 doc_id=max(_number(facts.get("doc"), -1), -1),
-                kind=kind if is_evaluation else _SERVED,
+                kind=kind if is_evaluation else SERVED,
                 choice=max(_number(facts.get("choice"), 0, _MAX_CHOICE), 0),
                 # Nobody answers live traffic; a list of what waits would grow without end.
                 answer_key=external_id(request_id) if is_evaluation else None,

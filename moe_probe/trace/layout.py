@@ -17,7 +17,9 @@ from moe_probe.errors import TraceError
 
 ROUTER_SCALARS = ("logsumexp", "entropy", "margin")
 """What a router's logits say of a token beyond its slots, in the order it is stored: logsumexp;
-entropy of their softmax, in nats; margin, the k-th largest logit minus the next one."""
+entropy of the router's distribution, in nats: the softmax of the logits, or where the layer's facts
+name `sigmoid` as scoring, their sigmoids over the sum of them; margin, the k-th largest logit minus
+the next one."""
 
 
 class Capture(StrEnum):

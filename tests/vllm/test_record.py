@@ -1,0 +1,197 @@
+"""`record --backend vllm`: the real lm-eval, the real engine, and the same trace as transformers.
+
+vLLM runs every choice as a prompt of its own, to its last token; transformers runs what the choices
+share once, without the last token. The rule `question` counts what both have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_probe.analysis.report import write_report
+from moe_probe.analysis.rules import Rule
+from moe_probe.errors import UsageError
+from moe_probe.trace import Trace, open_trace
+from tests.evaluation.record_helpers import record
+from tests.vllm.engines import ONE_PROCESS
+from tests.vllm.evaluated import moe_probe, record_with_vllm
+from tests.vllm.recorded import assert_as_reference, sequences_of
+from tests.vllm.reference import Reference
+
+MMLU = Path(__file__).parents[3] / "shared" / "data" / "mmlu"
+
+
+def experts_table(path: Path, output: Path) -> str:
+    write_report(open_trace(path), output, Rule.QUESTION, tables_only=True)
+    return (output / "tables" / "experts.csv").read_text()
+
+
+def choices(trace: Trace) -> dict[tuple[str, int, int], float]:
+    """Log-likelihood by task, document and choice."""
+    return {
+        (row["task"], row["doc_id"], choice): loglik
+        for row in trace.sequences.to_pylist()
+        for choice, loglik in zip(row["choices"], row["choice_logliks"], strict=True)
+    }
+
+
+@pytest.mark.parametrize("source", ["mmlu_sample", "mmlu"])
+def test_both_backends_give_the_same_table_of_experts(tmp_path: Path, source: str) -> None:
+    extra: list[object] = []
+    if source == "mmlu":
+        if not MMLU.is_dir():
+            pytest.skip("the original MMLU files are not beside the checkout")
+        moe_probe("mmlu", "prepare", "--src", MMLU, "--out", tmp_path / "copy")
+        extra = ["--mmlu-dir", tmp_path / "copy"]
+    common: list[object] = ["record", "--model", "tiny-moe", "--task", source, "--limit", 2, *extra]
+    common += ["--num-fewshot", 0, "--capture", "weights"]
+    runs: dict[str, list[object]] = {
+        "hf": ["--batch-size", 16],
+        "vllm": ["--model-args", "enforce_eager=True,max_model_len=2048"],
+    }
+    for backend, options in runs.items():
+        run = moe_probe(*common, "--backend", backend, *options, "-o", tmp_path / backend)
+        assert run.returncode == 0, run.stderr[-3000:]
+        # Results only: what the engine's processes say is on the other stream.
+        assert run.stdout.startswith("|")
+        assert "INFO" not in run.stdout
+        assert "MISSING" not in run.stdout
+    traces = {backend: open_trace(tmp_path / backend) for backend in runs}
+    tables = [experts_table(tmp_path / name, tmp_path / f"report-{name}") for name in runs]
+    assert len(tables[0].splitlines()) == 1 + 4 * 32
+    assert tables[0] == tables[1]
+    scores = [choices(trace) for trace in traces.values()]
+    assert scores[0].keys() == scores[1].keys()
+    np.testing.assert_allclose(
+        list(scores[0].values()), [scores[1][name] for name in scores[0]], atol=1e-4
+    )
+    rows = traces["vllm"].sequences.to_pylist()
+    assert len(rows) == 57 * 2 * 4
+    # Of a question's four prompts one stores the context, and the others their last token.
+    stored = [row["num_tokens"] - row["prefix_tokens"] for row in rows]
+    assert sorted(stored)[: 57 * 2 * 3] == [1] * (57 * 2 * 3)
+    assert {row["multiplicity"] for row in rows} == {1}
+    books = traces["vllm"].run["completeness"]
+    assert books["expected_tokens"] == sum(row["num_tokens"] for row in rows)
+    assert traces["vllm"].run["status"] == "complete"
+
+
+@pytest.fixture(scope="module")
+def checkpoint_and_tasks(checkpoint: Callable[[str], Path], toy_tasks: Path) -> tuple[Path, Path]:
+    return checkpoint("qwen3_moe"), toy_tasks
+
+
+ALL_KINDS = ["toy_alpha", "toy_words", "toy_generate", "toy_rolling"]
+
+
+def test_every_kind_of_request_is_recorded(
+    checkpoint_and_tasks: tuple[Path, Path],
+    reference: Callable[[str], Reference],
+    tmp_path: Path,
+) -> None:
+    model, tasks = checkpoint_and_tasks
+    arguments = {"include_path": tasks, "capture": "weights"}
+    result = record_with_vllm(model, ALL_KINDS, tmp_path / "vllm", **arguments)
+    assert result.completeness.shortfall == 0
+    rows = sequences_of(tmp_path / "vllm")
+    for row in rows:
+        assert_as_reference(row, row["token_ids"].tolist(), reference("qwen3_moe"))
+    assert {row["kind"] for row in rows} == {
+        "loglikelihood",
+        "loglikelihood_rolling",
+        "generate_until",
+    }
+    other = record(model, ALL_KINDS, tmp_path / "hf", model_args={"max_length": 512}, **arguments)
+    assert {name: task["alias"] for name, task in result.results["results"].items()} == {
+        name: task["alias"] for name, task in other.results["results"].items()
+    }
+    hf = open_trace(tmp_path / "hf").sequences.to_pylist()
+    # The generated tokens that are fed back end at the stop string in both. What tokens mean as
+    # text differs, since most of these bytes are none.
+    lengths = [
+        {row["doc_id"]: row["num_tokens"] for row in each if row["kind"] == "generate_until"}
+        for each in (rows, hf)
+    ]
+    assert lengths[0] == lengths[1]
+    assert len(lengths[0]) == 8
+    assert len({row["num_tokens"] - row["choice_end"] for row in rows}) > 3
+    assert experts_table(tmp_path / "vllm", tmp_path / "r1") == experts_table(
+        tmp_path / "hf", tmp_path / "r2"
+    )
+
+
+def test_an_interrupted_recording_is_resumed_without_running_anything_twice(
+    checkpoint_and_tasks: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tasks = checkpoint_and_tasks
+    arguments = {"include_path": tasks, "batch_size": "8"}
+    names = ["toy_alpha", "toy_generate"]
+    record_with_vllm(model, names, tmp_path / "whole", **arguments)
+
+    from moe_probe.evaluation import vllm as module
+
+    generate = module.MoeProbeVLLM._generate_tagged
+    calls = []
+
+    def interrupted(
+        self: object, prompts: list[object], *rest: object, **options: object
+    ) -> object:
+        calls.append(len(prompts))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return generate(self, prompts, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module.MoeProbeVLLM, "_generate_tagged", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record_with_vllm(model, names, tmp_path / "t", **arguments)
+    begun = open_trace(tmp_path / "t")
+    assert begun.run["status"] == "interrupted"
+    assert begun.sequences.num_rows == 24
+
+    calls.append(0)
+    record_with_vllm(model, names, tmp_path / "t", resume=True, **arguments)
+    resumed, whole = open_trace(tmp_path / "t"), open_trace(tmp_path / "whole")
+    assert sum(calls[5:]) == whole.sequences.num_rows - 24
+    assert resumed.run["completeness"]["shortfall"] == 0
+    assert resumed.sequences.num_rows == whole.sequences.num_rows
+    for name in ("count", "unique_count"):
+        totals = [
+            trace.counts.to_pandas().groupby(["layer", "expert", "subject", "segment"])[name].sum()
+            for trace in (resumed, whole)
+        ]
+        assert totals[0].equals(totals[1])
+
+
+def test_what_cannot_be_recorded_is_refused(
+    checkpoint_and_tasks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, tasks = checkpoint_and_tasks
+    arguments = {"include_path": tasks}
+    for options, message in (
+        ({"data_parallel_size": 2}, "data_parallel_size makes lm-eval run separate engines"),
+        ({"truncation_side": "right"}, "truncation_side=right cannot be recorded"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            record_with_vllm(model, ["toy_alpha"], tmp_path / "t", model_args=options, **arguments)
+    assert not (tmp_path / "t").exists()
+
+
+def test_an_engine_without_the_plugin_is_noticed_before_the_evaluation(
+    checkpoint_and_tasks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, tasks = checkpoint_and_tasks
+    run = moe_probe(
+        *("record", "--backend", "vllm", "--model", model, "--task", "toy_alpha"),
+        *("--include-path", tasks, "-o", tmp_path / "t"),
+        *("--model-args", "enforce_eager=True,max_model_len=512"),
+        environment={**ONE_PROCESS, "VLLM_PLUGINS": "another"},
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith(
+        "Error: The engine runs without moe-probe: its plugin was not loaded."
+    )
+    assert run.stdout == ""
