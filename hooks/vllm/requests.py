@@ -65,6 +65,8 @@ class RequestRows:
         self._pages = RowPages(columns)
         self._open: dict[str, _Open] = {}
         self._totals = totals
+        for layer in self._layers:
+            totals.layers.setdefault(str(layer), 0)
         self.silent_tokens = dict.fromkeys(self._layers, 0)
         """Tokens for which a layer handed over no valid decision, by layer."""
 

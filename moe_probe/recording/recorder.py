@@ -109,7 +109,7 @@ class Recorder:
                 sequence = self._sequence(row, requests, tokens_T, prompt_hash, original)
                 sequence_id = sequence.sequence_id
                 self._write(row, sequence, tokens_T, decisions)
-            elif self._is_sampled(row.requests[0]):
+            elif self._is_sampled(row.requests[0]) and not row.is_live:
                 self._contexts.add(tokens_T)
             original = sequence_id if original < 0 else original
             for request in requests:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_probe.recording.joined_run import KnownRun
+from moe_probe.recording.recorder import Recorder
 from moe_probe.recording.stages import open_trace, stages_of
-from moe_probe.trace import Trace
+from moe_probe.trace import Trace, TraceWriter
 from moe_probe.trace import open_trace as open_joined
 from moe_probe.trace.files import TraceFiles
 from tests.recording.asked import Asked, random_asked, record_at_once, record_stage
@@ -104,6 +106,18 @@ def test_a_reader_who_knows_no_stages_does_no_harm(tmp_path: Path, expected: Tra
     half = open_joined(tmp_path)
     assert (half.run["status"], 0 < half.sequences.num_rows < 40) == ("killed", True)
     assert_joined(open_trace(tmp_path), expected)
+
+
+def test_live_traffic_that_was_joined_before_makes_no_context_old(tmp_path: Path) -> None:
+    live = Asked(0, (1, 2, 3), (), (0, 3, 3, 3), kind="served")
+    tested = Asked(1, (1, 2, 3), (), (0, 3, 3, 3), kind="loglikelihood")
+    record_at_once(tmp_path, [live])
+    known = KnownRun(open_joined(tmp_path), 0, is_evaluation=False)
+    with TraceWriter(tmp_path, layers=LAYERS, resume=True) as writer:
+        recorder = Recorder(writer, prior=known)
+        for each in (live, tested):
+            recorder.record(each.row(internal=False), each.decisions(LAYERS))
+    assert open_joined(tmp_path).sequences["new_from"].to_pylist() == [-1, 0]
 
 
 def test_kill_of_a_join_to_an_earlier_recording(tmp_path: Path, expected: Trace) -> None:
