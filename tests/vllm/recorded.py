@@ -166,6 +166,8 @@ def assert_complete(
     Returns:
         The books of completeness, which were checked too.
     """
+    run = open_trace(trace).run
+    assert run["status"] == "complete", run
     rows = sorted(sequences_of(trace), key=lambda row: int(row["request_id"]))
     num_recorded = 0
     for row, prompt, answer in zip(rows, prompts, answers, strict=True):
@@ -173,10 +175,8 @@ def assert_complete(
         assert_as_reference(row, tokens, reference, first=first)
         assert row["choice_end"] == len(prompt)
         num_recorded += len(tokens) - first
-    run = open_trace(trace).run
     books: dict[str, Any] = run["completeness"]
     num_run = num_recorded if num_run is None else num_run
-    assert run["status"] == "complete"
     assert (books["shortfall"], books["lost_tokens"], books["dropped_tokens"]) == (0, 0, 0)
     assert books["recorded_tokens"] == books["expected_tokens"] == num_recorded
     assert books["computed_tokens"] == num_run
