@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -31,7 +32,7 @@ def raw_capture(capture: Capture) -> Capture:
 def stage_facts(
     capture: Capture, *, sample_every: int, is_evaluation: bool, replaces: bool
 ) -> Facts:
-    """What the run.json of a stage says, under `stage`, to whoever joins it.
+    """What the run.json of a stage says, under `stage`, to whoever joins it: new for each session.
 
     Args:
         capture: What the joined trace is to keep; the stages keep ids at least.
@@ -40,6 +41,8 @@ def stage_facts(
         replaces: Whether the joined trace takes the place of the one that is there.
     """
     return {
+        # Times of day would not tell two recordings of one second apart.
+        "id": uuid.uuid4().hex,
         "capture": str(capture),
         "sample_every": sample_every,
         "is_evaluation": is_evaluation,
@@ -49,7 +52,7 @@ def stage_facts(
 
 def identity_of(runs: Mapping[int, Facts]) -> Facts:
     """What tells the recordings of stages from later ones in the same place, by stage."""
-    return {str(n): [run.get("start"), *(run.get("resumed") or [])] for n, run in runs.items()}
+    return {str(n): (run.get("stage") or {}).get("id") for n, run in runs.items()}
 
 
 def is_joined(root_run: Facts, runs: Mapping[int, Facts]) -> bool:
