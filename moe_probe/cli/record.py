@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import shlex
@@ -48,7 +49,9 @@ def record(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto.")] = "auto",
     model_args: Annotated[
         str,
-        typer.Option("--model-args", "-a", help="key=value,... for the model class of lm-eval."),
+        typer.Option(
+            "--model-args", "-a", help="key=value,... or a JSON object, for lm-eval's model class."
+        ),
     ] = "",
     capture: Annotated[
         str, typer.Option("--capture", help="counts, ids, or weights: how much to keep.")
@@ -215,6 +218,14 @@ def _print_result(result: RunResult) -> None:
 
 
 def _parse_model_args(text: str) -> dict[str, Any]:
+    """Read key=value,... or, where a value has structure, one JSON object."""
+    if text.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise UsageError(
+                f"--model-args begins as a JSON object but is none: {error}."
+            ) from error
     arguments: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
         name, separator, value = item.partition("=")

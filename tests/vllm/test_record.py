@@ -6,6 +6,7 @@ share once, without the last token. The rule `question` counts what both have in
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.vllm.engines import ONE_PROCESS
 from tests.vllm.evaluated import moe_probe, record_with_vllm
 from tests.vllm.recorded import assert_as_reference, sequences_of
 from tests.vllm.reference import Reference
+from tests.vllm.zoo import ZOO
 
 MMLU = Path(__file__).parents[3] / "shared" / "data" / "mmlu"
 
@@ -49,9 +51,10 @@ def test_both_backends_give_the_same_table_of_experts(tmp_path: Path, source: st
         extra = ["--mmlu-dir", tmp_path / "copy"]
     common: list[object] = ["record", "--model", "tiny-moe", "--task", source, "--limit", 2, *extra]
     common += ["--num-fewshot", 0, "--capture", "weights"]
+    arguments = {**ZOO["tiny_moe"].arguments, "enforce_eager": True, "max_model_len": 2048}
     runs: dict[str, list[object]] = {
         "hf": ["--batch-size", 16],
-        "vllm": ["--model-args", "enforce_eager=True,max_model_len=2048"],
+        "vllm": ["--model-args", json.dumps(arguments)],
     }
     for backend, options in runs.items():
         run = moe_probe(*common, "--backend", backend, *options, "-o", tmp_path / backend)
