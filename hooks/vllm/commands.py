@@ -21,6 +21,7 @@ from moe_probe.errors import CaptureError, MoeProbeError
 from moe_probe.hooks.vllm.batch import NewRequest
 from moe_probe.hooks.vllm.facts import run_facts
 from moe_probe.hooks.vllm.parallel import Place
+from moe_probe.hooks.vllm.payloads import read_answers, read_evaluation
 from moe_probe.hooks.vllm.scheduler import unsent_lengths
 from moe_probe.hooks.vllm.session import Session, Step
 from moe_probe.hooks.vllm.settings import Settings
@@ -71,9 +72,12 @@ class Commands:
             write_refusal(self._settings.path, reason, run_facts(self._config))
 
     def fail(self, reason: str) -> None:
-        """End the recording after a failure."""
+        """End the recording after a failure; never raises."""
         self._reason = self._reason or reason
-        self._close("failed", {"reason": reason})
+        try:
+            self._close("failed", {"reason": reason})
+        except Exception:
+            _log.exception("moe-probe could not close its trace; opening it recovers the rest.")
 
     def note_new(self, requests: list[NewRequest]) -> list[NewRequest]:
         """Say which of the requests that are scheduled for the first time are recorded."""
@@ -138,9 +142,9 @@ class Commands:
             case "end":
                 session.end(self._of_evaluation(payload))
             case "answer":
-                session.answer(payload)
+                session.answer(read_answers(payload))
             case "evaluation":
-                session.note_evaluation(payload)
+                session.note_evaluation(*read_evaluation(payload))
             case "known":
                 session.note_known(payload)
             case _:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moe_probe.hooks.step_buffer import StepRows
 from moe_probe.hooks.vllm.batch import NewRequest
+from moe_probe.hooks.vllm.books import Dropped, books_of, merged_books
 from moe_probe.hooks.vllm.channel import Channel
 from moe_probe.hooks.vllm.requests import EndedRequest, RequestRows
-from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Recorder
 from moe_probe.recording.tags import TAG, read_row, run_of
@@ -30,7 +29,6 @@ _WAITING_BYTES = 512 << 20
 _FLUSH_SECONDS = 30.0
 # Clients name them, so their number is bounded.
 _MAX_RUNS = 1000
-_DROPPED = ("dropped_tokens", "dropped_steps")
 
 
 class Step(NamedTuple):
@@ -43,14 +41,6 @@ class Step(NamedTuple):
     counts_Q: np.ndarray
     rows: StepRows | None
     """None where it ran nothing, or nothing that is kept."""
-
-
-@dataclass
-class Dropped:
-    """What came when there was no room for it."""
-
-    steps: int = 0
-    tokens: int = 0
 
 
 class Session:
@@ -95,7 +85,12 @@ class Session:
         return self._channel.error
 
     def step(self, step: Step) -> None:
-        """Hand over a forward pass; called on the model's thread."""
+        """Hand over a forward pass; called on the model's thread.
+
+        Raises what ended the recording, if anything did.
+        """
+        if self.error is not None:
+            raise self.error
         num_bytes = 0 if step.rows is None else step.rows.num_bytes
         if not self._channel.put(step, num_bytes, wait=self._waits):
             self.dropped.steps += 1
@@ -130,11 +125,13 @@ class Session:
 
         self._channel.put(note)
 
-    def note_evaluation(self, evaluation: dict[str, Any]) -> None:
+    def note_evaluation(
+        self, facts: dict[str, Any], correct: Mapping[tuple[str, int], bool]
+    ) -> None:
         """Keep, for run.json, what an evaluation that used this server has to say."""
-        correct = {(task, doc): value for task, doc, value in evaluation.pop("correct", ())}
-        self._evaluations.append(evaluation)
-        self._correct.update(correct)
+        if len(self._evaluations) < _MAX_RUNS:
+            self._evaluations.append(facts)
+            self._correct.update(correct)
 
     def flush(self) -> None:
         """Make everything that ended readable for others."""
@@ -179,7 +176,8 @@ class Session:
         self._channel.close()
         totals = self.recorder.totals
         totals.expected_tokens += max(prompt_tokens - self._prompt_tokens, 0)
-        facts = {**self._books(), **facts}
+        books = books_of(self.recorder, self.dropped, self._rows.silent_tokens, self.error)
+        facts = {**books, **facts}
         if self._evaluations:
             facts["evaluations"] = self._evaluations
         if self.error is not None:
@@ -187,22 +185,8 @@ class Session:
         elif status is None:
             status = "complete" if totals.shortfall == 0 else "incomplete"
         correct = {**self._correct, **(correct or {})}
-        self.writer.close(status, facts=facts, merge=_merged, correct=correct)
+        self.writer.close(status, facts=facts, merge=merged_books, correct=correct)
         return facts
-
-    def _books(self) -> dict[str, Any]:
-        """What run.json says of completeness, and why if something is missing."""
-        dropped = dict(zip(_DROPPED, (self.dropped.tokens, self.dropped.steps), strict=True))
-        books: dict[str, Any] = {
-            "completeness": {**self.recorder.totals.to_json(), **dropped},
-            "prefix_check": asdict(self.recorder.prefixes.check),
-        }
-        silent = {layer: n for layer, n in self._rows.silent_tokens.items() if n}
-        if self.error is not None:
-            books["reason"] = f"{type(self.error).__name__}: {self.error}"
-        elif silent:
-            books["reason"] = f"layers without a decision for some tokens (layer: tokens): {silent}"
-        return books
 
     def _take(self, item: Step | Callable[[], None]) -> None:
         if callable(item):
@@ -250,15 +234,3 @@ class Session:
         if self.writer.stats.tokens != self._num_flushed:
             self.writer.flush()
             self._num_flushed = self.writer.stats.tokens
-
-
-def _merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What run.json says of all data-parallel ranks together."""
-    books = [rank["completeness"] for rank in ranks]
-    total = sum((Completeness.from_json(each) for each in books), Completeness())
-    dropped = {name: sum(each[name] for each in books) for name in _DROPPED}
-    reasons = [rank["reason"] for rank in ranks if "reason" in rank]
-    return {
-        "completeness": {**total.to_json(), **dropped},
-        **({"reason": "; ".join(reasons)} if reasons else {}),
-    }

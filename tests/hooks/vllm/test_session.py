@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -187,9 +188,12 @@ def test_an_exception_ends_the_recording_with_its_reason(
     with monkeypatch.context() as patch:
         patch.setattr(session_module, "read_row", fail)
         engine.serve("c", [7, 8, 9])
-        # What comes later is thrown away, and the engine is not told.
-        engine.serve("d", [7, 8, 9])
-        run = engine.close()
+        engine.session.flush()
+        # Whoever hands over steps is told once there is no use in it any more.
+        with pytest.raises(RuntimeError, match="not as expected"):
+            engine.serve("d", [7, 8, 9])
+        engine.session.close(None, {})
+    run = json.loads((tmp_path / "t" / "run.json").read_text())
     assert (run["status"], run["reason"]) == ("failed", "RuntimeError: not as expected")
     # "b" ended with the step that failed, after "a" was on disk.
     assert [row["request_id"] for row in open_trace(tmp_path / "t").sequences.to_pylist()] == ["a"]
