@@ -46,6 +46,13 @@ _DESCRIPTIONS = {
 }
 
 
+def default_rule(trace: Trace) -> Rule:
+    """`unique`, unless no sequence says which of its contexts are new, as with live traffic."""
+    new_from = _numpy(trace.sequences, "new_from")
+    is_unknown = bool(len(new_from)) and bool((new_from < 0).all())
+    return Rule.RAW if is_unknown else Rule.UNIQUE
+
+
 @dataclass(frozen=True)
 class SequenceFacts:
     """What the rules need of a trace's sequences, as arrays in the order of `sequence_id_S`."""
@@ -134,6 +141,24 @@ def _extra(rows: Located) -> np.ndarray:
     is_owner_T = offset_T >= 0
     extra_T[is_owner_T] = rows.facts.extra_E[(offset_T + rows.position_T)[is_owner_T]]
     return extra_T
+
+
+def table_segments(trace: Trace) -> tuple[str, ...]:
+    """The segments of the counts tables that make up the rule `question`.
+
+    Raises TraceError where a last token that nobody asked to be continued is counted with others.
+    """
+    if not trace.run.get("runs_last_token"):
+        return QUESTION_SEGMENTS
+    table = trace.sequences
+    unasked_S = _numpy(table, "choice_end") - _asked_ends(trace, table)
+    choice_S = _numpy(table, "choice_end") - _numpy(table, "cue_end")
+    if (choice_S != unasked_S).any():
+        raise TraceError(
+            "Some choices of this trace have several tokens, and its counts do not tell which of "
+            "them was the last. Record with --capture ids, or use another --rule."
+        )
+    return tuple(name for name in QUESTION_SEGMENTS if name != "choice")
 
 
 def _asked_ends(trace: Trace, table: pa.Table) -> np.ndarray:

@@ -5,14 +5,14 @@ Shape suffixes: T tokens of a block, K slots, N experts of a layer, G strata, R 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
 
-from moe_probe.analysis.rules import QUESTION_SEGMENTS, Rule
+from moe_probe.analysis.rules import Rule, table_segments
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace
 from moe_probe.trace.counting import Stratum
@@ -101,11 +101,12 @@ class Counts:
         """Take the counts from a trace's counts tables instead of its rows, part by part.
 
         `raw` is their column `count`, `unique` is `unique_count`, `question` is `unique_count` of
-        the segments question, cue and choice. The tables do not have the number of tokens: it
-        comes from the first layer that fills every slot.
+        the segments that `rules.table_segments` names. The tables do not have the number of
+        tokens: it comes from the first layer that fills every slot.
 
         Raises:
-            TraceError: every layer can have empty slots, or the tables do not fit the layers.
+            TraceError: every layer can have empty slots, the tables do not fit the layers, or
+                they do not tell what the rule counts.
         """
         filled = next((s for s in trace.layers.values() if not s.empty_slots), None)
         if filled is None:
@@ -114,15 +115,16 @@ class Counts:
                 "number of tokens. Record with --capture ids."
             )
         counts = cls(trace.layers, rule)
+        segments = table_segments(trace) if rule is Rule.QUESTION else ()
         for path in trace.counts_parts:
-            counts._add_table(read_part(path, COUNTS_SCHEMA))
+            counts._add_table(read_part(path, COUNTS_SCHEMA), segments)
         assignments_G = counts.counts_GN[filled.layer].sum(axis=1)
         counts.tokens_G = -(-assignments_G // filled.top_k)
         return counts
 
-    def _add_table(self, table: pa.Table) -> None:
+    def _add_table(self, table: pa.Table, segments: Sequence[str]) -> None:
         if self.rule is Rule.QUESTION:
-            is_question_R = np.isin(table["segment"].to_numpy(), QUESTION_SEGMENTS)
+            is_question_R = np.isin(table["segment"].to_numpy(), segments)
             table = table.filter(pa.array(is_question_R))
         name = "count" if self.rule is Rule.RAW else "unique_count"
         stratum_R = self._table_strata(table)

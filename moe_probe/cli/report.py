@@ -26,12 +26,12 @@ def report(
         typer.Option("--output", "-o", help="Where to write. Default: TRACE/report."),
     ] = None,
     rule: Annotated[
-        RuleName,
+        RuleName | None,
         typer.Option(
             help="Which tokens count: unique, every distinct context once; raw, every token the "
-            "model ran; question, unique without the few-shot prefix."
+            "model ran; question, unique without the few-shot prefix. [unique; live traffic: raw]"
         ),
-    ] = RuleName.UNIQUE,
+    ] = None,
     tables_only: Annotated[
         bool, typer.Option("--tables-only", help="Leave out the page and the figures.")
     ] = False,
@@ -50,13 +50,12 @@ def report(
     """
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.report.terminal import summary
-    from moe_probe.analysis.rules import Rule
+    from moe_probe.analysis.rules import Rule, default_rule
     from moe_probe.recording.stages import open_trace
 
-    directory = output_directory or trace / "report"
-    contents, paths = write_report(
-        open_trace(trace), directory, Rule(rule), tables_only=tables_only, force=force
-    )
+    directory, opened = output_directory or trace / "report", open_trace(trace)
+    chosen = default_rule(opened) if rule is None else Rule(rule)
+    contents, paths = write_report(opened, directory, chosen, tables_only=tables_only, force=force)
     if as_json:
         output.document({**contents.to_json(), "files": [str(path) for path in paths]})
     else:
