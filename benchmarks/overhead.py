@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from moe_probe import output
-from moe_probe.evaluation.backend import backend_of
+from moe_probe.evaluation.engines import backend_of
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan, make_plan
 from moe_probe.evaluation.run import evaluate, record_evaluation
 from moe_probe.models import resolve_model

@@ -14,7 +14,8 @@ from unittest import mock
 from lm_eval import evaluator, simple_evaluate
 
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.backend import Closed, Recording, backend_of
+from moe_probe.evaluation.engines import backend_of
+from moe_probe.evaluation.engines.backend import Closed, Recording
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan
 from moe_probe.evaluation.progress import RunProgress
 from moe_probe.recording.completeness import Completeness

@@ -10,8 +10,8 @@ from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.hf import MoeProbeHF
-from moe_probe.evaluation.model import RecordedModel
+from moe_probe.evaluation.engines.hf_model import MoeProbeHF
+from moe_probe.evaluation.engines.model import RecordedModel
 from moe_probe.recording.recorder import Recorder
 
 SIGNATURES = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_probe.evaluation.generation import GenerationBatch
+from moe_probe.evaluation.engines.hf_generation import GenerationBatch
 from moe_probe.evaluation.tasks import load_tasks
 from moe_probe.hooks.transformers import TransformersCapture
 from moe_probe.trace import Trace, open_trace

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from moe_probe.evaluation.backend import backend_of
+from moe_probe.evaluation.engines import backend_of
 from moe_probe.evaluation.mmlu import prepare
 from moe_probe.evaluation.plan import RecordOptions, make_plan
 from moe_probe.evaluation.run import evaluate, record_evaluation

@@ -135,7 +135,7 @@ def test_an_interrupted_recording_is_resumed_without_running_anything_twice(
     names = ["toy_alpha", "toy_generate"]
     record_with_vllm(model, names, tmp_path / "whole", **arguments)
 
-    from moe_probe.evaluation import vllm as module
+    from moe_probe.evaluation.engines import vllm_model as module
 
     generate = module.MoeProbeVLLM._generate_tagged
     calls = []

@@ -1,4 +1,4 @@
-"""What a recording needs of an engine, and which engines there are."""
+"""What a recording needs of an engine."""
 
 from __future__ import annotations
 
@@ -54,23 +54,6 @@ class Backend(Protocol):
         self, plan: RecordPlan, lm: Any, *, prior: PriorRun | None, progress: Progress
     ) -> AbstractContextManager[Recording]:
         """Open the trace; raises CaptureError where a layer cannot be read."""
-
-
-def backend_of(options: RecordOptions) -> Backend:
-    """The engine that the options name; its libraries are imported only now."""
-    match options.backend:
-        case "vllm":
-            from moe_probe.evaluation.vllm_backend import VLLMBackend
-
-            return VLLMBackend()
-        case "server":
-            from moe_probe.evaluation.server_backend import ServerBackend
-
-            return ServerBackend()
-        case _:
-            from moe_probe.evaluation.hf_backend import HFBackend
-
-            return HFBackend()
 
 
 def run_facts(plan: RecordPlan) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from typing import Any
 import requests
 
 from moe_probe.errors import CaptureError, UsageError
-from moe_probe.evaluation.backend import Closed, Correct, run_facts
-from moe_probe.evaluation.engine import EngineRecorder
+from moe_probe.evaluation.engines.backend import Closed, Correct, run_facts
+from moe_probe.evaluation.engines.remote import EngineRecorder
+from moe_probe.evaluation.engines.server_model import MoeProbeServer
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan
-from moe_probe.evaluation.server import MoeProbeServer
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Progress

@@ -11,9 +11,9 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-from moe_probe.evaluation.engine import EngineRecorder, TaggedRows
+from moe_probe.evaluation.engines.model import RecordedModel
+from moe_probe.evaluation.engines.remote import EngineRecorder, TaggedRows
 from moe_probe.evaluation.likelihoods import Feeding, LikelihoodPlanner
-from moe_probe.evaluation.model import RecordedModel
 from moe_probe.evaluation.requests import RequestReader, answer_key
 from moe_probe.evaluation.stretches import StretchFinder
 from moe_probe.recording.rows import Row

@@ -12,9 +12,9 @@ from lm_eval.models.utils import maybe_truncate
 from lm_eval.models.vllm_causallms import VLLM
 
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.engine import EngineRecorder, TaggedRows
+from moe_probe.evaluation.engines.model import RecordedModel
+from moe_probe.evaluation.engines.remote import EngineRecorder, TaggedRows
 from moe_probe.evaluation.likelihoods import Feeding, LikelihoodPlanner
-from moe_probe.evaluation.model import RecordedModel
 from moe_probe.evaluation.requests import RequestReader, answer_key
 from moe_probe.evaluation.stretches import StretchFinder
 from moe_probe.recording.contexts import token_hash

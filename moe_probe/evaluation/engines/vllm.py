@@ -11,8 +11,8 @@ from typing import Any
 from unittest import mock
 
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.backend import Closed, Correct, run_facts
-from moe_probe.evaluation.engine import EngineRecorder
+from moe_probe.evaluation.engines.backend import Closed, Correct, run_facts
+from moe_probe.evaluation.engines.remote import EngineRecorder
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.prior import PriorRun
@@ -29,7 +29,7 @@ class VLLMBackend:
         _tell_plugin(options)
         with _engine_version_known():
             try:
-                from moe_probe.evaluation.vllm import MoeProbeVLLM, refuse_arguments
+                from moe_probe.evaluation.engines.vllm_model import MoeProbeVLLM, refuse_arguments
             except ImportError as error:
                 raise UsageError(
                     f"--backend vllm needs {error.name or error}, which is not installed. "

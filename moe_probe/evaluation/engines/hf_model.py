@@ -10,9 +10,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences
 
 from moe_probe.errors import CaptureError, UsageError
-from moe_probe.evaluation.generation import GenerationBatch, GenerationRecorder
+from moe_probe.evaluation.engines.hf_generation import GenerationBatch, GenerationRecorder
+from moe_probe.evaluation.engines.model import RecordedModel
 from moe_probe.evaluation.likelihoods import Feeding, LikelihoodPlanner
-from moe_probe.evaluation.model import RecordedModel
 from moe_probe.evaluation.requests import RequestReader, RowIndex
 from moe_probe.evaluation.stretches import StretchFinder
 from moe_probe.hooks.step_buffer import StepRows

@@ -12,8 +12,8 @@ import torch
 
 from moe_probe import __version__
 from moe_probe.errors import UsageError
-from moe_probe.evaluation.backend import Closed, Correct, run_facts
-from moe_probe.evaluation.hf import MoeProbeHF
+from moe_probe.evaluation.engines.backend import Closed, Correct, run_facts
+from moe_probe.evaluation.engines.hf_model import MoeProbeHF
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan
 from moe_probe.hooks.config_facts import expected_moe_layers, text_config, top_k
 from moe_probe.hooks.transformers import TransformersCapture
