@@ -32,6 +32,7 @@ bench: $(VENV)/.dev ## Run every benchmark briefly
 	@set -e; for name in $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --brief; \
 	done
+	@echo "== overhead, vllm"; $(BIN)/python -m benchmarks.overhead --backend vllm --brief
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'

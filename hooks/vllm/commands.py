@@ -24,7 +24,7 @@ from moe_probe.hooks.vllm.parallel import Place
 from moe_probe.hooks.vllm.payloads import read_answers, read_evaluation
 from moe_probe.hooks.vllm.scheduler import unsent_lengths
 from moe_probe.hooks.vllm.session import Session, Step
-from moe_probe.hooks.vllm.settings import Settings
+from moe_probe.hooks.vllm.settings import Settings, trace_path
 from moe_probe.hooks.vllm.traces import open_session, write_refusal
 from moe_probe.recording.tags import external_id
 from moe_probe.trace import LayerSpec
@@ -68,8 +68,8 @@ class Commands:
         """Note that it cannot, say so once, and leave the reason where the trace would be."""
         self._reason = reason
         _log.error("moe-probe records nothing: %s", reason)
-        if self._settings is not None and not self._settings.is_evaluation:
-            write_refusal(self._settings.path, reason, run_facts(self._config))
+        if self._settings is None or not self._settings.is_evaluation:
+            write_refusal(trace_path(), reason, run_facts(self._config))
 
     def fail(self, reason: str) -> None:
         """End the recording after a failure; never raises."""
@@ -168,9 +168,7 @@ class Commands:
         facts = {**run_facts(self._config), **payload.pop("run")}
         if self._reason is not None or self._attached is None:
             reason = self._reason or "This worker records nothing."
-            if self._settings is not None:
-                force = bool(payload.get("force"))
-                write_refusal(self._settings.path, reason, facts, force=force)
+            write_refusal(trace_path(), reason, facts, force=bool(payload.get("force")))
             raise CaptureError(reason)
         self._open(facts, **payload)
         return {"layers": [spec.to_json() for spec in self._attached[1]]}

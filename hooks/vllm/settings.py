@@ -40,12 +40,17 @@ class Settings:
         except (ValueError, OverflowError) as error:
             raise UsageError(f"MOE_PROBE_MAX_GB is {gigabytes!r}, not a number.") from error
         return cls(
-            path=Path(os.environ["MOE_PROBE_TRACE"]).absolute(),
+            path=trace_path(),
             capture=Capture(capture),
             keeps_tokens=_switch("MOE_PROBE_TOKENS"),
             max_bytes=max_bytes,
             is_evaluation=_switch("MOE_PROBE_EVALUATION"),
         )
+
+
+def trace_path() -> Path:
+    """MOE_PROBE_TRACE, whatever else is set."""
+    return Path(os.environ["MOE_PROBE_TRACE"]).absolute()
 
 
 def _switch(name: str) -> bool:

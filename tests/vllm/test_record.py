@@ -15,7 +15,7 @@ import pytest
 
 from moe_probe.analysis.report import write_report
 from moe_probe.analysis.rules import Rule
-from moe_probe.errors import UsageError
+from moe_probe.errors import CaptureError, UsageError
 from moe_probe.trace import Trace, open_trace
 from tests.evaluation.record_helpers import record
 from tests.vllm.engines import ONE_PROCESS
@@ -169,6 +169,22 @@ def test_an_interrupted_recording_is_resumed_without_running_anything_twice(
         assert totals[0].equals(totals[1])
 
 
+def test_counts_alone_are_those_of_the_rows(
+    checkpoint_and_tasks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, tasks = checkpoint_and_tasks
+    totals = []
+    for capture in ("ids", "counts"):
+        path = tmp_path / capture
+        record_with_vllm(model, ["toy_alpha"], path, include_path=tasks, capture=capture)
+        trace = open_trace(path)
+        assert trace.run["status"] == "complete"
+        counts = trace.counts.to_pandas().groupby(["layer", "expert", "subject", "segment"])
+        totals.append(counts[["count", "unique_count"]].sum())
+    assert totals[0].equals(totals[1])
+    assert not list((tmp_path / "counts" / "routing").glob("*"))
+
+
 def test_what_cannot_be_recorded_is_refused(
     checkpoint_and_tasks: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -181,6 +197,20 @@ def test_what_cannot_be_recorded_is_refused(
         with pytest.raises(UsageError, match=message):
             record_with_vllm(model, ["toy_alpha"], tmp_path / "t", model_args=options, **arguments)
     assert not (tmp_path / "t").exists()
+
+
+def test_a_model_that_the_plugin_cannot_read_is_refused_and_run_json_says_why(
+    checkpoint_and_tasks: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moe_probe.hooks.vllm import binding
+
+    model, tasks = checkpoint_and_tasks
+    monkeypatch.setattr(binding, "expected_moe_layers", lambda config: [0, 1, 2, 3])
+    with pytest.raises(CaptureError, match=r"experts in layers \[1\] too"):
+        record_with_vllm(model, ["toy_alpha"], tmp_path / "t", include_path=tasks)
+    run = json.loads((tmp_path / "t" / "run.json").read_text())
+    assert run["status"] == "refused"
+    assert "experts in layers [1] too" in run["reason"]
 
 
 def test_an_engine_without_the_plugin_is_noticed_before_the_evaluation(
