@@ -15,7 +15,6 @@ from tests.vllm.recorded import assert_as_reference, call, recorded_engine, sequ
 from tests.vllm.reference import Reference
 from tests.vllm.zoo import ZOO, prompts_of
 
-
 SIGMOID = ("deepseek_v3", "tiny_moe")
 
 
