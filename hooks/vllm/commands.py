@@ -193,7 +193,10 @@ class Commands:
             return {"error": self._reason}
         self._end_unsent(session)
         self.open_requests.clear()
-        return session.close(status, facts, **outcome)
+        written = session.close(status, facts, **outcome)
+        if "reason" in written:
+            _log.error("moe-probe's trace is not whole: %s", written["reason"])
+        return written
 
     def close_quietly(self) -> None:
         """End the trace with the engine; what goes wrong is logged."""

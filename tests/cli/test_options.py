@@ -21,7 +21,7 @@ OPTIONS = {
     "mmlu": "",
     "mmlu prepare": "--src --out --force -f",
     "record": (
-        "--model -m --task -t --backend --num-fewshot --limit -L --batch-size -b --dtype --device "
+        "--model -m --task -t --backend --server --num-fewshot --limit -L --batch-size -b --dtype --device "
         "--model-args -a --capture --sample --output -o --force -f --resume --baseline --mmlu-dir "
         "--include-path --dry-run --quiet -q"
     ),

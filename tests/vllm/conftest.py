@@ -32,3 +32,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def reference(checkpoint: Callable[[str], Path]) -> Callable[[str], Reference]:
     """Return a model of the zoo as transformers runs it."""
     return cache(lambda name: Reference(checkpoint(name)))
+
+
+@pytest.fixture(scope="session")
+def qwen(checkpoint: Callable[[str], Path]) -> Path:
+    return checkpoint("qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def qwen_reference(reference: Callable[[str], Reference]) -> Reference:
+    return reference("qwen3_moe")

@@ -5,7 +5,7 @@ Engines in this process; those that need more than one are in test_processes.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,6 @@ from tests.vllm.reference import Reference
 from tests.vllm.zoo import ZOO, prompts_of
 
 QWEN = ZOO["qwen3_moe"]
-
-
-@pytest.fixture(scope="module")
-def qwen(checkpoint: Callable[[str], Path]) -> Path:
-    return checkpoint("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
-def qwen_reference(reference: Callable[[str], Reference]) -> Reference:
-    return reference("qwen3_moe")
 
 
 def num_run(steps: Sequence[Any]) -> int:

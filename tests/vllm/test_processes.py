@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,6 @@ from tests.vllm.zoo import ZOO, prompts_of
 
 QWEN = ZOO["qwen3_moe"]
 PROMPTS = prompts_of(QWEN)
-
-
-@pytest.fixture(scope="module")
-def qwen(checkpoint: Callable[[str], Path]) -> Path:
-    return checkpoint("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
-def qwen_reference(reference: Callable[[str], Reference]) -> Reference:
-    return reference("qwen3_moe")
 
 
 def asking_for(trace: Path) -> dict[str, str]:
