@@ -21,9 +21,9 @@ OPTIONS = {
     "mmlu": "",
     "mmlu prepare": "--src --out --force -f",
     "record": (
-        "--model -m --task -t --backend --server --num-fewshot --limit -L --batch-size -b --dtype --device "
-        "--model-args -a --capture --sample --output -o --force -f --resume --baseline --mmlu-dir "
-        "--include-path --dry-run --quiet -q"
+        "--model -m --task -t --backend --server --num-fewshot --limit -L --batch-size -b --dtype "
+        "--device --model-args -a --capture --sample --output -o --force -f --resume --baseline "
+        "--mmlu-dir --include-path --dry-run --quiet -q"
     ),
     "report": "trace --output -o --rule --tables-only --force -f --json",
 }
