@@ -52,7 +52,7 @@ class RunProgress:
             self._bar.stop()
 
     def update(self, done: int, expected: int, subject: str) -> None:
-        """Note tokens done, and the subject the last of them belong to."""
+        """Note tokens done, and the subject the last of them belong to, if it is known."""
         now = time.monotonic()
         rate = output.quantity(done / max(now - self._start, 1e-9))
         if self._bar is not None:
@@ -61,7 +61,8 @@ class RunProgress:
             )
         elif not self._quiet and now - self._last >= _PLAIN_SECONDS:
             self._last = now
+            where = f", now {subject}" if subject else ""
             output.note(
                 f"{output.quantity(done)} of {output.quantity(expected)} tokens, "
-                f"{rate} tokens/s, now {subject}"
+                f"{rate} tokens/s{where}"
             )

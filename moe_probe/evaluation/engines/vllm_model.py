@@ -49,7 +49,6 @@ class MoeProbeVLLM(RecordedModel, VLLM):  # type: ignore[misc]
         feeding = Feeding(self.max_length - 1, feeds_last=True)
         self.begin(engine, LikelihoodPlanner(self._reader, feeding=feeding, groups=False))
         self._to_come = TaggedRows()
-        self._running: dict[str, Row] = {}
         self._unanswered: deque[str] = deque()
         self._generate, self._step = self.model.generate, self.model.llm_engine.step
         self.model.generate = self._generate_tagged
