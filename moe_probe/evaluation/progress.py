@@ -57,7 +57,11 @@ class RunProgress:
         rate = output.quantity(done / max(now - self._start, 1e-9))
         if self._bar is not None:
             self._bar.update(
-                self._task, completed=done, total=expected, description=subject, rate=rate
+                self._task,
+                completed=done,
+                total=expected,
+                description=subject or "recording",
+                rate=rate,
             )
         elif not self._quiet and now - self._last >= _PLAIN_SECONDS:
             self._last = now
