@@ -153,7 +153,7 @@ class Commands:
         return {"is_recording": self._is_on, **session.status(str(run))}
 
     def _end_unsent(self, session: Session) -> None:
-        ended = self.note_ended(dict(unsent_lengths(self.open_requests)))
+        ended = self.note_ended(dict(unsent_lengths(sorted(self.open_requests))))
         if ended:
             session.end(ended.items())
 
