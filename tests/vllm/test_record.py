@@ -7,6 +7,7 @@ share once, without the last token. The rule `question` counts what both have in
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def checkpoint_and_tasks(checkpoint: Callable[[str], Path], toy_tasks: Path) -> 
     return checkpoint("qwen3_moe"), toy_tasks
 
 
-ALL_KINDS = ["toy_alpha", "toy_words", "toy_generate", "toy_rolling"]
+ALL_KINDS = ["toy_alpha", "toy_words", "toy_generate", "toy_stops", "toy_rolling"]
 
 
 def test_every_kind_of_request_is_recorded(
@@ -97,7 +98,12 @@ def test_every_kind_of_request_is_recorded(
     tmp_path: Path,
 ) -> None:
     model, tasks = checkpoint_and_tasks
-    arguments = {"include_path": tasks, "capture": "weights"}
+    # With a stop string that this model does write.
+    shutil.copytree(tasks, tmp_path / "tasks")
+    generate = (tasks / "toy_generate.yaml").read_text()
+    stops = generate.replace("task: toy_generate", "task: toy_stops").replace('"e"', '"g", "p"')
+    (tmp_path / "tasks" / "toy_stops.yaml").write_text(stops)
+    arguments = {"include_path": tmp_path / "tasks", "capture": "weights"}
     result = record_with_vllm(model, ALL_KINDS, tmp_path / "vllm", **arguments)
     assert result.completeness.shortfall == 0
     rows = sequences_of(tmp_path / "vllm")
@@ -108,7 +114,8 @@ def test_every_kind_of_request_is_recorded(
         "loglikelihood_rolling",
         "generate_until",
     }
-    other = record(model, ALL_KINDS, tmp_path / "hf", model_args={"max_length": 512}, **arguments)
+    # vLLM keeps two tokens of its length for itself when it cuts running text into windows.
+    other = record(model, ALL_KINDS, tmp_path / "hf", model_args={"max_length": 510}, **arguments)
     assert {name: task["alias"] for name, task in result.results["results"].items()} == {
         name: task["alias"] for name, task in other.results["results"].items()
     }
@@ -116,12 +123,16 @@ def test_every_kind_of_request_is_recorded(
     # The generated tokens that are fed back end at the stop string in both. What tokens mean as
     # text differs, since most of these bytes are none.
     lengths = [
-        {row["doc_id"]: row["num_tokens"] for row in each if row["kind"] == "generate_until"}
+        {
+            (row["task"], row["doc_id"]): row["num_tokens"] - row["choice_end"]
+            for row in each
+            if row["kind"] == "generate_until"
+        }
         for each in (rows, hf)
     ]
     assert lengths[0] == lengths[1]
-    assert len(lengths[0]) == 8
-    assert len({row["num_tokens"] - row["choice_end"] for row in rows}) > 3
+    assert len(lengths[0]) == 16
+    assert len(set(lengths[0].values())) > 3
     assert experts_table(tmp_path / "vllm", tmp_path / "r1") == experts_table(
         tmp_path / "hf", tmp_path / "r2"
     )
