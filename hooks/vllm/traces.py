@@ -15,10 +15,8 @@ from moe_probe.recording.stage_facts import is_joined, join_of, raw_capture, sta
 from moe_probe.trace import Capture, LayerSpec, TraceWriter, check_output, open_trace
 from moe_probe.trace.files import TraceFiles, read_run, write_run
 from moe_probe.trace.locks import writer_lock
-from moe_probe.trace.schema import FORMAT_VERSION, SEGMENT_TOKENS
+from moe_probe.trace.schema import FORMAT_VERSION, segment_tokens
 
-# Staging is reserved for the longest sequence: of a model for ten million tokens, too much.
-_LONGEST = 1 << 18
 _REFUSED = {
     "moe_probe_trace": FORMAT_VERSION,
     "capture": str(Capture.IDS),
@@ -69,7 +67,7 @@ def open_session(
         run=facts,
         rank=place.data_rank,
         group=facts["engine"]["instance"] if place.num_data_ranks > 1 else "",
-        segment_tokens=max(SEGMENT_TOKENS, min(facts["max_length"], _LONGEST) + 1),
+        segment_tokens=segment_tokens(facts["max_length"]),
         max_bytes=settings.max_bytes,
         **mode,
     )

@@ -26,14 +26,22 @@ __all__ = [
     "RowLayout",
     "Sequence",
     "routing_schema",
+    "segment_tokens",
 ]
 
 FORMAT_VERSION = 1
 SEGMENT_TOKENS = 65_536
 MAX_SEQUENCE_TOKENS = 1 << 24
+# Staging is reserved for the longest sequence: of a model for ten million tokens, too much.
+_LONGEST = 1 << 18
 
 # A sequence is cut into these stretches, in this order; any of them may be empty.
 SEGMENTS = ("prefix", "question", "cue", "choice", "generated")
+
+
+def segment_tokens(max_length: int) -> int:
+    """Tokens of a segment for a model that runs sequences of up to `max_length` tokens."""
+    return max(SEGMENT_TOKENS, min(max_length, _LONGEST) + 1)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,10 +20,7 @@ from moe_probe.hooks.transformers import TransformersCapture
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Progress, Recorder
 from moe_probe.trace import Capture, TraceWriter
-from moe_probe.trace.schema import SEGMENT_TOKENS
-
-# Staging is reserved for the longest sequence: of a model for ten million tokens, too much.
-_LONGEST = 1 << 18
+from moe_probe.trace.schema import segment_tokens
 
 
 class HFBackend:
@@ -58,7 +55,7 @@ class HFBackend:
                 run=_run_facts(plan, lm),
                 resume=options.resume,
                 force=options.force,
-                segment_tokens=max(SEGMENT_TOKENS, min(lm.max_length, _LONGEST) + 1),
+                segment_tokens=segment_tokens(lm.max_length),
             )
             recorder = Recorder(
                 writer, sample_every=options.sample_every, prior=prior, progress=progress
