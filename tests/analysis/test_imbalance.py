@@ -16,7 +16,7 @@ from moe_probe.analysis.metrics.frequency import (
     relative_load,
     selection_frequency,
 )
-from moe_probe.analysis.metrics.nulls import bounds
+from moe_probe.analysis.statistics.nulls import bounds
 from moe_probe.analysis.tables import INDICES
 
 DATA = Path(__file__).parents[2] / "../shared/data/deepseek-v2-lite"

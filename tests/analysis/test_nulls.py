@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moe_probe.analysis.metrics import imbalance
-from moe_probe.analysis.metrics.nulls import bounds, expected_indices, extreme_moments
+from moe_probe.analysis.statistics.nulls import bounds, expected_indices, extreme_moments
 from moe_probe.analysis.tables import INDICES
 
 
