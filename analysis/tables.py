@@ -16,8 +16,8 @@ import pandas as pd
 from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
-from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.quality import Check
+from moe_probe.analysis.statistics.nulls import expected_indices
 
 INDICES = (
     "max_vio",
