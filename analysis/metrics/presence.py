@@ -1,0 +1,96 @@
+"""C7: experts that documents and subjects do without. "Idle for 10,000 tokens" may be 12 questions.
+
+Shape suffixes: N experts of a layer, C clusters (documents), D documents of an order, S subjects.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.special import bdtr
+
+from moe_probe.analysis.metrics.frequency import relative_load
+from moe_probe.analysis.metrics.tiers import RARE
+
+
+def longest_absence(counts_CN: np.ndarray, order_D: np.ndarray) -> np.ndarray:
+    """Return the longest run of documents that never select each expert.
+
+    Args:
+        counts_CN: Selections of each expert in each document.
+        order_D: The documents to go through, as indices into C: leave the few-shot prefixes out
+            to count questions.
+
+    Returns:
+        int64 [N] in [0, D], in documents.
+    """
+    present_DN = counts_CN[order_D] > 0
+    number_D1 = np.arange(1, len(order_D) + 1)[:, None]
+    last_DN = np.maximum.accumulate(np.where(present_DN, number_D1, 0), axis=0)
+    return np.asarray((number_D1 - last_DN).max(axis=0, initial=0))
+
+
+def idle_subjects(counts_SN: np.ndarray) -> np.ndarray:
+    """Return on how many subjects each expert is never selected.
+
+    Args:
+        counts_SN: Selections by subject.
+
+    Returns:
+        int64 [N]; a subject without any selection is no subject here.
+    """
+    is_counted_S = counts_SN.any(axis=1)
+    return np.asarray((counts_SN[is_counted_S] == 0).sum(axis=0))
+
+
+def low_subjects(counts_SN: np.ndarray) -> np.ndarray:
+    """Return on how many subjects each expert carries less than 10 % of its fair share.
+
+    Args:
+        counts_SN: Selections by subject.
+
+    Returns:
+        int64 [N]; the subjects of `idle_subjects` are among them.
+    """
+    is_counted_S = counts_SN.any(axis=1)
+    return np.asarray((relative_load(counts_SN[is_counted_S]) < RARE).sum(axis=0))
+
+
+def subject_coverage_table(
+    counts_SN: np.ndarray, tokens_S: np.ndarray, subjects: list[str]
+) -> pd.DataFrame:
+    """Tabulate how many experts of one layer each subject does without.
+
+    The nulls are of independent tokens at the fair rate p = A / (T N) of the subject. Tokens of a
+    document resemble each other, so real subjects do without more: the nulls are lower bounds.
+
+    Args:
+        counts_SN: Selections by subject.
+        tokens_S: T by subject.
+        subjects: Names, in the order of S.
+
+    Returns:
+        subject, tokens
+        unseen, unseen_null  experts never selected, and N (1 - p)^T
+        low, low_null  experts below 10 % of their fair share, and N P(Binomial(T, p) < T p / 10)
+            null for a subject without tokens, all four
+    """
+    num_experts = counts_SN.shape[1]
+    load_SN = relative_load(counts_SN)
+    is_counted_S = counts_SN.any(axis=1)
+    # NaN tokens, not only a NaN rate: NaN to the power of 0 is 1.
+    tokens_counted_S = np.where(is_counted_S, tokens_S, np.nan)
+    fair_S = counts_SN.mean(axis=1) / tokens_counted_S
+    # The largest count that is strictly below a tenth of the fair one.
+    most_S = np.ceil(RARE * fair_S * tokens_S) - 1
+    chance_S = bdtr(np.maximum(most_S, 0), tokens_S, fair_S)
+    return pd.DataFrame(
+        {
+            "subject": subjects,
+            "tokens": tokens_S,
+            "unseen": np.where(is_counted_S, (counts_SN == 0).sum(axis=1), np.nan),
+            "unseen_null": num_experts * (1 - fair_S) ** tokens_counted_S,
+            "low": np.where(is_counted_S, (load_SN < RARE).sum(axis=1), np.nan),
+            "low_null": num_experts * np.where(most_S < 0, 0.0, chance_S),
+        }
+    )

@@ -1,0 +1,128 @@
+"""The tiers of experts: planted cases, the rule word by word, and fair routing.
+
+Shape suffixes: N experts, S subjects, R repetitions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_probe.analysis.metrics.frequency import relative_load
+from moe_probe.analysis.metrics.tiers import subject_locked, tiers
+
+SUBJECTS = 10
+
+
+def upper_bound(counts_N: np.ndarray, tokens: int, deff: float = 1.0) -> np.ndarray:
+    """The upper end of Wilson's 95 % interval as a relative load; 3 / T_eff for zero counts."""
+    effective = tokens / deff
+    p, z2 = counts_N / tokens, 1.96**2
+    root = np.sqrt(z2 * (p * (1 - p) / effective + z2 / (4 * effective**2)))
+    high = (p + z2 / (2 * effective) + root) / (1 + z2 / effective)
+    high = np.where(counts_N == 0, 3 / effective, high)
+    return np.asarray(high * tokens / counts_N.mean())
+
+
+def planted(
+    tokens: int, rates: dict[int, float], num_experts: int = 64, top_k: int = 6
+) -> np.ndarray:
+    """Counts [S, N] of even subjects with some experts at the given relative loads."""
+    counts_SN = np.full((SUBJECTS, num_experts), tokens * top_k // num_experts // SUBJECTS)
+    for expert, load in rates.items():
+        counts_SN[:, expert] = np.round(counts_SN[:, expert] * load)
+    return counts_SN
+
+
+def tiers_of(counts_SN: np.ndarray, tokens: int, deff: float = 1.0) -> list[str]:
+    high_N = upper_bound(counts_SN.sum(axis=0), tokens, deff)
+    return list(map(str, tiers(counts_SN, high_N, np.ones(counts_SN.shape[1]))))
+
+
+def test_planted_loads() -> None:
+    found = tiers_of(planted(1_000_000, {0: 0, 1: 0.005, 2: 0.05, 3: 0.3, 4: 3}), 1_000_000)
+    assert found[:5] == ["unseen", "near-idle", "rare", "used", "used"]
+    assert set(found[5:]) == {"used"}
+
+
+def test_small_sample_certifies_nothing() -> None:
+    # 20 selections expected of each expert: none at all leaves 3 / 20 of a fair share possible.
+    counts_SN = planted(214, {0: 0, 1: 0, 2: 0})
+    counts_SN[0, 1:3] = 1, 8
+    found = tiers_of(counts_SN, 214)
+    assert found[:4] == ["unseen, not certified", "not certified", "not certified", "used"]
+
+
+def test_design_effect_withdraws_certificates() -> None:
+    counts_SN = planted(20_000, {0: 0, 1: 0.05})
+    assert tiers_of(counts_SN, 20_000)[:2] == ["unseen", "rare"]
+    assert tiers_of(counts_SN, 20_000, deff=100)[:2] == ["unseen, not certified", "not certified"]
+
+
+def test_much_data_on_a_low_load_is_no_lack_of_data() -> None:
+    assert set(tiers_of(planted(10_000_000, {0: 0.3, 1: 0.15}), 10_000_000)) == {"used"}
+
+
+def test_bursty_is_a_suffix_of_any_tier() -> None:
+    counts_SN = planted(1_000_000, {0: 0.005, 1: 0.05})
+    ratio_N = np.full(64, 5.0)
+    ratio_N[[0, 2, 4]] = 5.1, 80, math.nan
+    found = tiers(counts_SN, upper_bound(counts_SN.sum(axis=0), 1_000_000), ratio_N)
+    assert found[:5].tolist() == ["near-idle, bursty", "rare", "used, bursty", "used", "used"]
+
+
+def test_reserved_for_one_subject() -> None:
+    counts_SN = planted(1_000_000, {})
+    counts_SN[1:, 0] = 0
+    counts_SN[:, 1] = [300, 200, 100, 20, 20, 20, 20, 20, 20, 20]  # 600 of 740
+    counts_SN[:, 2] = [300, 200, 100, 40, 20, 20, 20, 20, 20, 20]  # 600 of 760
+    found = tiers_of(counts_SN, 1_000_000)
+    assert found[:3] == ["used, subject-locked", "near-idle, subject-locked", "near-idle"]
+
+
+def test_locking_needs_counts_and_many_subjects() -> None:
+    counts_SN = planted(1_000_000, {0: 0, 1: 0})
+    counts_SN[0, :2] = 29, 30
+    assert subject_locked(counts_SN)[:3].tolist() == [False, True, False]
+    # Of seven subjects three hold 43 % of the text: no expert can be locked to them.
+    assert not subject_locked(counts_SN[:7]).any()
+    assert not subject_locked(counts_SN[:1]).any()
+
+
+def test_nothing_selected_and_unknown_bounds() -> None:
+    nothing = tiers(np.zeros((2, 3), np.int64), np.full(3, math.nan), np.full(3, math.nan))
+    assert nothing.tolist() == ["unseen, not certified"] * 3
+    unknown = tiers(np.array([[0, 1, 40]]), np.full(3, math.nan), np.full(3, math.nan))
+    assert unknown.tolist() == ["unseen, not certified", "not certified", "used"]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 50), st.floats(0, 3), st.floats(0, 20))
+def test_every_expert_has_the_tier_of_the_rule(count: int, width: float, ratio: float) -> None:
+    counts_SN = np.array([[count, 50, 50, 50]])
+    load = float(relative_load(counts_SN[0])[0])
+    high = load + width
+    tier = str(tiers(counts_SN, np.full(4, high), np.full(4, ratio))[0])
+    assert ("bursty" in tier) == (ratio > 5)
+    assert tier.startswith("unseen") == (count == 0)
+    assert tier.startswith("near-idle") == (count > 0 and high < 0.01)
+    assert tier.startswith("rare") == (count > 0 and 0.01 <= high < 0.1)
+    if tier.startswith("used"):
+        assert load >= 0.5 or (load >= 0.1 and high < 0.5)
+    if "not certified" in tier:
+        assert load < 0.5
+        assert high >= 0.1
+
+
+@pytest.mark.parametrize(("tokens", "num_experts", "top_k"), [(300, 64, 6), (3000, 256, 8)])
+def test_fair_routing_certifies_nothing(tokens: int, num_experts: int, top_k: int) -> None:
+    rng = np.random.default_rng(11)
+    seen = set()
+    for _ in range(200):
+        counts_SN = rng.binomial(tokens // SUBJECTS, top_k / num_experts, (SUBJECTS, num_experts))
+        seen |= set(tiers_of(counts_SN, tokens))
+    assert seen <= {"used", "not certified"}
