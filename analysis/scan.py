@@ -1,89 +1,80 @@
-"""One pass over a trace fills every accumulator, by whichever counting rules they follow.
-
-Shape suffixes: T tokens of a block, K slots.
-"""
+"""One pass over a trace fills every accumulator, by whichever counting rules they follow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, Self
-
-import numpy as np
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Protocol
 
 from moe_probe.analysis.accumulators.counts import Counts
-from moe_probe.analysis.rules import Located, Rule, SequenceFacts, weigh
-from moe_probe.trace import Block, Capture, Trace
-from moe_probe.trace.counting import Stratum
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One block of stored tokens, with what they belong to and how often each counts."""
-
-    block: Block
-    located: Located
-    _weights: dict[Rule, np.ndarray] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.block)
-
-    @property
-    def strata(self) -> Sequence[Stratum]:
-        """All strata of the trace."""
-        return self.located.facts.strata
-
-    @property
-    def stratum_T(self) -> np.ndarray:
-        """Index of each token's stratum in `strata`."""
-        return self.located.stratum_T
-
-    def weight_T(self, rule: Rule) -> np.ndarray:
-        """How often each token counts under a rule: int64, 0 for one that does not."""
-        if rule not in self._weights:
-            self._weights[rule] = weigh(rule, self.located)
-        return self._weights[rule]
-
-    def topk_ids(self, layer: int) -> np.ndarray:
-        """Expert ids [T, K] of one layer."""
-        return self.block.topk_ids(layer)
+from moe_probe.analysis.accumulators.tables import counts_from_tables
+from moe_probe.analysis.kernels import kernels_for
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.source import Rows, Source
+from moe_probe.trace import Capture, LayerSpec, Trace
 
 
 class Accumulator(Protocol):
-    """Sums that blocks add to; those of two shards merge into that of the whole."""
+    """Sums that the rows of layers add to, one layer at a time."""
 
-    def update(self, rows: Rows) -> None:
-        """Add a block."""
+    layers: dict[int, LayerSpec]
+    weights: bool
+    """Whether gate weights are read."""
+    lookahead: bool
+    """Whether a layer's update also reads the next layer."""
 
-    def merge(self, other: Self) -> None:
-        """Add another accumulator of the same kind, which stays as it is."""
+    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+        """Add one layer of a part; different layers may be added at the same time."""
+
+
+def default_threads() -> int:
+    """Number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def scan(
-    trace: Trace, accumulators: Sequence[Accumulator], *, layers: list[int] | None = None
+    trace: Trace | Source,
+    accumulators: Sequence[Accumulator],
+    *,
+    layers: Sequence[int] | None = None,
+    threads: int | None = None,
+    kernels: ModuleType | None = None,
 ) -> None:
     """Fill accumulators from the tokens of a trace.
 
-    Memory is one block beside the accumulators, however long the trace is.
+    Memory is one part's columns beside the accumulators, however long the trace is. Layers are
+    shared out among threads, so the result does not depend on how many there are.
 
     Args:
-        trace: The trace; its capture level keeps per-token rows.
-        accumulators: What to fill; one that counts tokens carries its own counting rule.
-        layers: The layers the accumulators read; all if None.
+        trace: The trace, or a source made of it, which knows its rows already.
+        accumulators: What to fill; each carries its own layers and counting rule.
+        layers: The layers to read; all if None.
+        threads: How many work at once; all processors if None.
+        kernels: The inner loops; by the trace's size if None.
 
     Raises:
-        TraceError: the trace has no per-token rows, or is damaged.
+        TraceError: the trace has no per-token rows or no weights, or is damaged.
     """
-    for rows in read_rows(trace, layers=layers):
+    source = trace if isinstance(trace, Source) else Source(trace)
+    wanted = list(source.layers if layers is None else layers)
+    loops = kernels or kernels_for(source.num_selections)
+    weights = any(accumulator.weights for accumulator in accumulators)
+    read = _with_next(source, wanted) if any(a.lookahead for a in accumulators) else wanted
+
+    def add(rows: Rows, layer: int) -> None:
         for accumulator in accumulators:
-            accumulator.update(rows)
+            if layer in accumulator.layers:
+                accumulator.add(rows, layer, loops)
 
-
-def read_rows(trace: Trace, *, layers: list[int] | None = None) -> Iterator[Rows]:
-    """Yield the stored tokens of a trace block by block."""
-    facts = SequenceFacts.from_trace(trace)
-    for block in trace.scan(layers):
-        yield Rows(block, facts.locate(block))
+    with ThreadPoolExecutor(threads or default_threads()) as pool:
+        for rows in source.read(read, weights=weights):
+            for accumulator in accumulators:
+                rows.pieces(getattr(accumulator, "rule", Rule.RAW))
+            # A list, so that what a layer raises is raised here.
+            list(pool.map(lambda layer, rows=rows: add(rows, layer), wanted))
 
 
 def count(trace: Trace, rule: Rule = Rule.UNIQUE) -> Counts:
@@ -96,7 +87,15 @@ def count(trace: Trace, rule: Rule = Rule.UNIQUE) -> Counts:
         TraceError: the trace is damaged, or has neither rows nor tables that suffice.
     """
     if trace.capture is Capture.COUNTS:
-        return Counts.from_tables(trace, rule)
-    counts = Counts(trace.layers, rule)
-    scan(trace, [counts])
+        return counts_from_tables(trace, rule)
+    source = Source(trace)
+    counts = Counts(source.layers, rule, source.index)
+    scan(source, [counts])
     return counts
+
+
+def _with_next(source: Source, layers: Sequence[int]) -> list[int]:
+    """The layers, and after each group of neighbours the one that comes next."""
+    order = list(source.layers)
+    following = dict(itertools.pairwise(order))
+    return list(dict.fromkeys([*layers, *(following[n] for n in layers if n in following)]))

@@ -7,16 +7,14 @@ Shape suffixes: T tokens of a block, K slots, L layers.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, Self
+from types import ModuleType
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from moe_probe.analysis.source import Rows
 from moe_probe.trace import LayerSpec
-
-if TYPE_CHECKING:
-    from moe_probe.analysis.scan import Rows
 
 
 class Anomalies(NamedTuple):
@@ -33,38 +31,38 @@ class Anomalies(NamedTuple):
 
 
 class RowFaults:
-    """Stored rows in all, by sequence, and by layer those that look like a fault.
+    """Stored rows of each layer that look like a fault.
 
     Args:
         layers: The layers to look at, by the model's own index.
     """
 
+    weights = False
+    lookahead = False
+
     def __init__(self, layers: Mapping[int, LayerSpec]) -> None:
         self.layers = dict(layers)
-        self.num_rows = 0
-        self.rows_by_sequence: Counter[int] = Counter()
-        self.position_sum_by_sequence: Counter[int] = Counter()
+        self.rows_L = np.zeros(len(layers), np.int64)
         self._anomalies_L4 = np.zeros((len(layers), len(Anomalies._fields)), np.int64)
+        self._place = {layer: place for place, layer in enumerate(layers)}
 
-    def update(self, rows: Rows) -> None:
-        """Look at a block."""
-        self.num_rows += len(rows)
-        ids, index_T = np.unique(rows.block.sequence_id_T, return_inverse=True)
-        positions = np.bincount(index_T, rows.block.position_T).astype(np.int64)
-        numbers = ids.tolist()
-        self.rows_by_sequence.update(dict(zip(numbers, np.bincount(index_T).tolist(), strict=True)))
-        self.position_sum_by_sequence.update(dict(zip(numbers, positions.tolist(), strict=True)))
-        for index, (layer, spec) in enumerate(self.layers.items()):
-            self._anomalies_L4[index] += _inspect(rows.topk_ids(layer), spec)
+    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+        """Look at one layer of a part."""
+        place = self._place[layer]
+        self.rows_L[place] += len(rows)
+        self._anomalies_L4[place] += _inspect(rows.topk_ids(layer), self.layers[layer])
 
     def merge(self, other: Self) -> None:
         """Add what another shard saw; raises ValueError if its layers differ."""
         if other.layers != self.layers:
             raise ValueError("rows of different layers cannot be merged")
-        self.num_rows += other.num_rows
-        self.rows_by_sequence.update(other.rows_by_sequence)
-        self.position_sum_by_sequence.update(other.position_sum_by_sequence)
+        self.rows_L += other.rows_L
         self._anomalies_L4 += other._anomalies_L4
+
+    @property
+    def num_rows(self) -> int:
+        """Rows looked at in each layer."""
+        return int(self.rows_L.max(initial=0))
 
     def by_layer(self) -> dict[int, Anomalies]:
         """Return what was found in each layer."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow.compute as pc
 
-from moe_probe.analysis.accumulators.counts import Counts, LayerCounts, table_totals
+from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
+from moe_probe.analysis.accumulators.tables import table_totals
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.quality.outcome import Check, Status, pass_if, some
 from moe_probe.trace import Trace

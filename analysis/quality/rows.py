@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from moe_probe.analysis.accumulators.rows import Anomalies, RowFaults
+from moe_probe.analysis.index import column
 from moe_probe.analysis.quality.outcome import Check, Status, pass_if, some
+from moe_probe.analysis.source import Source
 from moe_probe.trace import LayerSpec, Trace
 
 _ORDERED_ROWS = 0.001
@@ -51,25 +55,26 @@ def ordered_allowed(spec: LayerSpec) -> float:
     return _ORDERED_ROWS + by_chance if spec.top_k > 1 else 1.0
 
 
-def rows_per_sequence(trace: Trace, faults: RowFaults | None) -> Check:
+def rows_per_sequence(trace: Trace, source: Source | None) -> Check:
     name = "rows per sequence"
-    if faults is None:
+    if source is None:
         return Check("Q6", name, Status.SKIP, reason=_NO_ROWS)
-    names = ("sequence_id", "num_tokens", "prefix_tokens", "multiplicity", "sampled", "rows_kept")
-    wrong = []
-    columns = [trace.sequences[column].to_pylist() for column in names]
-    for sequence, stop, start, multiplicity, sampled, kept in zip(*columns, strict=True):
-        rows = faults.rows_by_sequence[sequence]
-        # Duplicates, and sequences outside the sample or the size limit, need not store anything.
-        may_be_absent = not sampled or multiplicity == 0 or not kept
-        position_sum = (start + stop - 1) * (stop - start) // 2
-        is_whole = (
-            rows == stop - start and faults.position_sum_by_sequence[sequence] == position_sum
-        )
-        if not is_whole and (rows or not may_be_absent):
-            wrong.append(f"sequence {sequence}: {rows:,} of {stop - start:,} rows")
-    total = trace.sequences.num_rows
-    value = f"{total - len(wrong):,} of {total:,} sequences"
-    if wrong:
-        value += f"; {some(wrong)}"
-    return Check("Q6", name, pass_if(not wrong), value, "its own tokens, each once")
+    table = trace.sequences.sort_by("sequence_id")
+    start_S, stop_S, multiplicity_S = (
+        column(table, name) for name in ("prefix_tokens", "num_tokens", "multiplicity")
+    )
+    sampled_S, kept_S = (table[name].to_numpy() for name in ("sampled", "rows_kept"))
+    # Duplicates, and sequences outside the sample or the size limit, need not store anything.
+    may_be_absent_S = ~sampled_S.astype(bool) | (multiplicity_S == 0) | ~kept_S.astype(bool)
+    rows_S = source.rows_S
+    is_whole_S = rows_S == stop_S - start_S
+    is_whole_S &= 2 * source.position_sum_S == (start_S + stop_S - 1) * (stop_S - start_S)
+    wrong_S = np.flatnonzero(~is_whole_S & ((rows_S > 0) | ~may_be_absent_S))
+    ids_S = source.index.sequence_id_S
+    faults = [
+        f"sequence {ids_S[s]}: {rows_S[s]:,} of {stop_S[s] - start_S[s]:,} rows" for s in wrong_S
+    ]
+    value = f"{len(rows_S) - len(faults):,} of {len(rows_S):,} sequences"
+    if faults:
+        value += f"; {some(faults)}"
+    return Check("Q6", name, pass_if(not faults), value, "its own tokens, each once")

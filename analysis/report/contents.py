@@ -14,8 +14,10 @@ import pandas as pd
 from moe_probe import __version__
 from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
 from moe_probe.analysis.quality import Check, check_trace, failures
+from moe_probe.analysis.quality.suite import Evidence
 from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.scan import count
+from moe_probe.analysis.scan import count, scan
+from moe_probe.analysis.source import Source
 from moe_probe.analysis.tables import experts_table, layers_table, quality_table, to_records
 from moe_probe.trace import Capture, Trace
 
@@ -129,8 +131,11 @@ def gather(trace: Trace, rule: Rule) -> Contents:
     if trace.capture is Capture.COUNTS:
         counts, checks = count(trace, rule), check_trace(trace)
     else:
-        counts = Counts(trace.layers, rule)
-        checks = check_trace(trace, also=[counts])
+        source = Source(trace)
+        evidence = Evidence(trace, source)
+        counts = Counts(trace.layers, rule, source.index)
+        scan(source, [counts, *evidence.accumulators])
+        checks = evidence.checks()
     layers = list(counts.by_layer())
     options = trace.run.get("options")
     known = {**(options if isinstance(options, dict) else {}), **trace.run}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,73 +16,25 @@ import numpy as np
 import pyarrow as pa
 
 from moe_probe.errors import TraceError
+from moe_probe.trace.blocks import Block, typed
 from moe_probe.trace.files import TraceFiles, read_run
 from moe_probe.trace.locks import writer_lock
 from moe_probe.trace.recovery import recover, unread_tokens
 from moe_probe.trace.schema import (
     ANSWER_SCHEMA,
     COUNTS_SCHEMA,
-    ROUTER_SCALARS,
     Capture,
     LayerSpec,
     RowLayout,
+    identity_schema,
     routing_schema,
 )
 from moe_probe.trace.settling import by_sequence, with_outcomes
 from moe_probe.trace.sharing import SharingIndex
-from moe_probe.trace.tables import (
-    fixed_binary,
-    layer_arrays,
-    read_part,
-    read_sequences,
-    read_tables,
-)
+from moe_probe.trace.tables import read_part, read_sequences, read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class Block:
-    """One part's tokens, or some of its layers; arrays are views on the decoded file."""
-
-    table: pa.Table
-    layers: dict[int, LayerSpec]
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    @cached_property
-    def sequence_id_T(self) -> np.ndarray:
-        return np.asarray(self.table["sequence_id"].to_numpy())
-
-    @cached_property
-    def position_T(self) -> np.ndarray:
-        return np.asarray(self.table["position"].to_numpy())
-
-    @cached_property
-    def token_id_T(self) -> np.ndarray:
-        """Vocabulary ids; -1 where they were not stored."""
-        return np.asarray(self.table["token_id"].to_numpy())
-
-    def topk_ids(self, layer: int) -> np.ndarray:
-        """Expert ids [T, K] of one layer, in the slot order run.json names, as they were stored.
-
-        An empty slot holds the layer's `none_id`. Other ids are below `num_experts` in every
-        trace that TraceWriter made from valid ids; in a foreign one they may be anything.
-        """
-        return layer_arrays(self.table, self.layers[layer], weights=False)[0]
-
-    def topk_weights(self, layer: int) -> np.ndarray:
-        """Gate weights float16 [T, K] of one layer, slot by slot beside the ids."""
-        weights_TK = layer_arrays(self.table, self.layers[layer], weights=True)[1]
-        assert weights_TK is not None
-        return weights_TK
-
-    def router_scalars(self, layer: int) -> np.ndarray:
-        """ROUTER_SCALARS float16 [T, 3] of one layer whose spec has `scalars`."""
-        column, float16 = self.layers[layer].scalars_column, np.dtype(np.float16)
-        return fixed_binary(self.table, column, float16, len(ROUTER_SCALARS))
 
 
 class Trace:
@@ -144,6 +95,35 @@ class Trace:
         Raises:
             TraceError: the trace has no per-token rows, or no weights, or a part is damaged.
         """
+        chosen, capture = self._chosen(layers, weights=weights)
+        schema = routing_schema(chosen.values(), capture)
+        known = self.sequences["sequence_id"].to_numpy()
+        for path in self.routing_parts:
+            block = Block(read_part(path, schema), chosen)
+            yield _claimed(block, known)
+
+    @property
+    def routing_parts(self) -> list[Path]:
+        """The files of `scan`, to be read one by one and column by column."""
+        return self.files.finished("routing", self._claimed)
+
+    def read_identity(self, path: Path, *, token_ids: bool = False) -> Block:
+        """Read which sequence and position, and token if asked, each row of a routing part is."""
+        return Block(read_part(path, identity_schema(token_ids=token_ids)), {})
+
+    def read_layers(self, path: Path, layers: list[int], *, weights: bool = False) -> Block:
+        """Read some layers of a routing part, and nothing that says whose rows they are.
+
+        Raises TraceError as `scan` does. Rows of sequences that the trace lacks are not left out.
+        """
+        chosen, capture = self._chosen(layers, weights=weights)
+        identity = identity_schema(token_ids=True).names
+        fields = [f for f in routing_schema(chosen.values(), capture) if f.name not in identity]
+        return Block(read_part(path, pa.schema(fields)), chosen)
+
+    def _chosen(
+        self, layers: list[int] | None, *, weights: bool
+    ) -> tuple[dict[int, LayerSpec], Capture]:
         if self.capture is Capture.COUNTS:
             raise TraceError(
                 f"{self.path} was recorded with --capture counts and has no per-token rows. "
@@ -155,12 +135,7 @@ class Trace:
         if unknown:
             raise TraceError(f"{self.path} has no MoE layer {unknown[0]}: {list(self.layers)}.")
         chosen = self.layers if layers is None else {n: self.layers[n] for n in layers}
-        capture = Capture.WEIGHTS if weights else Capture.IDS
-        schema = routing_schema(chosen.values(), capture)
-        known = self.sequences["sequence_id"].to_numpy()
-        for path in self.files.finished("routing", self._claimed):
-            block = Block(read_part(path, schema), chosen)
-            yield _claimed(block, known)
+        return chosen, Capture.WEIGHTS if weights else Capture.IDS
 
     def to_arrow(self) -> pa.Table:
         """All stored tokens with typed columns: ids, weights, scalars as fixed-size lists.
@@ -170,8 +145,8 @@ class Trace:
         weights = self.capture is Capture.WEIGHTS
         schema = routing_schema(self.layers.values(), self.capture)
         nothing = Block(schema.empty_table(), self.layers)
-        blocks = [_typed(block, weights=weights) for block in self.scan(weights=weights)]
-        return pa.concat_tables([_typed(nothing, weights=weights), *blocks])
+        blocks = [typed(block, weights=weights) for block in self.scan(weights=weights)]
+        return pa.concat_tables([typed(nothing, weights=weights), *blocks])
 
     def to_pandas(self) -> pd.DataFrame:
         """All stored tokens as a DataFrame, one row per token."""
@@ -228,22 +203,3 @@ def _claimed(block: Block, known: np.ndarray) -> Block:
     if np.isin(ids_T[is_first_T], known).all():
         return block
     return Block(block.table.filter(pa.array(np.isin(ids_T, known))), block.layers)
-
-
-def _typed(block: Block, *, weights: bool) -> pa.Table:
-    table = block.table
-    for spec in block.layers.values():
-        table = _replace(table, spec.ids_column, block.topk_ids(spec.layer))
-        if weights:
-            weights_TK = block.topk_weights(spec.layer).astype(np.float32)
-            table = _replace(table, spec.weights_column, weights_TK)
-        if weights and spec.scalars:
-            scalars_T3 = block.router_scalars(spec.layer).astype(np.float32)
-            table = _replace(table, spec.scalars_column, scalars_T3)
-    return table
-
-
-def _replace(table: pa.Table, column: str, values_TK: np.ndarray) -> pa.Table:
-    flat = pa.array(values_TK.ravel())
-    lists = pa.FixedSizeListArray.from_arrays(flat, values_TK.shape[1])
-    return table.set_column(table.schema.get_field_index(column), column, lists)

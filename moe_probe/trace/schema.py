@@ -25,6 +25,7 @@ __all__ = [
     "LayerSpec",
     "RowLayout",
     "Sequence",
+    "identity_schema",
     "routing_schema",
     "segment_tokens",
 ]
@@ -146,14 +147,18 @@ COUNTS_SCHEMA = pa.schema(
 )
 
 
+def identity_schema(*, token_ids: bool) -> pa.Schema:
+    """The columns of a routing part that say which token of which sequence a row is."""
+    names = ("sequence_id", "position", "token_id")
+    types = (pa.int64(), pa.int32(), pa.int32())
+    fields = [pa.field(*pair, nullable=False) for pair in zip(names, types, strict=True)]
+    return pa.schema(fields if token_ids else fields[:2])
+
+
 def routing_schema(layers: Iterable[LayerSpec], capture: Capture) -> pa.Schema:
     """Columns of a routing part: identity, then ids, weights and scalars, one per MoE layer."""
     layers = list(layers)
-    columns = [
-        pa.field("sequence_id", pa.int64(), nullable=False),
-        pa.field("position", pa.int32(), nullable=False),
-        pa.field("token_id", pa.int32(), nullable=False),
-    ]
+    columns = list(identity_schema(token_ids=True))
     columns += [pa.field(s.ids_column, pa.binary(s.row_bytes), nullable=False) for s in layers]
     if capture is Capture.WEIGHTS:
         columns += [

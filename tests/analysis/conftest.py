@@ -54,6 +54,8 @@ class Run:
                     seen.add(context)
                 if rule == "question" and segment in ("prefix", "generated"):
                     times = 0
+                if rule == "decision" and position != prompt["ends"][2] - 1:
+                    times = 0
                 tokens[prompt["subject"], segment] += times
                 for spec in self.layers:
                     for expert in route(spec, context).tolist():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis.accumulators.counts import Counts
+from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.rules import Rule, default_rule
 from moe_probe.analysis.scan import count
 from moe_probe.errors import TraceError
@@ -51,14 +51,14 @@ def test_tables_of_counts_leave_it_out_where_they_tell_it_apart(tmp_path: Path) 
     trace = trace_of(
         tmp_path / "letters", run, letter, {"kind": "generate_until"}, capture="counts"
     )
-    assert Counts.from_tables(trace, Rule.QUESTION).layer(0).counts_N.tolist() == [
+    assert counts_from_tables(trace, Rule.QUESTION).layer(0).counts_N.tolist() == [
         *[1, 2, 2, 2, 2, 1],
         *[0, 0],
     ]
     words = {**letter, "cue_end": 3, "question_end": 3}
     trace = trace_of(tmp_path / "words", run, words, capture="counts")
     with pytest.raises(TraceError, match="Some choices of this trace have several tokens"):
-        Counts.from_tables(trace, Rule.QUESTION)
+        counts_from_tables(trace, Rule.QUESTION)
 
 
 def test_live_traffic_is_reported_as_it_was_run(tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""S2, S7, S9 and S11: selections by slot, in pairs, from layer to layer, and by position. Additive.
+
+Shape suffixes: T tokens of a part, K slots, N and M experts of two layers, B position bins,
+P pieces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+
+from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
+from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.source import Rows
+from moe_probe.trace import LayerSpec
+from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS
+
+POSITION_BINS = MAX_SEQUENCE_TOKENS.bit_length() + 1
+"""Positions 0, 1, 2-3, 4-7, ...: bin b begins at position 2^(b-1)."""
+
+
+class SlotCounts(LayerAccumulator):
+    """S2: selections `slot_counts_KN` int64 of every slot.
+
+    Slot order is the router's rank or descending weight, as run.json says.
+    """
+
+    kind = "slot_counts"
+
+    def empty(self, spec: LayerSpec) -> Arrays:
+        return {"slot_counts_KN": np.zeros((spec.top_k, spec.num_experts), np.int64)}
+
+    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+        table_KN = self.arrays[layer]["slot_counts_KN"]
+        kernels.count_slots(table_KN, rows.topk_ids(layer), rows.pieces(self.rule))
+
+
+class PairCounts(LayerAccumulator):
+    """S7: tokens that select both of two experts. Read it through `symmetric`."""
+
+    kind = "pairs"
+
+    def empty(self, spec: LayerSpec) -> Arrays:
+        return {"ordered_NN": np.zeros((spec.num_experts, spec.num_experts), np.int64)}
+
+    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+        table_NN = self.arrays[layer]["ordered_NN"]
+        kernels.count_pairs(table_NN, rows.topk_ids(layer), rows.pieces(self.rule))
+
+    def symmetric(self, layer: int) -> np.ndarray:
+        """Tokens that select both i and j: int64 [N, N], symmetric, 0 on the diagonal."""
+        ordered_NN = self.arrays[layer]["ordered_NN"]
+        pairs_NN = ordered_NN + ordered_NN.T
+        np.fill_diagonal(pairs_NN, 0)
+        return np.asarray(pairs_NN)
+
+
+class FlowCounts(LayerAccumulator):
+    """S9: tokens by the expert in the first slot here and in that of the next layer.
+
+    A layer whose next decoder layer has no experts is joined to the next one that has; the last
+    has no array.
+    """
+
+    kind = "flows"
+    lookahead = True
+
+    def empty(self, spec: LayerSpec) -> Arrays:
+        following = self.following(spec.layer)
+        if following is None:
+            return {}
+        return {"flows_NM": np.zeros((spec.num_experts, following.num_experts), np.int64)}
+
+    def following(self, layer: int) -> LayerSpec | None:
+        """The next layer that has experts."""
+        later = [number for number in self.layers if number > layer]
+        return self.layers[min(later)] if later else None
+
+    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+        following = self.following(layer)
+        if following is not None:
+            from_T = np.ascontiguousarray(rows.topk_ids(layer)[:, 0])
+            to_T = np.ascontiguousarray(rows.topk_ids(following.layer)[:, 0])
+            table_NM = self.arrays[layer]["flows_NM"]
+            kernels.count_flows(table_NM, from_T, to_T, rows.pieces(self.rule))
+
+
+class PositionCounts(LayerAccumulator):
+    """S11: selections `position_counts_BN`, tokens `position_tokens_B`, by octave of position."""
+
+    kind = "positions"
+
+    def empty(self, spec: LayerSpec) -> Arrays:
+        return {
+            "position_counts_BN": np.zeros((POSITION_BINS, spec.num_experts), np.int64),
+            "position_tokens_B": np.zeros(POSITION_BINS, np.int64),
+        }
+
+    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+        pieces, bin_P = by_octave(rows.pieces(self.rule))
+        arrays = self.arrays[layer]
+        np.add.at(arrays["position_tokens_B"], bin_P, pieces.tokens_P)
+        kernels.count_rows(arrays["position_counts_BN"], rows.topk_ids(layer), pieces, bin_P)
+
+
+def by_octave(pieces: Pieces) -> tuple[Pieces, np.ndarray]:
+    """Cut pieces where their position passes a power of two; also the bin of each."""
+    end_P = pieces.position_P + pieces.length_P
+    parts: list[tuple[np.ndarray, np.ndarray, int]] = []
+    most = int(end_P.max(initial=0))
+    for number in range(most.bit_length() + 1):
+        low, high = (1 << number) >> 1, 1 << number
+        begin_P, stop_P = np.maximum(pieces.position_P, low), np.minimum(end_P, high)
+        if number == 0:
+            begin_P, stop_P = pieces.position_P, np.minimum(end_P, 1)
+        chosen_P = np.flatnonzero(stop_P > begin_P)
+        if len(chosen_P):
+            parts.append((chosen_P, np.stack([begin_P, stop_P])[:, chosen_P], number))
+    if not parts:
+        return pieces, np.zeros(0, np.int64)
+    source = np.concatenate([chosen for chosen, _, _ in parts])
+    bounds = np.concatenate([bounds for _, bounds, _ in parts], axis=1)
+    offset = pieces.start_P[source] - pieces.position_P[source]
+    cut = replace(
+        pieces,
+        start_P=bounds[0] + offset,
+        stop_P=bounds[1] + offset,
+        position_P=bounds[0],
+        weight_P=pieces.weight_P[source],
+        stratum_P=pieces.stratum_P[source],
+        cluster_P=pieces.cluster_P[source],
+        joins_P=np.zeros(len(source), bool),
+    )
+    return cut, np.concatenate([np.full(len(chosen), number) for chosen, _, number in parts])

@@ -1,0 +1,64 @@
+"""Token orders: in which sequence the tokens of a trace follow one another. Idle runs depend on it.
+
+In every order the tokens of a document stay together, by position.
+
+Shape suffixes: C clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from moe_probe.errors import UsageError
+
+_KINDS = ("canonical", "execution", "shuffle-docs", "request-local", "forward-passes")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A token order by name.
+
+    canonical: by task, subject and document, each shared prefix before its first document.
+    execution: documents in the order in which the engine ran them, as the trace has them.
+    shuffle-docs: documents in random order, drawn from `seed`.
+    request-local: every document for itself; no idle run crosses a document's end.
+    """
+
+    kind: str
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `canonical`, `shuffle-docs:3`, ...; raises UsageError for anything else."""
+        kind, _, seed = text.partition(":")
+        if kind == "forward-passes":
+            raise UsageError(
+                "The order forward-passes needs to know which step of the engine ran each token, "
+                "which a trace of format 1 does not say. Use canonical, execution, "
+                "shuffle-docs:SEED or request-local."
+            )
+        if kind not in _KINDS or (seed and (kind != "shuffle-docs" or not seed.isdigit())):
+            raise UsageError(
+                f"There is no token order {text!r}. Use canonical, execution, shuffle-docs:SEED "
+                "or request-local."
+            )
+        return cls(kind, int(seed or 0))
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.seed}" if self.kind == "shuffle-docs" else self.kind
+
+    def documents(self, first_row_C: np.ndarray) -> np.ndarray:
+        """Return the clusters in this order: int64 [C].
+
+        Args:
+            first_row_C: Number of the stored row with which each cluster begins.
+        """
+        clusters = len(first_row_C)
+        if self.kind == "execution":
+            return np.argsort(first_row_C, kind="stable")
+        if self.kind == "shuffle-docs":
+            return np.random.default_rng([self.seed, clusters]).permutation(clusters)
+        return np.arange(clusters)

@@ -1,0 +1,145 @@
+"""The rows of one part as runs of tokens that count alike: all that the kernels need to know.
+
+Shape suffixes: T tokens of a part, R stretches of consecutive positions of one sequence, P pieces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.rules import Located, Rule, locate, weigh
+from moe_probe.errors import TraceError
+from moe_probe.trace import SEGMENTS
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Which rows of a part belong to which sequence, at which positions."""
+
+    sequence_R: np.ndarray
+    """Index of the sequence in the trace's index; -1 for rows of sequences that are not there."""
+    start_R: np.ndarray
+    """First row."""
+    position_R: np.ndarray
+    """Position of that row in its sequence."""
+    rows: int
+
+    @property
+    def length_R(self) -> np.ndarray:
+        return np.diff(self.start_R, append=self.rows)
+
+    @classmethod
+    def of(cls, index: TraceIndex, sequence_id_T: np.ndarray, position_T: np.ndarray) -> Stretches:
+        """Find the stretches; raises TraceError for a row outside its sequence."""
+        is_start_T = np.ones(len(sequence_id_T), bool)
+        is_start_T[1:] = sequence_id_T[1:] != sequence_id_T[:-1]
+        is_start_T[1:] |= np.diff(position_T) != 1
+        start_R = np.flatnonzero(is_start_T)
+        ids_R, position_R = sequence_id_T[start_R], position_T[start_R].astype(np.int64)
+        found_R = np.searchsorted(index.sequence_id_S, ids_R)
+        found_R = np.minimum(found_R, len(index.sequence_id_S) - 1)
+        is_known_R = np.zeros(len(ids_R), bool)
+        if len(index.sequence_id_S):
+            is_known_R = index.sequence_id_S[found_R] == ids_R
+        stretches = cls(np.where(is_known_R, found_R, -1), start_R, position_R, len(sequence_id_T))
+        stop_R = position_R + stretches.length_R
+        known_R = found_R[is_known_R]
+        if (position_R[is_known_R] < 0).any() or (
+            stop_R[is_known_R] > index.num_tokens_S[known_R]
+        ).any():
+            raise TraceError("The trace has rows beyond the end of their sequence: it is damaged.")
+        return stretches
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Maximal runs of rows of one sequence and stratum that count equally often, and do count."""
+
+    start_P: np.ndarray
+    """First row."""
+    stop_P: np.ndarray
+    """Row after the last."""
+    position_P: np.ndarray
+    """Position of the first row in its sequence."""
+    weight_P: np.ndarray
+    """How often each token counts, at least once."""
+    stratum_P: np.ndarray
+    cluster_P: np.ndarray
+    joins_P: np.ndarray
+    """Whether the piece goes on where the one before ended, in the same sequence and cluster."""
+
+    def __len__(self) -> int:
+        return len(self.start_P)
+
+    @property
+    def length_P(self) -> np.ndarray:
+        return np.asarray(self.stop_P - self.start_P)
+
+    @property
+    def tokens_P(self) -> np.ndarray:
+        """Tokens that each piece counts for: its rows times its weight."""
+        return np.asarray(self.length_P * self.weight_P)
+
+
+def cut(
+    index: TraceIndex,
+    stretches: Stretches,
+    rule: Rule,
+    is_template_T: np.ndarray | None = None,
+) -> Pieces:
+    """Cut a part into the pieces that a rule counts.
+
+    Args:
+        index: Of the trace.
+        stretches: Of the part.
+        rule: The counting rule.
+        is_template_T: For the rule `no-template`: whether a token belongs to the task's template.
+    """
+    rows = _located(index, stretches)
+    if is_template_T is not None:
+        rows = replace(rows, is_template_T=is_template_T)
+    weight_T = weigh(rule, rows)
+    weight_T[np.repeat(stretches.sequence_R < 0, stretches.length_R)] = 0
+    is_new_T = np.zeros(stretches.rows + 1, bool)
+    is_new_T[stretches.start_R] = True
+    is_new_T[-1] = True
+    is_new_T[1:-1] |= np.diff(rows.segment_T) != 0
+    is_new_T[1:-1] |= np.diff(weight_T) != 0
+    bounds = np.flatnonzero(is_new_T)
+    start_P, stop_P = bounds[:-1], bounds[1:]
+    counts_P = weight_T[start_P] > 0
+    start_P, stop_P = start_P[counts_P], stop_P[counts_P]
+    sequence_P, position_P = rows.sequence_T[start_P], rows.position_T[start_P]
+    segment_P = rows.segment_T[start_P]
+    prefix_P = index.prefix_cluster_S[sequence_P]
+    cluster_P = np.where((segment_P == 0) & (prefix_P >= 0), prefix_P, index.cluster_S[sequence_P])
+    joins_P = np.zeros(len(start_P), bool)
+    joins_P[1:] = (
+        (start_P[1:] == stop_P[:-1])
+        & (sequence_P[1:] == sequence_P[:-1])
+        & (position_P[1:] == position_P[:-1] + stop_P[:-1] - start_P[:-1])
+        & (cluster_P[1:] == cluster_P[:-1])
+    )
+    return Pieces(
+        start_P=start_P,
+        stop_P=stop_P,
+        position_P=position_P,
+        weight_P=weight_T[start_P],
+        stratum_P=index.group_S[sequence_P] * len(SEGMENTS) + segment_P,
+        cluster_P=cluster_P,
+        joins_P=joins_P,
+    )
+
+
+def _located(index: TraceIndex, stretches: Stretches) -> Located:
+    length_R = stretches.length_R
+    sequence_T = np.repeat(np.maximum(stretches.sequence_R, 0), length_R)
+    position_T = np.arange(stretches.rows) + np.repeat(
+        stretches.position_R - stretches.start_R, length_R
+    )
+    # Rows of unknown sequences weigh nothing; any position that exists will do for them.
+    position_T = np.where(np.repeat(stretches.sequence_R < 0, length_R), 0, position_T)
+    return locate(index, sequence_T, position_T)

@@ -1,0 +1,139 @@
+"""A trace as accumulators see it: part by part, layer by layer, cut into pieces that count alike.
+
+Shape suffixes: T tokens of a part, K slots, S sequences of the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.pieces import Pieces, Stretches, cut
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.template import Template
+from moe_probe.trace import Block, LayerSpec, Trace
+
+
+@dataclass
+class Part:
+    """One routing part: what its rows are, read once and kept, since it is small."""
+
+    path: Path
+    first_row: int
+    """Stored rows of all parts before."""
+    stretches: Stretches
+    pieces: dict[Rule, Pieces] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some layers of one part."""
+
+    source: Source
+    part: Part
+    block: Block
+
+    def __len__(self) -> int:
+        return self.part.stretches.rows
+
+    @property
+    def index(self) -> TraceIndex:
+        return self.source.index
+
+    @property
+    def first_row(self) -> int:
+        """Stored rows of all parts before."""
+        return self.part.first_row
+
+    def pieces(self, rule: Rule) -> Pieces:
+        """The rows that a rule counts."""
+        return self.source.pieces(self.part, rule)
+
+    def topk_ids(self, layer: int) -> np.ndarray:
+        """Expert ids [T, K] of one layer, of all rows of the part."""
+        return self.block.topk_ids(layer)
+
+    def repeats_token_T(self, lag: int) -> np.ndarray:
+        """Whether a row's token id is that of the row `lag` before it: bool [T]."""
+        token_id_T = self.source.token_ids(self.part)
+        equal_T = np.zeros(len(token_id_T), bool)
+        equal_T[lag:] = token_id_T[lag:] == token_id_T[:-lag]
+        return equal_T
+
+
+class Source:
+    """The rows of a trace, to be read as often as there are groups of layers.
+
+    Making one reads the columns that say whose rows they are, and checks them.
+
+    Raises:
+        TraceError: the trace has no per-token rows, or is damaged.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.layers: dict[int, LayerSpec] = trace.layers
+        self.index = TraceIndex.of(trace)
+        sequences = len(self.index.sequence_id_S)
+        self.rows_S = np.zeros(sequences, np.int64)
+        """Stored rows of each sequence."""
+        self.position_sum_S = np.zeros(sequences, np.int64)
+        """Sum of their positions."""
+        self.parts: list[Part] = []
+        for path in trace.routing_parts:
+            self.parts.append(self._part(path))
+        self._template: Template | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Stored rows over all sequences of the trace."""
+        return int(self.rows_S.sum())
+
+    @property
+    def num_selections(self) -> int:
+        """Expert ids in those rows."""
+        return self.num_rows * sum(spec.top_k for spec in self.layers.values())
+
+    def read(self, layers: Sequence[int], *, weights: bool = False) -> Iterator[Rows]:
+        """Yield some layers of every part, in recording order."""
+        for part in self.parts:
+            block = self.trace.read_layers(part.path, list(layers), weights=weights)
+            yield Rows(self, part, block)
+
+    def pieces(self, part: Part, rule: Rule) -> Pieces:
+        """Return the pieces of a part; they are kept for the next group of layers."""
+        if rule not in part.pieces:
+            is_template_T = None
+            if rule is Rule.NO_TEMPLATE:
+                is_template_T = self.template.covers(part.stretches, self.token_ids(part))
+            part.pieces[rule] = cut(self.index, part.stretches, rule, is_template_T)
+        return part.pieces[rule]
+
+    @property
+    def template(self) -> Template:
+        """What all documents of a task share; raises TraceError without token ids."""
+        if self._template is None:
+            parts = ((part.stretches, self.token_ids(part)) for part in self.parts)
+            self._template = Template.of(self.index, parts)
+        return self._template
+
+    def token_ids(self, part: Part) -> np.ndarray:
+        """Vocabulary ids int32 [T] of a part; -1 where they were not stored."""
+        return self.trace.read_identity(part.path, token_ids=True).token_id_T
+
+    def _part(self, path: Path) -> Part:
+        block = self.trace.read_identity(path)
+        stretches = Stretches.of(self.index, block.sequence_id_T, block.position_T)
+        known_R = stretches.sequence_R >= 0
+        length_R = stretches.length_R
+        # A stretch's positions sum to its length times its middle.
+        twice_R = length_R * (2 * stretches.position_R + length_R - 1)
+        sequence_R = stretches.sequence_R[known_R]
+        np.add.at(self.rows_S, sequence_R, length_R[known_R])
+        np.add.at(self.position_sum_S, sequence_R, twice_R[known_R] // 2)
+        last = self.parts[-1] if self.parts else None
+        return Part(path, last.first_row + last.stretches.rows if last else 0, stretches)
