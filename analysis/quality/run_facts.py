@@ -1,4 +1,4 @@
-"""Checks of what the recording says of itself: Q0, Q7, Q8, Q12 and Q14."""
+"""Checks of what the recording says of itself: Q0, Q7, Q8, Q10, Q12 and Q14."""
 
 from __future__ import annotations
 
@@ -44,6 +44,16 @@ def recorded_top_k(trace: Trace) -> Check:
     found = sorted({spec.top_k for spec in trace.layers.values()})
     value = ", ".join(map(str, found))
     return Check("Q8", name, pass_if(max(found) == expected), value, f"{expected}")
+
+
+def recomputed_ids() -> Check:
+    """Q10: whether scores lead to the ids; no capture level has scores, so it is always skipped.
+
+    The ids are those the model used. They must not be recomputed from logits: bias, groups and
+    ties make that wrong for some routers.
+    """
+    reason = "no scores of all experts are captured; ids are as used"
+    return Check("Q10", "ids follow from scores", Status.SKIP, reason=reason)
 
 
 def replicates(trace: Trace) -> Check:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from moe_probe.analysis.accumulators.counts import Counts
+from moe_probe.analysis.accumulators.repeats import Repeats
 from moe_probe.analysis.accumulators.rows import RowFaults
+from moe_probe.analysis.accumulators.tables import counts_from_tables
+from moe_probe.analysis.accumulators.weight_faults import WeightFaults
 from moe_probe.analysis.quality.loads import count_bounds, expert_zero
 from moe_probe.analysis.quality.outcome import Check, Status
+from moe_probe.analysis.quality.repeats import (
+    repeated_prompts,
+    separate_writers,
+    unchanged_scores,
+)
 from moe_probe.analysis.quality.rows import (
     none_above_one_slot,
     none_allowed,
@@ -18,51 +26,90 @@ from moe_probe.analysis.quality.rows import (
 from moe_probe.analysis.quality.run_facts import (
     completeness,
     prefix_agreement,
+    recomputed_ids,
     recorded_layers,
     recorded_top_k,
     replicates,
 )
+from moe_probe.analysis.quality.weights import weights_in_range
 from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.scan import Accumulator, count, scan
+from moe_probe.analysis.scan import Accumulator, scan
+from moe_probe.analysis.source import Source
 from moe_probe.errors import TraceError
 from moe_probe.trace import Capture, Trace
 
 
-def check_trace(trace: Trace, *, also: Sequence[Accumulator] = ()) -> list[Check]:
-    """Run every check that applies to a trace, in one pass over its rows.
+class Evidence:
+    """What the checks need to see of every row, as accumulators to fill in any scan.
 
-    Args:
-        trace: The trace.
-        also: Accumulators to fill in the same pass, where the trace has rows.
+    Raises:
+        TraceError: the trace is of a model without routers.
+    """
+
+    def __init__(self, trace: Trace, source: Source | None) -> None:
+        if not trace.layers:
+            raise TraceError(
+                f"{trace.path} was recorded with --baseline: it has scores, in run.json and "
+                "sequences/, and no routing. Give the trace of a model with experts."
+            )
+        self.trace = trace
+        self.source = source
+        self.faults: RowFaults | None = None
+        self.weights: WeightFaults | None = None
+        self.repeats: Repeats | None = None
+        if source is None:
+            self.counts = counts_from_tables(trace, Rule.RAW)
+        else:
+            self.counts = Counts(trace.layers, Rule.RAW, source.index)
+            self.faults = RowFaults(trace.layers)
+            self.repeats = Repeats(trace.sequences, trace.layers)
+            if trace.capture is Capture.WEIGHTS:
+                descending = trace.run.get("slot_order") == "descending_weight"
+                self.weights = WeightFaults(trace.layers, descending=descending)
+
+    @property
+    def accumulators(self) -> list[Accumulator]:
+        """To be filled from all layers; none where the trace has no rows."""
+        if self.source is None:
+            return []
+        seen = (self.faults, self.weights, self.repeats)
+        return [self.counts, *(found for found in seen if found is not None)]
+
+    def checks(self) -> list[Check]:
+        """Run every check that applies to the trace, once the accumulators are filled."""
+        trace, faults = self.trace, self.faults
+        return [
+            completeness(trace),
+            row_check("Q1", "an expert twice in one row", faults, "duplicated", none_allowed),
+            row_check("Q2", "rows of zeros only", faults, "zero", none_above_one_slot),
+            row_check("Q3", "rows that read 0, 1, 2, ...", faults, "ordered", ordered_allowed),
+            row_check("Q4", "ids beyond the last expert", faults, "out_of_range", none_allowed),
+            count_bounds(trace, self.counts, scanned=faults is not None),
+            rows_per_sequence(trace, self.source),
+            recorded_layers(trace),
+            recorded_top_k(trace),
+            weights_in_range(self.weights),
+            recomputed_ids(),
+            separate_writers(trace),
+            replicates(trace),
+            repeated_prompts(self.repeats),
+            prefix_agreement(trace),
+            expert_zero(self.counts.by_layer()),
+            unchanged_scores(trace),
+        ]
+
+
+def check_trace(trace: Trace) -> list[Check]:
+    """Run every check that applies to a trace.
 
     Raises:
         TraceError: the trace is damaged, or of a model without routers.
     """
-    if not trace.layers:
-        raise TraceError(
-            f"{trace.path} was recorded with --baseline: it has scores, in run.json and "
-            "sequences/, and no routing. Give the trace of a model with experts."
-        )
-    faults: RowFaults | None = None
-    if trace.capture is Capture.COUNTS:
-        counts = count(trace, Rule.RAW)
-    else:
-        counts, faults = Counts(trace.layers, Rule.RAW), RowFaults(trace.layers)
-        scan(trace, [counts, faults, *also])
-    return [
-        completeness(trace),
-        row_check("Q1", "an expert twice in one row", faults, "duplicated", none_allowed),
-        row_check("Q2", "rows of zeros only", faults, "zero", none_above_one_slot),
-        row_check("Q3", "rows that read 0, 1, 2, ...", faults, "ordered", ordered_allowed),
-        row_check("Q4", "ids beyond the last expert", faults, "out_of_range", none_allowed),
-        count_bounds(trace, counts, scanned=faults is not None),
-        rows_per_sequence(trace, faults),
-        recorded_layers(trace),
-        recorded_top_k(trace),
-        replicates(trace),
-        prefix_agreement(trace),
-        expert_zero(counts.by_layer()),
-    ]
+    source = None if trace.capture is Capture.COUNTS or not trace.layers else Source(trace)
+    evidence = Evidence(trace, source)
+    if source is not None:
+        scan(source, evidence.accumulators)
+    return evidence.checks()
 
 
 def failures(checks: Iterable[Check]) -> list[Check]:
