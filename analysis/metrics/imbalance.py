@@ -1,7 +1,9 @@
-"""Group D: how unevenly one layer's load is spread over its routed experts.
+"""Group D: how unevenly one layer's load is spread over its routed experts (D1-D11).
 
 Every index takes counts [..., N], reduces the last axis, and is NaN where nothing was selected.
-k is the number of experts per token, which is what bounds each index from above.
+k is the number of experts per token, which is what bounds each index from above. Expectations
+under exchangeable routing: `statistics.nulls.expected_indices`, and for `min_vio`
+`concentration.expected_loads`.
 
 Shape suffixes: N experts of a layer; leading axes, if any, are kept.
 """
@@ -11,6 +13,26 @@ from __future__ import annotations
 import numpy as np
 
 from moe_probe.analysis.metrics.frequency import assignment_share, relative_load
+from moe_probe.analysis.statistics.nulls import Indices
+
+
+def all_indices(counts_N: np.ndarray) -> Indices:
+    """Return every index that has an expectation under N0, of one layer.
+
+    Args:
+        counts_N: Selections of one layer, [N]; sums of weights, of devices or of first choices
+            measure those instead, and each says what its bounds are.
+    """
+    return Indices(
+        max_vio=float(max_vio(counts_N)),
+        cv=float(cv(counts_N)),
+        gini=float(gini(counts_N)),
+        entropy=float(entropy(counts_N)),
+        effective_experts=float(effective_experts(counts_N)),
+        kl_uniform=float(kl_uniform(counts_N)),
+        total_variation=float(total_variation(counts_N)),
+        unseen=float(unseen(counts_N)),
+    )
 
 
 def max_vio(counts_N: np.ndarray) -> np.ndarray:
@@ -19,6 +41,14 @@ def max_vio(counts_N: np.ndarray) -> np.ndarray:
     Range [0, N/k - 1]. Source: Loss-Free Balancing (2408.15664), equation 4.
     """
     return np.asarray(relative_load(counts_N).max(axis=-1) - 1)
+
+
+def min_vio(counts_N: np.ndarray) -> np.ndarray:
+    """Return MinVio = 1 - min r: how far the least used expert stays below its fair share (D4).
+
+    Range [0, 1]; 1 is an expert that no token selected.
+    """
+    return np.asarray(1 - relative_load(counts_N).min(axis=-1))
 
 
 def cv(counts_N: np.ndarray) -> np.ndarray:
@@ -56,6 +86,24 @@ def effective_experts(counts_N: np.ndarray) -> np.ndarray:
     Range [k, N]. Source: Hill (1973), order 1.
     """
     return np.asarray(np.exp(entropy(counts_N)))
+
+
+def inverse_simpson(counts_N: np.ndarray) -> np.ndarray:
+    """Return 1 / sum q^2 = N / (1 + CV^2), the effective number of experts of order 2 (D8).
+
+    Never above `effective_experts`, since busy experts weigh more. Range [k, N].
+    Source: Hill (1973), order 2.
+    """
+    return np.asarray(1 / (assignment_share(counts_N) ** 2).sum(axis=-1))
+
+
+def jain(counts_N: np.ndarray) -> np.ndarray:
+    """Return Jain's fairness (sum c)^2 / (N sum c^2) = 1 / (1 + CV^2) (D9).
+
+    The same information as CV. Range [k/N, 1], 1 is even. Under N0 1 / (1 + CV0^2).
+    Source: Jain et al. (1984), "A quantitative measure of fairness".
+    """
+    return np.asarray(inverse_simpson(counts_N) / counts_N.shape[-1])
 
 
 def kl_uniform(counts_N: np.ndarray) -> np.ndarray:

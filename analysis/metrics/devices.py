@@ -1,0 +1,154 @@
+"""D14: imbalance between devices or expert groups, and what other systems call balancedness.
+
+Experts lie on devices in contiguous blocks of equal size, as engines place them before any
+rebalancing and as group-limited routing groups them.
+
+Shape suffixes: L layers, N experts of a layer, D devices; leading axes are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_probe.analysis.metrics.imbalance import all_indices, max_vio
+from moe_probe.analysis.statistics.nulls import Indices, extreme_moments
+
+
+def device_loads(counts_N: np.ndarray, devices: int) -> np.ndarray:
+    """Return the selections of each device's experts.
+
+    Args:
+        counts_N: Selections, [..., N].
+        devices: D, the number of devices or groups.
+
+    Returns:
+        [..., D], of the same kind as the counts.
+
+    Raises:
+        ValueError: N is not a multiple of D.
+    """
+    num_experts = counts_N.shape[-1]
+    if devices < 1 or num_experts % devices:
+        raise ValueError(f"{num_experts} experts do not split evenly over {devices} devices")
+    blocks = counts_N.reshape(*counts_N.shape[:-1], devices, num_experts // devices)
+    return np.asarray(blocks.sum(axis=-1))
+
+
+def device_imbalance(counts_N: np.ndarray, devices: int) -> Indices:
+    """Return every imbalance index of one layer's loads per device (D14).
+
+    N is replaced by D in every formula. Bounds are those of D experts with max(1, D k / N) for
+    k, so MaxVio is at most min(D, N/k) - 1. Null: `device_null`; under group-limited routing,
+    where chance alone gives more, simulate.
+
+    Args:
+        counts_N: Selections of one layer, [N].
+        devices: D.
+
+    Raises:
+        ValueError: N is not a multiple of D.
+    """
+    return all_indices(device_loads(counts_N, devices))
+
+
+@dataclass(frozen=True)
+class DeviceNull:
+    """Imbalance between devices that chance alone gives."""
+
+    max_vio: float
+    cv: float
+    """Root of the exact E[CV^2]."""
+
+
+def device_null(num_experts: int, top_k: int, devices: int, tokens: int) -> DeviceNull:
+    """Return the expected imbalance between devices under N0 (exchangeable top-k routing).
+
+    A token's selections on one device are hypergeometric: E[CV^2] =
+    (D - 1) (N - k) / ((N - 1) k T). MaxVio is CV sqrt(D / (D-1)) times the expected maximum of D
+    standard normals.
+
+    Args:
+        num_experts: N.
+        top_k: k.
+        devices: D.
+        tokens: T, over the design effect for documents instead of tokens; NaN where it is 0.
+    """
+    if tokens == 0:
+        return DeviceNull(math.nan, math.nan)
+    if devices == 1 or num_experts == top_k:
+        return DeviceNull(0.0, 0.0)
+    square = (devices - 1) * (num_experts - top_k) / ((num_experts - 1) * top_k * tokens)
+    spread = math.sqrt(square * devices / (devices - 1))
+    most = min(devices, num_experts / top_k) - 1
+    return DeviceNull(
+        max_vio=min(spread * extreme_moments(devices)[0], most),
+        cv=math.sqrt(min(square, most)),
+    )
+
+
+@dataclass(frozen=True)
+class Balancedness:
+    """One set of counts, as different systems would report it."""
+
+    sglang_utilisation: float
+    """Mean over layers of (mean + 1e-5) / (max + 1e-5) of the devices' loads; 1 is even."""
+    vllm_log: float
+    """Sum over layers of mean, over sum of max; 1 is even. The harmonic mean of mean / max where
+    layers have equal totals, and then never above the form of SGLang."""
+    vllm_min: float
+    """Smallest mean / max over layers, as vLLM exports it to Prometheus; 1 is even."""
+    vllm_p50: float
+    """Median of mean / max over layers."""
+    vllm_p90: float
+    """90th percentile of mean / max over layers, interpolated linearly."""
+    vllm_avg: float
+    """Mean of mean / max over layers."""
+    tensorrt_llm_ratio: float
+    """Mean over layers of (max - mean) / mean; 0 is even."""
+    max_mean: float
+    """Mean over layers of max / mean; 1 is even."""
+    max_vio: float
+    """Mean over layers of MaxVio of the experts, not of the devices; 0 is even."""
+
+
+def balancedness(counts_LN: Sequence[np.ndarray], devices: int) -> Balancedness:
+    """Return the balancedness of all layers in the definitions that are in use.
+
+    The unit of time is whatever the counts cover: a system that averages over steps reports
+    less balance than its counts of a whole run give.
+
+    Args:
+        counts_LN: Selections of each layer, each [N]; N may differ. Layers that nothing
+            selected are left out.
+        devices: D, the number of GPUs or other units that hold experts.
+
+    Returns:
+        One value per definition; NaN if no layer counts anything.
+
+    Raises:
+        ValueError: N of a layer is not a multiple of D.
+
+    Sources: SGLang `expert_distribution`, vLLM `eplb_state`, TensorRT-LLM's blog on expert
+    parallelism, Loss-Free Balancing (2408.15664).
+    """
+    loads = [device_loads(counts_N, devices) for counts_N in counts_LN if counts_N.any()]
+    if not loads:
+        return Balancedness(*[math.nan] * 9)
+    load_LD = np.stack(loads).astype(np.float64)
+    mean_L, max_L = load_LD.mean(axis=1), load_LD.max(axis=1)
+    even_L = mean_L / max_L
+    return Balancedness(
+        sglang_utilisation=float(((mean_L + 1e-5) / (max_L + 1e-5)).mean()),
+        vllm_log=float(mean_L.sum() / max_L.sum()),
+        vllm_min=float(even_L.min()),
+        vllm_p50=float(np.median(even_L)),
+        vllm_p90=float(np.quantile(even_L, 0.9)),
+        vllm_avg=float(even_L.mean()),
+        tensorrt_llm_ratio=float((max_L / mean_L - 1).mean()),
+        max_mean=float((max_L / mean_L).mean()),
+        max_vio=float(np.mean([max_vio(counts_N) for counts_N in counts_LN if counts_N.any()])),
+    )

@@ -1,0 +1,140 @@
+"""A8: whether two halves of the documents rank the experts alike.
+
+A ranking that is no more stable than chance allows must not be reported. Halves are halves of
+the documents (by parity of a hash), never of the tokens: tokens of one document are alike.
+
+Shape suffixes: N experts of a layer; leading axes, if any, are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_probe.analysis.metrics.divergence import jensen_shannon
+from moe_probe.analysis.metrics.ranking import rank_from_least
+from moe_probe.analysis.statistics.random_sets import divergence_bias
+
+
+def spearman(first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation of the loads of two halves.
+
+    Args:
+        first_N: Counts of one half, [..., N].
+        second_N: Counts of the other half, [..., N].
+
+    Returns:
+        float64 [...] in [-1, 1], with mean ranks for ties; NaN where all experts of a half are
+        tied. If the order is noise alone: mean 0, sd 1 / sqrt(N - 1).
+    """
+    x_N, y_N = (_mean_rank(half_N) for half_N in (first_N, second_N))
+    x_N = x_N - x_N.mean(axis=-1, keepdims=True)
+    y_N = y_N - y_N.mean(axis=-1, keepdims=True)
+    norm = np.sqrt((x_N**2).sum(axis=-1) * (y_N**2).sum(axis=-1))
+    return np.asarray((x_N * y_N).sum(axis=-1) / np.where(norm > 0, norm, np.nan))
+
+
+def bottom_overlap(first_N: np.ndarray, second_N: np.ndarray, number: int) -> np.ndarray:
+    """Return the share of the `number` least used experts that two halves have in common.
+
+    Experts tied at the m-th place share the places that are left, as if drawn at random.
+
+    Args:
+        first_N: Counts of one half, [..., N].
+        second_N: Counts of the other half, [..., N].
+        number: m, in [1, N].
+
+    Returns:
+        float64 [...] in [0, 1]; NaN where a half counts nothing. If the order is noise alone,
+        m/N.
+    """
+    common = (_membership(first_N, number) * _membership(second_N, number)).sum(axis=-1) / number
+    counted = (first_N.sum(axis=-1) > 0) & (second_N.sum(axis=-1) > 0)
+    return np.where(counted, common, np.nan)
+
+
+def top_overlap(first_N: np.ndarray, second_N: np.ndarray, number: int) -> np.ndarray:
+    """Return the share of the `number` busiest experts that two halves have in common.
+
+    Arguments, range and null as in `bottom_overlap`.
+    """
+    common = (_membership(-1.0 * first_N, number) * _membership(-1.0 * second_N, number)).sum(
+        axis=-1
+    ) / number
+    counted = (first_N.sum(axis=-1) > 0) & (second_N.sum(axis=-1) > 0)
+    return np.where(counted, common, np.nan)
+
+
+def split_divergence(first_N: np.ndarray, second_N: np.ndarray) -> float:
+    """Return the Jensen-Shannon divergence of two halves of one layer, in bits.
+
+    Both halves weigh the same.
+
+    Args:
+        first_N: Counts of one half, [N].
+        second_N: Counts of the other half, [N].
+
+    Returns:
+        In [0, 1]; NaN where a half counts nothing. Null: `split_null`.
+    """
+    return float(jensen_shannon(np.stack([first_N, second_N]))[0, 1])
+
+
+@dataclass(frozen=True)
+class SplitNull:
+    """What two halves are to each other by chance."""
+
+    spearman_sd: float
+    """Sd of Spearman's correlation around 0, if the order is noise alone."""
+    overlap: float
+    """Mean of `bottom_overlap` and `top_overlap`, if the order is noise alone."""
+    overlap_sd: float
+    """Sd of the same."""
+    divergence: float
+    """Mean of `split_divergence` in bits, if the halves differ by noise alone."""
+
+
+def split_null(
+    num_experts: int, top_k: int, assignments: tuple[int, int], number: int, deff: float = 1.0
+) -> SplitNull:
+    """Return what chance alone gives.
+
+    The correlation and the overlap are those of two independent random orders (a hypergeometric
+    draw). The divergence is the design effect times `divergence_bias`, whatever the experts' true
+    shares are.
+
+    Args:
+        num_experts: N; of experts that something selects, where some are idle.
+        top_k: k.
+        assignments: A of the two halves; about T k / 2 each.
+        number: m of the overlaps, in [1, N].
+        deff: Design effect: how many times larger the variance is than for independent tokens.
+
+    Returns:
+        The null; sd of the correlation is NaN for one expert, the divergence for an empty half.
+    """
+    share = number / num_experts
+    others = num_experts - 1
+    bias = divergence_bias(num_experts, top_k, *assignments) if all(assignments) else math.nan
+    return SplitNull(
+        spearman_sd=1 / math.sqrt(others) if others else math.nan,
+        overlap=share,
+        overlap_sd=(1 - share) / math.sqrt(others) if others else 0.0,
+        divergence=float(np.minimum(deff * bias, 1.0)),
+    )
+
+
+def _mean_rank(counts_N: np.ndarray) -> np.ndarray:
+    # From the least and from the busiest: half the difference is the mean rank, up to a constant.
+    return np.asarray((rank_from_least(counts_N) - rank_from_least(-1.0 * counts_N)) / 2)
+
+
+def _membership(load_N: np.ndarray, number: int) -> np.ndarray:
+    """Return the chance of each expert to be among the `number` of least load, [..., N]."""
+    rank_N = rank_from_least(load_N)
+    first_N = np.where(rank_N <= number, rank_N, 0).max(axis=-1, keepdims=True)
+    tied_N = rank_N == first_N
+    places = number + 1 - first_N
+    return np.where(tied_N, places / tied_N.sum(axis=-1, keepdims=True), rank_N < first_N)
