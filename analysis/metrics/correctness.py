@@ -1,0 +1,138 @@
+"""F4, F6: experts and right answers, within subjects.
+
+Subjects differ both in accuracy and in the experts they use, so only documents of the same subject
+are compared. Documents are the units: tokens of one are not independent. Even so this is no
+evidence of a cause: long or odd questions are both harder and routed otherwise.
+
+Shape suffixes: C documents, S subjects, N experts of a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.metrics.grouping import sums_by_label, within_groups
+from moe_probe.analysis.metrics.subjects import two_sided_p
+from moe_probe.analysis.statistics.undefined import positive
+
+
+def correctness_table(
+    counts_CN: np.ndarray, tokens_C: np.ndarray, subject_C: np.ndarray, correct_C: np.ndarray
+) -> pd.DataFrame:
+    """Tabulate how much more correctly answered documents select each expert (F4).
+
+    The difference in mean selection frequency p = c / n between correct and incorrect documents
+    of a subject, averaged over subjects with the weights of Cochran, Mantel and Haenszel,
+    C1 C0 / (C1 + C0). Its variance is that under permutation of the answers within subjects.
+
+    Args:
+        counts_CN: Selections of each expert in each document, [C, N].
+        tokens_C: Tokens of each document; those without are left out.
+        subject_C: Index of each document's subject.
+        correct_C: 1 correct, 0 incorrect, -1 unknown, which is left out.
+
+    Returns:
+        expert  index in the layer
+        difference  frequency in correct less that in incorrect documents, in [-1, 1]
+        standard_error  of the difference, if there is none
+        z  difference over standard error; null: N(0, 1)
+        p_value  two-sided, to be replaced by a q-value over all layers
+        All are null where no subject has both answers, and z where no document differs.
+        Source: Mantel (1963), the extended test for mean scores.
+    """
+    used_C = (tokens_C > 0) & (correct_C >= 0)
+    frequency_CN = counts_CN[used_C] / tokens_C[used_C, None]
+    within = _compare(frequency_CN, subject_C[used_C], correct_C[used_C])
+    scale = within.answers if within.answers > 0 else np.nan
+    z_N = within.z_N
+    return pd.DataFrame(
+        {
+            "expert": np.arange(counts_CN.shape[1]),
+            "difference": within.product_N / scale,
+            "standard_error": np.sqrt(within.variance_N) / scale,
+            "z": z_N,
+            "p_value": two_sided_p(z_N),
+        }
+    )
+
+
+def exposure_table(
+    counts_CN: np.ndarray,
+    tokens_C: np.ndarray,
+    subject_C: np.ndarray,
+    correct_C: np.ndarray,
+    least: float = 0.0,
+) -> pd.DataFrame:
+    """Tabulate the accuracy of documents that use each expert and of those that do not (F6).
+
+    Args:
+        counts_CN, tokens_C, subject_C, correct_C: As in `correctness_table`.
+        least: A document uses an expert if a greater share of its tokens selects it; 0: if any
+            token does.
+
+    Returns:
+        expert  index in the layer
+        exposed  documents that use it
+        accuracy_exposed, accuracy_unexposed  share of correct documents; null without any
+        difference  the first less the second, over all subjects: mixed with what subjects are
+        difference_within  the same between documents of one subject, averaged over subjects with
+            weights as in `correctness_table`; null where use varies in no subject
+        z, p_value  of the latter, as in `correctness_table`
+    """
+    used_C = (tokens_C > 0) & (correct_C >= 0)
+    exposed_CN = (counts_CN[used_C] > least * tokens_C[used_C, None]).astype(np.float64)
+    correct_C = correct_C[used_C]
+    within = _compare(exposed_CN, subject_C[used_C], correct_C)
+    exposed_N, right_N = exposed_CN.sum(axis=0), correct_C @ exposed_CN
+    unexposed_N, other_N = len(correct_C) - exposed_N, correct_C.sum() - right_N
+    accuracy_N = right_N / positive(exposed_N)
+    others_N = other_N / positive(unexposed_N)
+    z_N = within.z_N
+    return pd.DataFrame(
+        {
+            "expert": np.arange(counts_CN.shape[1]),
+            "exposed": exposed_N.astype(np.int64),
+            "accuracy_exposed": accuracy_N,
+            "accuracy_unexposed": others_N,
+            "difference": accuracy_N - others_N,
+            "difference_within": within.product_N / positive(within.square_N),
+            "z": z_N,
+            "p_value": two_sided_p(z_N),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Within:
+    """Sums over documents, each value less its subject's mean."""
+
+    product_N: np.ndarray
+    """Of value x answer."""
+    square_N: np.ndarray
+    """Of value squared."""
+    answers: float
+    """Of answer squared, which is sum_S C1 C0 / (C1 + C0)."""
+    variance_N: np.ndarray
+    """Of `product_N` under permutation of the answers within subjects."""
+
+    @property
+    def z_N(self) -> np.ndarray:
+        return np.asarray(self.product_N / np.sqrt(positive(self.variance_N)))
+
+
+def _compare(value_CN: np.ndarray, subject_C: np.ndarray, correct_C: np.ndarray) -> _Within:
+    used, subject_C = np.unique(subject_C, return_inverse=True)
+    value_CN = within_groups(value_CN, subject_C, len(used))
+    answer_C = within_groups(correct_C[:, None], subject_C, len(used))[:, 0]
+    square_SN = sums_by_label(value_CN**2, subject_C, len(used))
+    answer_S = np.bincount(subject_C, answer_C**2, minlength=len(used))
+    free_S = np.maximum(np.bincount(subject_C, minlength=len(used)) - 1, 1)
+    return _Within(
+        product_N=answer_C @ value_CN,
+        square_N=square_SN.sum(axis=0),
+        answers=float(answer_S.sum()),
+        variance_N=(answer_S / free_S) @ square_SN,
+    )
