@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.special import chdtrc
+
+from moe_probe.analysis.statistics.undefined import positive
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,43 @@ def bounds(num_experts: int, top_k: int) -> Indices:
         total_variation=idle,
         unseen=float(num_experts - top_k),
     )
+
+
+def count_variance(
+    slots: np.ndarray | float, slots_square: np.ndarray | float, num_experts: int
+) -> np.ndarray:
+    """Return Var(c) of each expert's selections: sum over tokens of (k_t / N) (1 - k_t / N).
+
+    Args:
+        slots: Sum of k_t, the experts per token: T k where all tokens have k.
+        slots_square: Sum of k_t^2.
+        num_experts: N.
+    """
+    return np.asarray(slots / num_experts - np.asarray(slots_square) / num_experts**2)
+
+
+def uniform_chi_square(
+    counts_N: np.ndarray, slots: np.ndarray | float, slots_square: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Test counts against N0, which takes all tokens for independent.
+
+    X^2 = (N - 1) / N sum (c - m)^2 / Var(c) with m = A / N; for fixed k this is (N - 1) / (N - k)
+    times the multinomial statistic, which is too small because the experts of a token differ.
+
+    Args:
+        counts_N: Selections, [..., N].
+        slots: Sum of k_t, broadcast against [...].
+        slots_square: Sum of k_t^2, likewise.
+
+    Returns:
+        X^2 and its p-value from chi-square with N - 1 degrees of freedom, float64 [...]; NaN
+        where nothing can vary: no tokens, or all experts in every token.
+    """
+    num_experts = counts_N.shape[-1]
+    variance = count_variance(slots, slots_square, num_experts)
+    squares = counts_N.var(axis=-1) * num_experts
+    statistic = squares * (num_experts - 1) / num_experts / positive(variance)
+    return statistic, np.asarray(chdtrc(num_experts - 1, statistic))
 
 
 def _skewed_maximum(num_experts: int, top_k: int, tokens: int) -> float:
