@@ -1,0 +1,168 @@
+"""Group H: how much a token's experts are those of the tokens before it, inside one document.
+
+Nulls: N0 draws k of N experts uniformly; N1 ("own") draws each expert at its own frequency,
+whatever came before.
+
+Shape suffixes: S subjects, X lags, N experts of a layer, K slots, T tokens, D documents,
+W window lengths, P selections; 5 sums over pairs of tokens, in the order of `SUMS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SUMS = ("pairs", "overlap", "any_overlap", "first_choice", "same_set")
+"""Over pairs of tokens, t and t - lag: their number, the sum of |S_t and S_(t-lag)|, and the
+pairs with any common expert, with equal first slots and with equal sets."""
+
+
+def excess(ratio: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Return (ratio - null) / (1 - null), locality beyond a null on a scale that fits any k, N.
+
+    Returns:
+        float64 in (-inf, 1]; NaN where the null is 1.
+    """
+    room = np.where(np.asarray(null) < 1, 1 - np.asarray(null), np.nan)
+    return np.asarray((ratio - null) / room)
+
+
+def overlap_null_own(counts_SN: np.ndarray, tokens_S: np.ndarray) -> np.ndarray:
+    """Return sum p_e^2 / k, the overlap ratio under N1, with k the mean set size.
+
+    Args:
+        counts_SN: Selections, [..., N].
+        tokens_S: Tokens, [...].
+
+    Returns:
+        float64 [...] in [k/N, 1]; NaN where nothing was selected.
+    """
+    # The same as sum c^2 / (A T).
+    whole_S = counts_SN.sum(axis=-1) * np.asarray(tokens_S, np.float64)
+    square_S = (counts_SN.astype(np.float64) ** 2).sum(axis=-1)
+    return np.asarray(square_S / np.where(whole_S > 0, whole_S, np.nan))
+
+
+def first_choice_null_own(first_N: np.ndarray) -> float:
+    """Return sum p_e^2 over first choices: that two tokens agree in theirs under N1.
+
+    Under N0 it is 1 / N.
+
+    Args:
+        first_N: Tokens whose first choice each expert is.
+    """
+    return float(overlap_null_own(first_N, first_N.sum()))
+
+
+def repeats_table(
+    subjects: Sequence[str],
+    lags: Sequence[int],
+    overlaps_SX5: np.ndarray,
+    other_token_overlaps_SX5: np.ndarray | None,
+    counts_SN: np.ndarray,
+    tokens_S: np.ndarray,
+) -> pd.DataFrame:
+    """Tabulate how often tokens repeat the experts of the token `lag` before them.
+
+    Args:
+        subjects: S names.
+        lags: X distances in tokens.
+        overlaps_SX5: int64, the sums named in `SUMS`.
+        other_token_overlaps_SX5: The same over pairs of two different token ids; None where the
+            trace has no token ids.
+        counts_SN: Selections.
+        tokens_S: Tokens.
+
+    Returns:
+        One row per lag and subject, and first of each lag one over all subjects. Shares and
+        ratios are in [0, 1], and null without pairs.
+        subject  "" for all
+        lag  in tokens
+        pairs  of tokens of one document
+        first_choice  share of pairs with equal first slots; N0: 1/N. Source: Mixtral
+            (2401.04088), table 5
+        any_overlap  share of pairs with any common expert; N0: `random_sets.any_shared`, N1:
+            `random_sets.own_rate_any`
+        overlap_ratio  mean number of common experts over the mean set size
+        same_set  share of pairs with the same set; N0: 1 / C(N, k)
+        overlap_null, overlap_null_own  overlap_ratio under N0, k/N, and under N1
+        excess  of overlap_ratio over overlap_null_own, at most 1
+        other_token_pairs, other_token_first_choice, ...  the same over pairs of different ids
+    """
+    counts_SN = np.concatenate([counts_SN.sum(axis=0, keepdims=True), counts_SN])
+    tokens_S = np.concatenate([[tokens_S.sum()], tokens_S])
+    mean_k_S = counts_SN.sum(axis=1) / np.where(tokens_S > 0, tokens_S, np.nan)
+    own_S = overlap_null_own(counts_SN, tokens_S)
+    if other_token_overlaps_SX5 is None:
+        other_token_overlaps_SX5 = np.zeros_like(overlaps_SX5)
+    tables = []
+    for place, lag in enumerate(lags):
+        columns: dict[str, Any] = {"subject": ["", *subjects], "lag": lag}
+        columns |= _rates(overlaps_SX5[:, place], mean_k_S)
+        columns |= {"overlap_null": mean_k_S / counts_SN.shape[1], "overlap_null_own": own_S}
+        columns["excess"] = excess(columns["overlap_ratio"], own_S)
+        other = _rates(other_token_overlaps_SX5[:, place], mean_k_S)
+        other["excess"] = excess(other["overlap_ratio"], own_S)
+        columns |= {f"other_token_{name}": values_S for name, values_S in other.items()}
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def working_set(
+    ids_TK: np.ndarray, starts_D: np.ndarray, num_experts: int, windows: Sequence[int]
+) -> np.ndarray:
+    """Return the mean number of distinct experts that w consecutive tokens select.
+
+    Over all windows of w tokens inside one document: also what w requests decoded together
+    would load, were they as alike as neighbours.
+
+    Args:
+        ids_TK: Selected experts, documents one after the other; ids of num_experts and above
+            are empty slots.
+        starts_D: First token of each document, ascending from 0.
+        num_experts: N.
+        windows: W lengths, in tokens.
+
+    Returns:
+        float64 [W] in experts, at most min(N, k w); NaN where no document has w tokens.
+        Null: `random_sets.experts_seen`.
+    """
+    slot_P = np.flatnonzero(ids_TK.ravel() < num_experts)
+    expert_P = ids_TK.ravel()[slot_P]
+    order_P = np.argsort(expert_P, kind="stable")
+    expert_P, token_P = expert_P[order_P], slot_P[order_P] // ids_TK.shape[1]
+    length_D = np.diff(starts_D, append=len(ids_TK))
+    document_P = np.repeat(np.arange(len(starts_D)), length_D)[token_P]
+    at_P = token_P - starts_D[document_P]
+    room_P = length_D[document_P]
+    # How many tokens of the document came after the expert's last use, all of them at first.
+    fresh_P = at_P + 1
+    again_P = np.flatnonzero((np.diff(expert_P) == 0) & (np.diff(document_P) == 0)) + 1
+    fresh_P[again_P] = at_P[again_P] - at_P[again_P - 1]
+    sizes = []
+    for window in windows:
+        # A window counts the expert once, at its first use in it: the windows that start after
+        # the last use, reach to this one, and end inside the document.
+        earliest_P = at_P - np.minimum(fresh_P, window) + 1
+        latest_P = np.minimum(at_P, room_P - window)
+        number = np.maximum(length_D - window + 1, 0).sum()
+        distinct = np.maximum(latest_P - earliest_P + 1, 0).sum()
+        sizes.append(distinct / number if number else math.nan)
+    return np.array(sizes)
+
+
+def _rates(sums_S5: np.ndarray, mean_k_S: np.ndarray) -> dict[str, np.ndarray]:
+    sums_S5 = np.concatenate([sums_S5.sum(axis=0, keepdims=True), sums_S5])
+    sums = dict(zip(SUMS, sums_S5.T, strict=True))
+    pairs_S = np.where(sums["pairs"] > 0, sums["pairs"], np.nan)
+    return {
+        "pairs": sums["pairs"],
+        "first_choice": sums["first_choice"] / pairs_S,
+        "any_overlap": sums["any_overlap"] / pairs_S,
+        "overlap_ratio": sums["overlap"] / pairs_S / mean_k_S,
+        "same_set": sums["same_set"] / pairs_S,
+    }

@@ -1,0 +1,97 @@
+"""Group J, positions: experts that depend on where in its sequence a token stands.
+
+Bin 0 is position 0, where many models attend to a first token that means nothing; bin b above it
+is positions 2^(b-1) to 2^b - 1. Position 0 has its own row here, and belongs in no headline.
+
+Shape suffixes: B position bins, N experts of a layer; 2 a bin and the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.metrics.frequency import relative_load
+from moe_probe.analysis.metrics.information import mutual_information
+from moe_probe.analysis.statistics.random_sets import divergence_bias
+
+MOSTLY = 0.5
+"""An expert is bound to position 0 if more than this share of its selections is there."""
+
+
+def positions_table(
+    position_counts_BN: np.ndarray, position_tokens_B: np.ndarray, top_k: int, deff: float
+) -> pd.DataFrame:
+    """Tabulate each bin of positions against all others.
+
+    In a benchmark position and segment go together: what differs may be either.
+
+    Args:
+        position_counts_BN: Selections by position, int64.
+        position_tokens_B: Tokens by position, int64.
+        top_k: k.
+        deff: Design effect of the documents.
+
+    Returns:
+        One row per bin that has tokens.
+        first, last  positions of the bin
+        tokens
+        max_load  largest relative load r in the bin; fair value 1, at most N/k
+        busiest  the expert that has it
+        divergence  Jensen-Shannon divergence between the bin's assignment shares and those of
+            the rest, both weighing the same, in bits, [0, 1]; null where there is no rest
+        divergence_null  what two samples of the same shares show: deff (N - k) / 8
+            (1/A + 1/A_rest) nats, in bits
+    """
+    first_B, last_B = position_bins(len(position_tokens_B))
+    rest_BN = position_counts_BN.sum(axis=0) - position_counts_BN
+    load_BN = relative_load(position_counts_BN)
+    halves_B2N = np.stack([position_counts_BN, rest_BN], axis=1)
+    selected_B2 = halves_B2N.sum(axis=2).astype(np.float64)
+    selected_B2[(selected_B2 == 0).any(axis=1)] = np.nan
+    bias_B = divergence_bias(load_BN.shape[1], top_k, selected_B2[:, 0], selected_B2[:, 1])
+    divergence_B = mutual_information(halves_B2N, equal_weights=True)
+    table = pd.DataFrame(
+        {
+            "first": first_B,
+            "last": last_B,
+            "tokens": position_tokens_B,
+            "max_load": load_BN.max(axis=1),
+            "busiest": position_counts_BN.argmax(axis=1),
+            "divergence": np.where(np.isnan(bias_B), np.nan, divergence_B),
+            "divergence_null": deff * bias_B,
+        }
+    )
+    return table[position_tokens_B > 0].reset_index(drop=True)
+
+
+def first_position_experts(
+    position_counts_BN: np.ndarray, position_tokens_B: np.ndarray
+) -> pd.DataFrame:
+    """Tabulate the experts that get most of their selections at position 0.
+
+    Returns:
+        The largest share first.
+        expert
+        count  selections at position 0
+        share  of the expert's selections, above `MOSTLY`
+        share_null  share of all tokens that stand at position 0
+    """
+    counts_N = position_counts_BN.sum(axis=0)
+    share_N = position_counts_BN[0] / np.where(counts_N > 0, counts_N, np.nan)
+    bound = np.flatnonzero(share_N > MOSTLY)
+    bound = bound[np.argsort(-share_N[bound], kind="stable")]
+    return pd.DataFrame(
+        {
+            "expert": bound,
+            "count": position_counts_BN[0, bound],
+            "share": share_N[bound],
+            "share_null": position_tokens_B[0] / max(position_tokens_B.sum(), 1),
+        }
+    )
+
+
+def position_bins(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and last positions of bins 0, 1, 2-3, 4-7, ...: int64 [B] each."""
+    first_B = (1 << np.arange(number)) >> 1
+    return first_B, np.maximum((1 << np.arange(number)) - 1, 0)
