@@ -46,7 +46,7 @@ class Text(NamedTuple):
 
 
 def write_synthetic(
-    path: Path,
+    path: str | Path,
     tokens: int,
     *,
     shape: str = "v3",
