@@ -62,3 +62,6 @@ class Order:
         if self.kind == "shuffle-docs":
             return np.random.default_rng([self.seed, clusters]).permutation(clusters)
         return np.arange(clusters)
+
+
+CANONICAL = Order("canonical")

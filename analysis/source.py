@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,14 @@ class Rows:
         """Expert ids [T, K] of one layer, of all rows of the part."""
         return self.block.topk_ids(layer)
 
+    def topk_weights(self, layer: int) -> np.ndarray:
+        """Gate weights float16 [T, K] beside the ids; only in a scan that reads weights."""
+        return self.block.topk_weights(layer)
+
+    def router_scalars(self, layer: int) -> np.ndarray:
+        """ROUTER_SCALARS float16 [T, 3] of a layer that has them, likewise."""
+        return self.block.router_scalars(layer)
+
     def repeats_token_T(self, lag: int) -> np.ndarray:
         """Whether a row's token id is that of the row `lag` before it: bool [T]."""
         token_id_T = self.source.token_ids(self.part)
@@ -97,6 +106,18 @@ class Source:
     def num_selections(self) -> int:
         """Expert ids in those rows."""
         return self.num_rows * sum(spec.top_k for spec in self.layers.values())
+
+    @cached_property
+    def has_token_ids(self) -> bool:
+        """Whether the trace says which token each row is."""
+        # Either all of a recording has them or none.
+        first = next((part for part in self.parts if part.stretches.rows), None)
+        return first is not None and bool((self.token_ids(first) >= 0).any())
+
+    @cached_property
+    def has_repeated_rows(self) -> bool:
+        """Whether the model ran some stored row several times."""
+        return any((self.pieces(part, Rule.RAW).weight_P > 1).any() for part in self.parts)
 
     def read(self, layers: Sequence[int], *, weights: bool = False) -> Iterator[Rows]:
         """Yield some layers of every part, in recording order."""

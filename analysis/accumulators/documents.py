@@ -1,10 +1,9 @@
-"""S6, S15 and S16: selections by document, their moments, and their Poisson bootstrap. Additive.
+"""S6 and S15: selections by document, and their moments. Additive.
 
-The table of documents is the only one that grows with the trace, up to MAX_CLUSTERS rows; moments
-and replicates are made of it, and add up over shards that share no document.
+The table of documents is the only one that grows with the trace, up to MAX_CLUSTERS rows. Moments
+and bootstrap replicates (S16, `statistics.clusters`) are made of it.
 
-Shape suffixes: C clusters, S groups (task, subject, area), N experts of a layer, B replicates,
-P pieces.
+Shape suffixes: C clusters, S groups (task, subject, area), N experts of a layer, P pieces.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
 from moe_probe.analysis.index import Clusters, TraceIndex
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows, Source
+from moe_probe.analysis.statistics.clusters import ClusterMoments
 from moe_probe.trace import LayerSpec
 
 _TYPES = (np.uint8, np.uint16, np.uint32, np.int64)
@@ -76,42 +76,32 @@ class DocumentCounts(LayerAccumulator):
         return total.astype(np.promote_types(kind, smallest_type(int(total.max(initial=0)))))
 
 
-class Moments:
-    """S15: sums over documents of n, n^2, c, c^2 and c n, by group. float64.
+def cluster_moments(
+    counts_CN: np.ndarray, tokens_C: np.ndarray, group_C: np.ndarray, groups: int
+) -> ClusterMoments:
+    """S15: sum n, n^2, c, c^2 and c n over the documents of each group.
 
     They give the variance of every ratio of counts with documents as the unit of sampling, without
-    a table of documents.
-
-    Args:
-        groups: Number of groups S.
-        num_experts: N.
+    a table of documents, and add up over shards that share no document.
     """
+    order_C = np.argsort(group_C, kind="stable")
+    present, start = np.unique(group_C[order_C], return_index=True)
+    n_C, c_CN = tokens_C[order_C].astype(np.float64), counts_CN[order_C].astype(np.float64)
 
-    def __init__(self, groups: int, num_experts: int) -> None:
-        self.clusters_S = np.zeros(groups)
-        """Documents with at least one token."""
-        self.n_S = np.zeros(groups)
-        self.n_square_S = np.zeros(groups)
-        self.c_SN = np.zeros((groups, num_experts))
-        self.c_square_SN = np.zeros((groups, num_experts))
-        self.cn_SN = np.zeros((groups, num_experts))
+    def summed(values: np.ndarray) -> np.ndarray:
+        total = np.zeros((groups, *values.shape[1:]))
+        if len(present):
+            total[present] = np.add.reduceat(values, start, dtype=np.float64)
+        return total
 
-    def update(self, counts_CN: np.ndarray, tokens_C: np.ndarray, group_C: np.ndarray) -> None:
-        """Add documents: their selections, tokens, and group."""
-        order_C = np.argsort(group_C, kind="stable")
-        groups, start = np.unique(group_C[order_C], return_index=True)
-        n_C, c_CN = tokens_C[order_C].astype(np.float64), counts_CN[order_C].astype(np.float64)
-        self.clusters_S[groups] += np.add.reduceat(n_C > 0, start, dtype=np.float64)
-        self.n_S[groups] += np.add.reduceat(n_C, start)
-        self.n_square_S[groups] += np.add.reduceat(n_C * n_C, start)
-        self.c_SN[groups] += np.add.reduceat(c_CN, start)
-        self.cn_SN[groups] += np.add.reduceat(c_CN * n_C[:, None], start)
-        self.c_square_SN[groups] += np.add.reduceat(c_CN * c_CN, start)
-
-    def merge(self, other: Moments) -> None:
-        """Add the moments of other documents."""
-        for name, array in vars(other).items():
-            getattr(self, name).__iadd__(array)
+    return ClusterMoments(
+        clusters_S=summed(n_C > 0),
+        n_S=summed(n_C),
+        n_square_S=summed(n_C * n_C),
+        c_SN=summed(c_CN),
+        c_square_SN=summed(c_CN * c_CN),
+        cn_SN=summed(c_CN * n_C[:, None]),
+    )
 
 
 def document_labels(clusters: Clusters, tokens_C: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ C clusters, W windows, B position bins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -145,9 +145,14 @@ def trace_gaps(
 def add_windows(
     windows_W3N: np.ndarray, window_W: np.ndarray, expert_L: np.ndarray, run_L: np.ndarray
 ) -> None:
-    """Count runs of at least W tokens, the tokens in them, and the windows of W that fit in."""
+    """Count runs of at least W tokens, the tokens in them, and the windows of W that fit in.
+
+    `window_W` ascends.
+    """
     for number, window in enumerate(window_W.tolist()):
         long_L = run_L >= window
+        if not long_L.any():
+            break
         run, expert = run_L[long_L], expert_L[long_L]
         np.add.at(windows_W3N[number, 0], expert, 1)
         np.add.at(windows_W3N[number, 1], expert, run)
@@ -174,19 +179,17 @@ def join_documents(
     to the first selection and from the last to the end count in `longest_N` and the windows, but
     not in `square_sum_N` and the histogram, which then are of runs between two selections only.
     """
-    experts_N = np.arange(len(longest_N))
-    for _, expert, first, run, is_lead in _seams(
-        first_CN, after_CN, tokens_C, order_C, first_seen_N, current_N
-    ):
-        np.maximum.at(longest_N, expert, run)
-        add_windows(windows_W3N, window_W, expert, run)
-        np.subtract.at(square_sum_N, expert, (first + 1) ** 2)
-        np.subtract.at(histogram_H, np.frexp(first.astype(np.float64))[1], 1)
-        run, expert = run[~is_lead], expert[~is_lead]
-        np.add.at(square_sum_N, expert, (run + 1) ** 2)
-        np.add.at(histogram_H, np.frexp(run.astype(np.float64))[1], 1)
-    np.maximum(longest_N, current_N, out=longest_N)
-    add_windows(windows_W3N, window_W, experts_N, current_N)
+    if not len(order_C):
+        return
+    seams = _seams(first_CN, after_CN, tokens_C, order_C)
+    _note_seams(seams, window_W, longest_N, first_seen_N, current_N, windows_W3N)
+    cluster, expert = np.nonzero(seams.is_seen_CN)
+    first = first_CN[order_C][cluster, expert].astype(np.int64)
+    run, is_between = seams.run_CN[cluster, expert], ~seams.is_lead_CN[cluster, expert]
+    np.subtract.at(square_sum_N, expert, (first + 1) ** 2)
+    np.subtract.at(histogram_H, np.frexp(first.astype(np.float64))[1], 1)
+    np.add.at(square_sum_N, expert[is_between], (run[is_between] + 1) ** 2)
+    np.add.at(histogram_H, np.frexp(run[is_between].astype(np.float64))[1], 1)
 
 
 def join_longest(
@@ -205,38 +208,57 @@ def join_longest(
 
     `unseen` is the number of experts that some cluster selects.
     """
-    experts_N = np.arange(len(longest_N))
-    for _, expert, _, run, _ in _seams(
-        first_CN, after_CN, tokens_C, order_C, first_seen_N, current_N
-    ):
-        np.maximum.at(longest_N, expert, run)
-        add_windows(windows_W3N, window_W, expert, run)
-    np.maximum(longest_N, current_N, out=longest_N)
-    add_windows(windows_W3N, window_W, experts_N, current_N)
+    if not len(order_C):
+        return
+    seams = _seams(first_CN, after_CN, tokens_C, order_C)
+    _note_seams(seams, window_W, longest_N, first_seen_N, current_N, windows_W3N)
+
+
+class _Seams(NamedTuple):
+    """Clusters in order: runs that end with their first selection of an expert."""
+
+    is_seen_CN: np.ndarray
+    run_CN: np.ndarray
+    is_lead_CN: np.ndarray
+    """Whether no cluster before has the expert."""
+    current_N: np.ndarray
+    """The run that goes on at the end."""
 
 
 def _seams(
-    first_CN: np.ndarray,
-    after_CN: np.ndarray,
-    tokens_C: np.ndarray,
-    order_C: np.ndarray,
+    first_CN: np.ndarray, after_CN: np.ndarray, tokens_C: np.ndarray, order_C: np.ndarray
+) -> _Seams:
+    tokens_C = tokens_C[order_C].astype(np.int64)
+    offset_C1 = (np.cumsum(tokens_C) - tokens_C)[:, None]
+    after_CN = after_CN[order_C].astype(np.int64)
+    is_seen_CN = after_CN > 0
+    # Where the expert was last selected up to each cluster's end, plus one.
+    last_CN = np.where(is_seen_CN, offset_C1 + after_CN, 0)
+    last_CN = np.maximum.accumulate(last_CN, axis=0)
+    before_CN = np.concatenate([np.zeros_like(last_CN[:1]), last_CN[:-1]])
+    run_CN = np.where(is_seen_CN, offset_C1 + first_CN[order_C] - before_CN, 0)
+    return _Seams(is_seen_CN, run_CN, before_CN == 0, tokens_C.sum() - last_CN[-1])
+
+
+def _note_seams(
+    seams: _Seams,
+    window_W: np.ndarray,
+    longest_N: np.ndarray,
     first_seen_N: np.ndarray,
     current_N: np.ndarray,
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Per cluster: its first token, the experts it selects, where first, the run before that, and
-    whether it is the first of all."""
-    offset = 0
-    for cluster in order_C.tolist():
-        after_N = after_CN[cluster].astype(np.int64)
-        expert = np.flatnonzero(after_N)
-        first = first_CN[cluster, expert].astype(np.int64)
-        run = current_N[expert] + first
-        is_lead = first_seen_N[expert] < 0
-        first_seen_N[expert[is_lead]] = offset + first[is_lead]
-        current_N += current_N.dtype.type(tokens_C[cluster])
-        current_N[expert] = tokens_C[cluster] - after_N[expert]
-        yield offset, expert, first, run, is_lead
-        offset += int(tokens_C[cluster])
+    windows_W3N: np.ndarray,
+) -> None:
+    is_first_CN = seams.is_seen_CN & seams.is_lead_CN
+    is_selected_N = is_first_CN.any(axis=0)
+    leading_N = np.where(is_first_CN, seams.run_CN, 0).sum(axis=0)
+    first_seen_N[is_selected_N] = leading_N[is_selected_N]
+    ends_CN = np.where(seams.is_seen_CN, seams.run_CN, 0)
+    current_N[:] = seams.current_N
+    np.maximum(longest_N, ends_CN.max(axis=0), out=longest_N, casting="unsafe")
+    np.maximum(longest_N, current_N, out=longest_N)
+    cluster, expert = np.nonzero(ends_CN >= window_W.min(initial=np.iinfo(np.int64).max))
+    add_windows(windows_W3N, window_W, expert, ends_CN[cluster, expert])
+    add_windows(windows_W3N, window_W, np.arange(len(longest_N)), current_N)
 
 
 def count_batches(

@@ -34,6 +34,11 @@ class ClusterMoments:
     c_square_SN: np.ndarray
     cn_SN: np.ndarray
 
+    def merged(self, other: ClusterMoments) -> ClusterMoments:
+        """Add those of other documents of the same subjects."""
+        mine = vars(self).items()
+        return ClusterMoments(**{name: sums + getattr(other, name) for name, sums in mine})
+
     def pooled(self) -> ClusterMoments:
         """Sum over the subjects, which leaves one (S = 1)."""
         return ClusterMoments(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.counts import Counts
-from moe_probe.analysis.accumulators.documents import DocumentCounts, Moments
+from moe_probe.analysis.accumulators.documents import DocumentCounts, cluster_moments
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import Overlaps
 from moe_probe.analysis.accumulators.structure import (
@@ -171,18 +171,13 @@ def test_traces_of_other_subjects_and_documents(tmp_path: Path) -> None:
 
 def test_moments_of_disjoint_documents_add_up() -> None:
     rng = np.random.default_rng(0)
-    counts_CN, tokens_C, group_C = (
-        rng.integers(0, 9, (20, 3)),
-        rng.integers(0, 9, 20),
-        rng.integers(0, 4, 20),
-    )
-    whole, left, right = Moments(4, 3), Moments(4, 3), Moments(4, 3)
-    whole.update(counts_CN, tokens_C, group_C)
-    left.update(counts_CN[:7], tokens_C[:7], group_C[:7])
-    right.update(counts_CN[7:], tokens_C[7:], group_C[7:])
-    left.merge(right)
+    counts_CN, tokens_C = rng.integers(0, 9, (20, 3)), rng.integers(0, 9, 20)
+    group_C = rng.integers(0, 4, 20)
+    whole = cluster_moments(counts_CN, tokens_C, group_C, 4)
+    left = cluster_moments(counts_CN[:7], tokens_C[:7], group_C[:7], 4)
+    right = cluster_moments(counts_CN[7:], tokens_C[7:], group_C[7:], 4)
     for name, array in vars(whole).items():
-        assert np.array_equal(getattr(left, name), array), name
+        assert np.array_equal(getattr(left.merged(right), name), array), name
 
 
 def test_other_layers_or_rules_do_not_merge(source: Source) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis.accumulators.documents import DocumentCounts, Moments, cluster_tokens
+from moe_probe.analysis.accumulators.documents import DocumentCounts, cluster_moments, cluster_tokens
 from moe_probe.analysis.accumulators.locality import BATCH_SIZES, BatchStats, Overlaps
 from moe_probe.analysis.accumulators.structure import (
     FlowCounts,
@@ -138,8 +138,7 @@ def test_documents_and_their_moments(stream: tuple[Source, list[Token]]) -> None
         assert arrays["tokens_C"].tolist() == table(shape[:1], ((c,) for c, _ in places))
         assert arrays["counts_CN"].dtype == np.uint8
 
-    moments = Moments(2, spec.num_experts)
-    moments.update(arrays["counts_CN"], arrays["tokens_C"], clusters.group_C)
+    moments = cluster_moments(arrays["counts_CN"], arrays["tokens_C"], clusters.group_C, 2)
     for group, (_, subject, _) in enumerate(source.index.groups):
         mine = [name[0] == subject for name in names]
         n_C, c_CN = arrays["tokens_C"][mine], arrays["counts_CN"][mine].astype(int)
