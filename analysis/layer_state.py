@@ -1,0 +1,151 @@
+"""One layer after the scan: its sums, and what its table of documents says before it is dropped.
+
+Shape suffixes: C clusters, D documents, S groups (task, subject, area), N experts, K slots,
+B replicates, R shuffled orders, W windows, L labellings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.accumulators.documents import (
+    DocumentCounts,
+    cluster_moments,
+    document_labels,
+)
+from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
+from moe_probe.analysis.index import Clusters
+from moe_probe.analysis.metrics.correctness import correctness_table
+from moe_probe.analysis.metrics.decodability import Decodability, decodability
+from moe_probe.analysis.metrics.permutation import PermutedInformation, permuted_information
+from moe_probe.analysis.metrics.presence import longest_absence
+from moe_probe.analysis.metrics.variance_partition import variance_table
+from moe_probe.analysis.settings import Settings
+from moe_probe.analysis.statistics.clusters import ClusterMoments, replicate_sums
+from moe_probe.trace import LayerSpec
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How documents are resampled, the same way in every layer."""
+
+    weights_BC: np.ndarray
+    """Poisson bootstrap: how often each replicate draws each cluster."""
+    permuted_LD: np.ndarray
+    """Groups of the documents, permuted."""
+    document_D: np.ndarray
+    """Clusters that are documents, not prefixes, and have counted tokens."""
+    half_C: np.ndarray
+    """0 or 1, by the parity of a document's place in its group."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Idle runs of one layer."""
+
+    runs: IdleRuns
+    """In the order that was asked for."""
+    longest_RN: np.ndarray
+    """Longest runs in shuffled orders of the documents."""
+    first_seen_RN: np.ndarray
+    runs_RWN: np.ndarray
+    """Runs of at least W tokens in those orders."""
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What one layer's documents say; small, and without a row per document."""
+
+    spec: LayerSpec
+    moments: ClusterMoments
+    replicates_BN: np.ndarray
+    halves_2N: np.ndarray
+    documents_seen_N: np.ndarray
+    """Documents that select each expert."""
+    longest_absence_N: np.ndarray
+    """Longest run of documents, in canonical order, without the expert."""
+    information: PermutedInformation | None
+    """None with fewer than two subjects."""
+    decodability: Decodability | None
+    variance: pd.DataFrame
+    correctness: pd.DataFrame
+    idle: Idle | None
+    """None for rules that count tokens more than once."""
+
+
+def finish_layer(
+    documents: DocumentCounts,
+    gaps: Gaps | None,
+    layer: int,
+    clusters: Clusters,
+    resampling: Resampling,
+    settings: Settings,
+    kernels: ModuleType,
+) -> LayerState:
+    """Reduce one layer's table of documents to what metrics need of it."""
+    counts_CN, tokens_C = (documents.arrays[layer][name] for name in ("counts_CN", "tokens_C"))
+    chosen_D = resampling.document_D
+    counts_DN, tokens_D = counts_CN[chosen_D], tokens_C[chosen_D]
+    group_D, correct_D = clusters.group_C[chosen_D], clusters.correct_C[chosen_D]
+    groups = len(documents.axes.groups)
+    information, guess = None, None
+    if len(np.unique(group_D)) > 1:
+        information = permuted_information(counts_DN, group_D, resampling.permuted_LD)
+        guess = decodability(counts_DN, group_D)
+    area_of = {area: number for number, (_, _, area) in enumerate(documents.axes.groups)}
+    area_D = np.array([area_of[documents.axes.groups[g][2]] for g in group_D], np.int64)
+    halves = [counts_CN[resampling.half_C == half].sum(axis=0, dtype=np.int64) for half in (0, 1)]
+    return LayerState(
+        spec=documents.layers[layer],
+        moments=cluster_moments(counts_CN, tokens_C, clusters.group_C, groups),
+        replicates_BN=replicate_sums(resampling.weights_BC, counts_CN),
+        halves_2N=np.stack(halves),
+        documents_seen_N=(counts_DN > 0).sum(axis=0),
+        longest_absence_N=longest_absence(counts_CN, chosen_D),
+        information=information,
+        decodability=guess,
+        variance=variance_table(counts_DN, tokens_D, group_D, area_D),
+        correctness=correctness_table(counts_DN, tokens_D, group_D, correct_D),
+        idle=None if gaps is None else _idle(gaps, layer, counts_CN, settings, kernels),
+    )
+
+
+def _idle(
+    gaps: Gaps, layer: int, counts_CN: np.ndarray, settings: Settings, kernels: ModuleType
+) -> Idle:
+    counts_N = counts_CN.sum(axis=0, dtype=np.int64)
+    longest_RN, first_seen_RN, windows_RW3N = gaps.longest(
+        layer, settings.shuffled, counts_N, kernels
+    )
+    return Idle(
+        runs=gaps.runs(layer, settings.order, counts_N, kernels),
+        longest_RN=longest_RN,
+        first_seen_RN=first_seen_RN,
+        runs_RWN=windows_RW3N[:, :, 0],
+    )
+
+
+def resampling_of(
+    clusters: Clusters, tokens_C: np.ndarray, weights_BC: np.ndarray, settings: Settings
+) -> Resampling:
+    """Draw permutations of the documents' groups, and halve the documents.
+
+    Args:
+        clusters: Of the trace.
+        tokens_C: Tokens of each that the rule counts.
+        weights_BC: Of the bootstrap.
+        settings: Number of permutations, and seed.
+    """
+    from moe_probe.analysis.metrics.permutation import permute_labels
+
+    label_C = document_labels(clusters, tokens_C)
+    document_D = np.flatnonzero(label_C >= 0)
+    rng = np.random.default_rng(settings.seed)
+    permuted_LD = permute_labels(label_C[document_D], settings.permutations, rng)
+    half_C = np.full(len(clusters), -1)
+    half_C[document_D] = np.arange(len(document_D)) % 2
+    return Resampling(weights_BC, permuted_LD, document_D, half_C)
