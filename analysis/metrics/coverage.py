@@ -10,6 +10,7 @@ import pandas as pd
 
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
 from moe_probe.analysis.metrics.idle import fair_rate
+from moe_probe.analysis.statistics.random_sets import own_rate_seen
 
 
 def experts_below(counts_N: np.ndarray, limit: float) -> np.ndarray:
@@ -73,16 +74,14 @@ def coverage_curve(first_seen_RN: np.ndarray, counts_N: np.ndarray, tokens: int)
         own  sum of 1 - (1 - p_e)^x: each expert at its own rate, independent tokens (N1)
     """
     x_X = _log_grid(tokens)
-    rate_N = selection_frequency(counts_N, tokens)
-    fair = fair_rate(counts_N, tokens)
     first_P = np.sort(first_seen_RN[first_seen_RN >= 0])
     orders = len(first_seen_RN) or np.nan
     return pd.DataFrame(
         {
             "tokens": x_X,
             "seen": np.searchsorted(first_P, x_X, side="left") / orders,
-            "fair": len(counts_N) * (1 - (1 - fair) ** x_X),
-            "own": (1 - (1 - rate_N) ** x_X[:, None]).sum(axis=1),
+            "fair": own_rate_seen(np.full(len(counts_N), fair_rate(counts_N, tokens)), x_X),
+            "own": own_rate_seen(selection_frequency(counts_N, tokens), x_X),
         }
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.metrics.frequency import relative_load
+from moe_probe.analysis.statistics.undefined import positive
 
 CHANGE = 2.0
 """log2 of the ratio of neighbouring loads from which there is a change point: a factor of four."""
@@ -31,8 +32,7 @@ def fano_factor(counts_VN: np.ndarray) -> np.ndarray:
     """
     if len(counts_VN) < 2:
         return np.full(counts_VN.shape[1], np.nan)
-    mean_N = counts_VN.mean(axis=0)
-    return np.asarray(counts_VN.var(axis=0, ddof=1) / np.where(mean_N > 0, mean_N, np.nan))
+    return np.asarray(counts_VN.var(axis=0, ddof=1) / positive(counts_VN.mean(axis=0)))
 
 
 def drift_share(counts_VN: np.ndarray, window: int) -> tuple[np.ndarray, float]:
@@ -57,7 +57,7 @@ def drift_share(counts_VN: np.ndarray, window: int) -> tuple[np.ndarray, float]:
     between_N = ((frequency_VN - frequency_N) ** 2).sum(axis=0) / max(len(counts_VN), 1)
     tokens = len(counts_VN) * window
     null = (len(counts_VN) - 1) / (tokens - 1) if tokens > 1 else np.nan
-    return np.asarray(between_N / np.where(total_N > 0, total_N, np.nan)), null
+    return np.asarray(between_N / positive(total_N)), null
 
 
 def change_points(counts_VN: np.ndarray) -> pd.DataFrame:

@@ -4,10 +4,12 @@ An idle run is a stretch of consecutive tokens, in a named token order, that do 
 expert. It is measured against two rates of independent tokens: the expert's own, p = c / T, and
 the fair one, A / (T N), which is k / N where every slot is filled.
 
-Shape suffixes: N experts of a layer, W windows, R shuffled orders of the documents.
+Shape suffixes: N experts of a layer, R shuffled orders of the documents.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,9 @@ from moe_probe.analysis.statistics.idle_null import (
     geometric_burstiness,
     p_longest_at_least,
 )
+
+if TYPE_CHECKING:
+    from moe_probe.analysis.accumulators.gaps import IdleRuns
 
 
 def fair_rate(counts_N: np.ndarray, tokens: int) -> float:
@@ -99,27 +104,13 @@ def gap_test(
     return p_own_N, p_longest_at_least(fair_rate(counts_N, tokens), tokens, longest_N)
 
 
-def idle_table(
-    counts_N: np.ndarray,
-    tokens: int,
-    *,
-    longest_N: np.ndarray,
-    leading_N: np.ndarray,
-    current_N: np.ndarray,
-    longest_RN: np.ndarray,
-    gap_sum_N: np.ndarray,
-    gap_square_sum_N: np.ndarray,
-    gap_number_N: np.ndarray,
-) -> pd.DataFrame:
+def idle_table(counts_N: np.ndarray, runs: IdleRuns, longest_RN: np.ndarray) -> pd.DataFrame:
     """Tabulate the idle runs of one layer's experts.
 
     Args:
         counts_N: Selections.
-        tokens: T.
-        longest_N, leading_N, current_N: Idle runs in the canonical order: the longest, the one
-            before the first selection and the one after the last, in tokens.
+        runs: Idle runs in the canonical order.
         longest_RN: Longest runs in R shuffled orders of the documents; R may be 0.
-        gap_sum_N, gap_square_sum_N, gap_number_N: Moments of the internal gaps, canonical order.
 
     Returns:
         expert
@@ -131,24 +122,25 @@ def idle_table(
         burstiness_index, burstiness_index_null  Goh & Barabasi, and of independent tokens
         p_own, p_fair  of the gap test in shuffled orders
     """
-    shuffled_N = (
-        np.median(longest_RN, axis=0) if len(longest_RN) else np.full(len(counts_N), np.nan)
-    )
+    tokens = runs.tokens
+    orders_RN = longest_RN if len(longest_RN) else np.full((1, len(counts_N)), np.nan)
+    shuffled_N = np.median(orders_RN, axis=0)
     own_N = selection_frequency(counts_N, tokens)
     p_own_N, p_fair_N = gap_test(shuffled_N, counts_N, tokens)
-    index_N = burstiness_index(gap_sum_N, gap_square_sum_N, gap_number_N)
     return pd.DataFrame(
         {
             "expert": np.arange(len(counts_N)),
-            "longest_idle": longest_N,
-            "current_idle": current_N,
-            "leading_idle": leading_N,
+            "longest_idle": runs.longest_N,
+            "current_idle": runs.current_N,
+            "leading_idle": runs.leading_N,
             "censored": counts_N == 0,
             "longest_idle_shuffled": shuffled_N,
             "longest_idle_expected": expected_longest_run(own_N, tokens),
             "rate_deficit": rate_deficit(counts_N, tokens),
             "burstiness": burstiness(shuffled_N, counts_N, tokens),
-            "burstiness_index": index_N,
+            "burstiness_index": burstiness_index(
+                runs.gap_sum_N, runs.gap_square_sum_N, runs.gap_number_N
+            ),
             "burstiness_index_null": geometric_burstiness(own_N),
             "p_own": p_own_N,
             "p_fair": p_fair_N,
@@ -157,33 +149,25 @@ def idle_table(
 
 
 def idle_windows_table(
-    counts_N: np.ndarray,
-    tokens: int,
-    *,
-    windows: tuple[int, ...],
-    runs_WN: np.ndarray,
-    idle_tokens_WN: np.ndarray,
-    sliding_WN: np.ndarray,
+    counts_N: np.ndarray, runs: IdleRuns, windows: tuple[int, ...]
 ) -> pd.DataFrame:
     """Tabulate how often the experts of one layer idle for W tokens or more.
 
     Args:
         counts_N: Selections.
-        tokens: T.
-        windows: The W, in tokens.
-        runs_WN: Maximal idle runs of at least W tokens.
-        idle_tokens_WN: Tokens inside such runs.
-        sliding_WN: Positions whose last W tokens all idle.
+        runs: Idle runs, in the order that the table is to be of.
+        windows: The W of `runs`, in tokens.
 
     Returns:
         expert, window  all pairs
-        runs  int64
+        runs  int64, maximal idle runs of at least W tokens
         share  of the tokens that lie inside such runs; null without tokens
-        sliding  int64
+        sliding  int64, windows of W consecutive tokens that all idle; they overlap
         expected_runs, expected_runs_fair  of independent tokens at the own and at the fair rate
         window_fair_intervals  W times the fair rate: W in mean distances between selections under
             even load, the unit in which models compare
     """
+    tokens = runs.tokens
     fair = fair_rate(counts_N, tokens)
     own_N = selection_frequency(counts_N, tokens)
     tables = [
@@ -200,7 +184,7 @@ def idle_windows_table(
             }
         )
         for window, runs_N, idle_N, sliding_N in zip(
-            windows, runs_WN, idle_tokens_WN, sliding_WN, strict=True
+            windows, runs.runs_WN, runs.idle_tokens_WN, runs.sliding_WN, strict=True
         )
     ]
     return pd.concat(tables, ignore_index=True)

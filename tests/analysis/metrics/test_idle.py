@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_probe.analysis.accumulators.gaps import IdleRuns
 from moe_probe.analysis.metrics import idle
-from moe_probe.analysis.statistics.idle_null import expected_longest_run
+from moe_probe.analysis.statistics.idle_null import expected_longest_run, p_longest_at_least
 
 DATA = Path(__file__).parents[3].parent / "shared/data/deepseek-v2-lite"
 WINDOWS = (1, 3, 10)
@@ -41,20 +42,40 @@ def runs_of(sets: list[set[int]], expert: int) -> list[int]:
     return runs
 
 
-def table_of(sets: list[set[int]], num_experts: int, longest_RN: np.ndarray) -> pd.DataFrame:
-    all_runs = [runs_of(sets, expert) for expert in range(num_experts)]
-    internal = [np.array(runs[1:-1], np.int64) for runs in all_runs]
-    return idle.idle_table(
-        np.array([len(runs) - 1 for runs in all_runs]),
-        len(sets),
-        longest_N=np.array([max(runs) for runs in all_runs]),
-        leading_N=np.array([runs[0] for runs in all_runs]),
+def naive(sets: list[set[int]], num_experts: int) -> tuple[np.ndarray, IdleRuns]:
+    """Counts and idle runs, from lists of all runs."""
+    all_runs = [np.array(runs_of(sets, expert)) for expert in range(num_experts)]
+    counts_N = np.array([len(runs) - 1 for runs in all_runs])
+    gaps = [runs[1:-1] for runs in all_runs]
+    long = [[runs[runs >= window] for runs in all_runs] for window in WINDOWS]
+    leading_N = np.array([runs[0] for runs in all_runs])
+    return counts_N, IdleRuns(
+        tokens=len(sets),
+        longest_N=np.array([runs.max() for runs in all_runs]),
+        leading_N=leading_N,
         current_N=np.array([runs[-1] for runs in all_runs]),
-        longest_RN=longest_RN,
-        gap_sum_N=np.array([gaps.sum() for gaps in internal]),
-        gap_square_sum_N=np.array([(gaps**2).sum() for gaps in internal]),
-        gap_number_N=np.array([len(gaps) for gaps in internal]),
+        first_seen_N=np.where(counts_N > 0, leading_N, -1),
+        gap_number_N=np.array(list(map(len, gaps))),
+        gap_sum_N=np.array([gap.sum() for gap in gaps]),
+        gap_square_sum_N=np.array([(gap**2).sum() for gap in gaps]),
+        runs_WN=np.array([list(map(len, row)) for row in long]),
+        idle_tokens_WN=np.array([[runs.sum() for runs in row] for row in long]),
+        sliding_WN=np.array(
+            [
+                [(runs - window + 1).sum() for runs in row]
+                for row, window in zip(long, WINDOWS, strict=True)
+            ]
+        ),
+        histogram_H=np.zeros(0, np.int64),
     )
+
+
+def table_of(sets: list[set[int]], num_experts: int, longest_RN: np.ndarray) -> pd.DataFrame:
+    return idle.idle_table(*naive(sets, num_experts), longest_RN)
+
+
+def windows_of(sets: list[set[int]], num_experts: int) -> pd.DataFrame:
+    return idle.idle_windows_table(*naive(sets, num_experts), WINDOWS)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -67,6 +88,8 @@ def test_table_equals_a_loop_over_tokens(seed: int) -> None:
         own = (len(runs) - 1) / 60
         shuffled = [6, 9, 3, 1, 5, 7, 60][int(str(expert))]
         assert row["longest_idle_shuffled"] == shuffled
+        names = ["longest_idle", "leading_idle", "current_idle", "censored"]
+        assert list(row[names]) == [max(runs), runs[0], runs[-1], len(runs) == 1]
         steps = np.array(runs[1:-1]) + 1
         if len(steps) > 1:
             index = (steps.std() - steps.mean()) / (steps.std() + steps.mean())
@@ -78,6 +101,7 @@ def test_table_equals_a_loop_over_tokens(seed: int) -> None:
         assert row["burstiness"] == pytest.approx(math.log(shuffled / expected))
         deficit = math.log(expected / float(expected_longest_run(fair, 60)))
         assert row["rate_deficit"] == pytest.approx(deficit)
+        assert row["p_fair"] == pytest.approx(float(p_longest_at_least(fair, 60, shuffled)))
 
 
 def test_expert_never_selected_is_censored() -> None:
@@ -107,20 +131,6 @@ def test_without_tokens_or_orders_values_are_null() -> None:
         no_orders[["longest_idle_shuffled", "burstiness", "p_own", "p_fair"]].isna().all(axis=None)
     )
     assert no_orders["rate_deficit"].notna().all()
-
-
-def windows_of(sets: list[set[int]], num_experts: int) -> pd.DataFrame:
-    all_runs = [np.array(runs_of(sets, expert)) for expert in range(num_experts)]
-    return idle.idle_windows_table(
-        np.array([len(runs) - 1 for runs in all_runs]),
-        len(sets),
-        windows=WINDOWS,
-        runs_WN=np.array([[(runs >= w).sum() for runs in all_runs] for w in WINDOWS]),
-        idle_tokens_WN=np.array([[runs[runs >= w].sum() for runs in all_runs] for w in WINDOWS]),
-        sliding_WN=np.array(
-            [[np.maximum(runs - w + 1, 0).sum() for runs in all_runs] for w in WINDOWS]
-        ),
-    )
 
 
 def test_windows_table() -> None:

@@ -1,0 +1,240 @@
+"""The three questions people ask of a trace, answered in sentences from the report's tables.
+
+Whatever is said to exceed chance would be seen in fewer than one of 1,000 traces of as many
+effective tokens whose routing is fair and random.
+
+Shape suffixes: L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import bdtrik
+
+from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
+from moe_probe.analysis.report.idle_readings import (
+    CHANCE,
+    SIGNIFICANT,
+    favoured_subjects,
+    idle_readings,
+    telling_window,
+)
+
+NUM_NAMED = 3
+"""Subjects that a sentence names before it only counts them."""
+
+_EMPTY = "No token was counted."
+_READINGS = {
+    "order": "only in this order of the documents (once these are shuffled, no run is so long)",
+    "kept": "kept for a few subjects (little used overall, but not there)",
+    "low": (
+        "certified below 10% of their fair share on all subjects together, and not used much more "
+        "on any (starved, or kept for other text: this corpus alone cannot tell)"
+    ),
+    "light": "used less than their fair share, which explains such runs",
+    "bursts": "used in bursts, by few documents",
+    "undecided": "undecided (too few tokens or documents to tell)",
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One answer of one to three sentences each."""
+
+    uneven: str
+    """Are experts loaded unevenly, and how much of that is specialisation?"""
+    least_used: str
+    """Which experts are used least, in which layer, and on which subject?"""
+    idle: str
+    """Are experts that idle for long starved or reserved, and what can the trace not tell?"""
+
+
+def headline(
+    experts: pd.DataFrame,
+    layers: pd.DataFrame,
+    idle_windows: pd.DataFrame,
+    subjects: pd.DataFrame,
+    specialization: pd.DataFrame,
+) -> Headline:
+    """Return the three answers.
+
+    Args:
+        experts: layer, expert, count, relative_load, ci_low and ci_high of the relative load,
+            tier, longest_idle, longest_idle_shuffled, rate_deficit, burstiness.
+        layers: layer, num_experts, top_k, tokens, tokens_effective, certifiable_load, max_vio,
+            max_vio_null, max_vio_noise, unseen_null.
+        idle_windows: window, in tokens.
+        subjects: layer, expert, subject, count, frequency, log_odds, q_value; may be empty.
+        specialization: mutual_information_bits, its null, p_value, pooled_kl (nats); may be empty.
+    """
+    if not (layers["tokens"] > 0).any():
+        return Headline(_EMPTY, _EMPTY, _EMPTY)
+    return Headline(
+        uneven=" ".join([_unevenness(layers), *_specialised(specialization)]),
+        least_used=" ".join([*_certified(experts, layers), *_least(experts, layers, subjects)]),
+        idle=" ".join([*_idle(experts, layers, idle_windows, subjects), *_certifiable(layers)]),
+    )
+
+
+def load_limits(layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return between which relative loads fair routing keeps all experts of all layers.
+
+    Quantiles of Binomial(T_eff, k/N) over their mean, shared out over the experts (Bonferroni).
+
+    Args:
+        layers: num_experts, top_k, tokens_effective.
+
+    Returns:
+        float64 [L] each; the chance that any expert is outside is at most 1 in 1,000.
+        NaN where T_eff is unknown.
+    """
+    tokens_L, top_k_L, experts_L = (
+        layers[name].to_numpy(np.float64) for name in ("tokens_effective", "top_k", "num_experts")
+    )
+    rate_L = top_k_L / experts_L
+    tail = CHANCE / 2 / experts_L.sum()
+    low_L, high_L = (bdtrik(chance, tokens_L, rate_L) for chance in (tail, 1 - tail))
+    return np.floor(low_L) / (tokens_L * rate_L), np.ceil(high_L) / (tokens_L * rate_L)
+
+
+def _unevenness(layers: pd.DataFrame) -> str:
+    limit_L = load_limits(layers)[1]
+    exceeding = int((layers["max_vio"].to_numpy() + 1 > limit_L).sum())
+    ordered = layers.dropna(subset="max_vio").sort_values("max_vio", kind="stable")
+    least, most = ordered.iloc[0], ordered.iloc[-1]
+    values = (
+        f"MaxVio, by how much a layer's busiest expert exceeds its fair share, is "
+        f"{least['max_vio']:.2f} (layer {int(least['layer'])}) to "
+        f"{most['max_vio']:.2f} (layer {int(most['layer'])}); "
+        f"random routing gives about {layers['max_vio_null'].mean():.2f}"
+    )
+    noise = layers["max_vio_noise"].mean()
+    if not math.isnan(noise):
+        values += f", and another draw of the documents moves it by about {noise:.2f}"
+    if np.isnan(limit_L).all():
+        return f"There are too few documents to tell unevenness from chance: {values}."
+    if not exceeding:
+        return f"No layer is loaded more unevenly than chance explains: {values}."
+    return f"Yes, beyond chance in {exceeding} of {len(layers)} layers: {values}."
+
+
+def _specialised(specialization: pd.DataFrame) -> list[str]:
+    if specialization["p_value"].isna().all():
+        return []
+    if not specialization["p_value"].median() < SIGNIFICANT:
+        return ["Subjects do not differ in their experts beyond chance."]
+    bits = specialization["mutual_information_bits"] - specialization["null"]
+    between, pooled = bits.sum() * math.log(2), specialization["pooled_kl"].sum()
+    return [
+        f"Of the unevenness inside a subject, {between / (between + pooled):.0%} is specialisation "
+        "that evens out over the subjects, and the rest remains in the load of all together."
+    ]
+
+
+def _certified(experts: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
+    rare = experts[experts["ci_high"] < RARE]
+    if rare.empty:
+        return [f"No expert is certified below {RARE:.0%} of its fair share."]
+    layer = rare["layer"].value_counts(sort=False).sort_index().idxmax()
+    facts = layers[layers["layer"] == layer].iloc[0]
+    here = rare.loc[rare["layer"] == layer, "ci_high"]
+    number, most = len(here), int(facts["num_experts"])
+    verb = "is" if number == 1 else "are"
+    lower = int((here < NEAR_IDLE).sum()) or "none"
+    return [
+        f"Layer {layer}: {number} of {most} experts {verb} certified below {RARE:.0%} of the fair "
+        f"share, {lower} of them below {NEAR_IDLE:.0%}, on "
+        f"{int(facts['tokens']):,} tokens (T_eff {facts['tokens_effective']:,.0f}); in all layers "
+        f"{len(rare):,} of {len(experts):,} are."
+    ]
+
+
+def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) -> list[str]:
+    order = ["ci_high", "relative_load", "layer", "expert"]
+    known = experts.dropna(subset="relative_load").sort_values(order)
+    never = known[known["count"] == 0]
+    if len(never):
+        least = never.iloc[0]
+        return [
+            f"Never selected: {len(never):,} of {len(experts):,} experts "
+            f"({layers['unseen_null'].sum():.1f} by chance), such as {_name(least)}, whose load "
+            f"is at most {_share(least['ci_high'])} of its fair share."
+        ]
+    least = known.iloc[0]
+    text = (
+        f"The least used, {_name(least)}, carries {_share(least['relative_load'])} of its fair "
+        f"share (95% interval {_share(least['ci_low'])} to {_share(least['ci_high'])})"
+    )
+    limit = load_limits(layers)[0][(layers["layer"] == least["layer"]).to_numpy()][0]
+    if least["relative_load"] >= limit:
+        return [f"{text}, no less than chance may leave to one of {len(experts):,}."]
+    mine = subjects[(subjects["layer"] == least["layer"]) & (subjects["expert"] == least["expert"])]
+    favoured = _favoured(subjects, least)
+    without = mine.loc[mine["count"] == 0, "subject"].astype(str).tolist()
+    text += f"; most on {_list(favoured)}" if favoured else ""
+    text += f"; never on {_list(without)}" if without else ""
+    return [f"{text}."]
+
+
+def _idle(
+    experts: pd.DataFrame, layers: pd.DataFrame, idle_windows: pd.DataFrame, subjects: pd.DataFrame
+) -> list[str]:
+    window = telling_window(idle_windows, layers)
+    if window is None:
+        return ["The trace is too short to tell a long idle run from chance."]
+    reading = idle_readings(experts, layers, subjects, window)
+    idle = experts[reading != ""].sort_values("longest_idle", ascending=False, kind="stable")
+    if idle.empty:
+        return [f"No expert idles for {window:,} tokens in a row: nothing exceeds chance."]
+    parts = []
+    for name, text in _READINGS.items():
+        those = idle[reading[idle.index] == name]
+        if those.empty:
+            continue
+        favoured = _favoured(subjects, those.iloc[0]) if name == "kept" else []
+        on = f" on {_list(favoured)}" if favoured else ""
+        parts.append(f"{len(those):,} {text}, such as {_name(those.iloc[0])}{on}")
+    return [
+        f"{len(idle):,} of {len(experts):,} experts idle for {window:,} tokens in a row or more "
+        f"(the longest run: {int(idle['longest_idle'].iloc[0]):,}), which chance does not explain: "
+        f"{'; '.join(parts)}."
+    ]
+
+
+def _certifiable(layers: pd.DataFrame) -> list[str]:
+    known = layers.dropna(subset="certifiable_load").sort_values("certifiable_load")
+    if known.empty:
+        return []
+    worst = known.iloc[-1]
+    effective = f"(T_eff {worst['tokens_effective']:,.0f})"
+    if worst["certifiable_load"] >= 1:
+        return [f"No load below a fair share can be certified on so little text {effective}."]
+    return [
+        f"An expert that this trace never selects can be certified below "
+        f"{_share(worst['certifiable_load'])} of its fair share, and no lower {effective}."
+    ]
+
+
+def _favoured(subjects: pd.DataFrame, expert: pd.Series) -> list[str]:
+    is_this = (subjects["layer"] == expert["layer"]) & (subjects["expert"] == expert["expert"])
+    favoured = favoured_subjects(subjects[is_this]).sort_values("log_odds", ascending=False)
+    return [str(name) for name in favoured["subject"]]
+
+
+def _name(expert: pd.Series) -> str:
+    return f"expert {int(expert['expert'])} of layer {int(expert['layer'])}"
+
+
+def _share(load: float) -> str:
+    if math.isnan(load):
+        return "an unknown part"
+    return f"{100 * load:.2g}%" if load < RARE else f"{load:.0%}"
+
+
+def _list(names: list[str]) -> str:
+    more = len(names) - NUM_NAMED
+    return ", ".join(names[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,91 @@
+"""Why experts idle for long, as far as one corpus tells: starved, reserved, or neither.
+
+The routing of one corpus shows when an expert was used, not what it is for. What no row of these
+tables can decide is left open; "idle" always means idle on this corpus.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.metrics.tiers import LOW
+from moe_probe.analysis.statistics.idle_null import p_longest_at_least
+
+CHANCE = 0.001
+"""How often fair routing may give, anywhere in a trace, what a sentence calls more than chance."""
+SIGNIFICANT = 0.05
+"""q-value below which a subject is said to use an expert more than the other subjects do."""
+
+READINGS = ("order", "kept", "bursts", "undecided", "light", "low")
+
+
+def telling_window(idle_windows: pd.DataFrame, layers: pd.DataFrame) -> int | None:
+    """Return the shortest window that fair routing almost never leaves any expert idle for.
+
+    Almost never: in fewer than one of 1,000 such traces, by the expected runs of all experts.
+
+    Args:
+        idle_windows: With the column `window`, in tokens.
+        layers: With num_experts, top_k and tokens.
+
+    Returns:
+        Tokens; None where no window of the table is that telling, or none fits into the trace.
+    """
+    tokens_L = layers["tokens"].to_numpy(np.float64)
+    experts_L = layers["num_experts"].to_numpy(np.float64)
+    rate_L = layers["top_k"].to_numpy(np.float64) / experts_L
+    for window in sorted(idle_windows["window"].unique().tolist()):
+        expected = (experts_L * p_longest_at_least(rate_L, tokens_L, window)).sum()
+        if window <= tokens_L.max(initial=0) and expected < CHANCE:
+            return int(window)
+    return None
+
+
+def idle_readings(
+    experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame, window: int
+) -> pd.Series:
+    """Return what speaks for or against every expert that idles for `window` tokens or more.
+
+    The first of these that holds:
+
+        order   its longest run falls below the window once the documents are shuffled
+        kept    it is subject-locked; or it carries less than half a fair share, yet half or more
+            on subjects that use it more than the others do
+        bursts  bursts explain the run at least as well as its rate (burstiness, rate_deficit)
+        undecided  its tier is not certified, so that its rate may be low for want of tokens; or
+            there are no shuffled orders to tell bursts by
+        light   its rate explains the run, and is not certified below 10 % of the fair one
+        low     its rate explains the run, and is certified to be so low
+
+    Args:
+        experts: With layer, expert, relative_load, tier, longest_idle, longest_idle_shuffled,
+            rate_deficit and burstiness.
+        layers: With layer, num_experts and top_k.
+        subjects: With layer, expert, frequency, log_odds and q_value; may be empty.
+        window: In tokens.
+
+    Returns:
+        One of READINGS for every row of `experts`, "" for those that do not idle for so long.
+    """
+    fair = layers.set_index("layer")[["top_k", "num_experts"]]
+    favoured = favoured_subjects(subjects).join(fair, on="layer")
+    load = favoured["frequency"] * favoured["num_experts"] / favoured["top_k"]
+    used = pd.MultiIndex.from_frame(favoured.loc[load >= LOW, ["layer", "expert"]])
+    is_used_somewhere = pd.MultiIndex.from_frame(experts[["layer", "expert"]]).isin(used)
+    is_locked = experts["tier"].str.contains("subject-locked")
+    rules = [
+        experts["longest_idle"] < window,
+        experts["longest_idle_shuffled"] < window,
+        is_locked | ((experts["relative_load"] < LOW) & is_used_somewhere),
+        experts["burstiness"] >= experts["rate_deficit"],
+        experts["burstiness"].isna() | experts["tier"].str.contains("not certified"),
+        experts["tier"].str.startswith("used"),
+    ]
+    found = np.select([rule.to_numpy(bool) for rule in rules], ["", *READINGS[:5]], READINGS[5])
+    return pd.Series(found, index=experts.index)
+
+
+def favoured_subjects(subjects: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of subjects that use an expert more than the others do, beyond chance."""
+    return subjects[(subjects["q_value"] < SIGNIFICANT) & (subjects["log_odds"] > 0)]

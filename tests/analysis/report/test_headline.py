@@ -1,0 +1,250 @@
+"""The report's sentences on planted truths, on fair routing, and on tables with gaps.
+
+Shape suffixes: T tokens, K slots, N experts, D documents, S subjects.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_probe.analysis.metrics.idle import burstiness, rate_deficit
+from moe_probe.analysis.metrics.tiers import tiers
+from moe_probe.analysis.report.headline import headline, load_limits
+from moe_probe.analysis.report.idle_readings import idle_readings, telling_window
+from moe_probe.analysis.statistics.idle_null import expected_longest_run
+from moe_probe.analysis.statistics.intervals import rate_certifiable, share_interval
+
+EXPERTS, TOP_K, LENGTH, SUBJECTS = 16, 2, 50, 10
+WINDOWS = pd.DataFrame({"window": [100, 1000]})
+NO_SUBJECTS = pd.DataFrame(
+    columns=["layer", "expert", "subject", "count", "frequency", "log_odds", "q_value"]
+)
+NO_SPECIALIZATION = pd.DataFrame(
+    columns=["mutual_information_bits", "null", "p_value", "pooled_kl"], dtype=float
+)
+RESERVED, STARVED, ORDERED, BURSTING = range(4)
+
+
+def route(weight_DN: np.ndarray, seed: int) -> np.ndarray:
+    """Ids [D, LENGTH, K]: two experts for each token, drawn with its document's weights."""
+    noise = np.random.default_rng(seed).gumbel(size=(len(weight_DN), LENGTH, EXPERTS))
+    score = np.log(np.maximum(weight_DN, 1e-9))[:, None] + noise
+    return np.argsort(-score, axis=2)[:, :, :TOP_K]
+
+
+def longest_runs(ids_TK: np.ndarray) -> np.ndarray:
+    places = [np.flatnonzero((ids_TK == expert).any(axis=1)) for expert in range(EXPERTS)]
+    return np.array([np.diff([-1, *at.tolist(), len(ids_TK)]).max() - 1 for at in places])
+
+
+def tables_of(ids_DTK: np.ndarray, layer: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The `experts`, `layers` and `subjects` of one layer; documents are sorted by subject."""
+    counts_DN = np.array([np.bincount(ids.ravel(), minlength=EXPERTS) for ids in ids_DTK])
+    counts_SN = counts_DN.reshape(SUBJECTS, -1, EXPERTS).sum(axis=1)
+    counts_N, tokens = counts_DN.sum(axis=0), len(ids_DTK) * LENGTH
+    p_N = counts_N / tokens
+    deff_N = counts_DN.var(axis=0) / LENGTH / np.where(counts_N > 0, p_N * (1 - p_N), math.nan)
+    deff = float(np.nanmedian(deff_N))
+    low_N, high_N = (p * EXPERTS / TOP_K for p in share_interval(counts_N, tokens, deff_N, deff))
+    order = np.random.default_rng(9).permutation(len(ids_DTK))
+    shuffled_N = longest_runs(ids_DTK[order].reshape(-1, TOP_K))
+    ratio_N = shuffled_N / expected_longest_run(p_N, tokens)
+    experts = pd.DataFrame(
+        {
+            "layer": layer,
+            "expert": np.arange(EXPERTS),
+            "count": counts_N,
+            "relative_load": p_N * EXPERTS / TOP_K,
+            "ci_low": low_N,
+            "ci_high": high_N,
+            "tier": tiers(counts_SN, high_N, ratio_N),
+            "longest_idle": longest_runs(ids_DTK.reshape(-1, TOP_K)),
+            "longest_idle_shuffled": shuffled_N,
+            "rate_deficit": rate_deficit(counts_N, tokens),
+            "burstiness": burstiness(shuffled_N, counts_N, tokens),
+        }
+    )
+    effective = tokens / deff
+    facts = {
+        "layer": layer,
+        "num_experts": EXPERTS,
+        "top_k": TOP_K,
+        "tokens": tokens,
+        "tokens_effective": effective,
+        "certifiable_load": float(rate_certifiable(effective, EXPERTS, TOP_K)),
+        "max_vio": experts["relative_load"].max() - 1,
+        "max_vio_null": 0.05,
+        "max_vio_noise": 0.02,
+        "unseen_null": 0.0,
+    }
+    frequency_SN = counts_SN / (tokens / SUBJECTS)
+    odds_SN = np.log((frequency_SN + 1e-3) / (p_N + 1e-3))
+    subjects = pd.DataFrame(
+        {
+            "layer": layer,
+            "expert": np.tile(np.arange(EXPERTS), SUBJECTS),
+            "subject": np.repeat([f"subject{s}" for s in range(SUBJECTS)], EXPERTS),
+            "count": counts_SN.ravel(),
+            "frequency": frequency_SN.ravel(),
+            "log_odds": odds_SN.ravel(),
+            "q_value": np.where(np.abs(odds_SN) > 0.5, 0.001, 0.9).ravel(),
+        }
+    )
+    return experts, pd.DataFrame([facts]), subjects
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """One expert of each kind among 16, in 400 documents of ten subjects."""
+    subject_D = np.repeat(np.arange(SUBJECTS), 40)
+    weight_DN = np.ones((400, EXPERTS))
+    weight_DN[:, RESERVED] = np.where(subject_D == 4, 6, 0)
+    weight_DN[:, STARVED] = 0.01
+    weight_DN[:, ORDERED] = np.where(subject_D < 5, 2, 0)
+    weight_DN[:, BURSTING] = np.where(np.random.default_rng(1).random(400) < 0.1, 60, 0)
+    return tables_of(route(weight_DN, 2), 7)
+
+
+def test_readings_of_planted_experts(planted: Any) -> None:
+    experts, layers, subjects = planted
+    assert telling_window(WINDOWS, layers) == 1000
+    found = idle_readings(experts, layers, subjects, 1000).tolist()
+    assert found[:4] == ["kept", "low", "order", "bursts"]
+    used = experts.assign(tier="used")
+    assert idle_readings(used, layers, subjects, 1000)[STARVED] == "light"
+    assert set(found[4:]) == {""}
+    assert "subject-locked" in experts["tier"][RESERVED]
+    assert experts["tier"][STARVED] in ("rare", "near-idle")
+
+
+def test_reserved_expert_is_known_by_its_subject_alone(planted: Any) -> None:
+    experts, layers, subjects = planted
+    plain = experts.assign(tier=experts["tier"].str.replace(", subject-locked", ""))
+    assert idle_readings(plain, layers, subjects, 1000)[RESERVED] == "kept"
+    assert idle_readings(plain, layers, NO_SUBJECTS, 1000)[RESERVED] == "bursts"
+
+
+def test_small_sample_is_undecided(planted: Any) -> None:
+    experts, layers, subjects = planted
+    experts = experts.assign(tier="not certified")
+    found = idle_readings(experts, layers, subjects, 1000).tolist()
+    # What takes no certified rate stays: the run itself is beyond chance.
+    assert found[:4] == ["kept", "undecided", "order", "bursts"]
+    experts = experts.assign(tier="unseen, not certified", burstiness=0.0)
+    assert idle_readings(experts, layers, NO_SUBJECTS, 1000)[STARVED] == "undecided"
+
+
+def test_without_shuffled_orders_only_the_kept_are_told(planted: Any) -> None:
+    experts, layers, _ = planted
+    experts = experts.assign(longest_idle_shuffled=math.nan, burstiness=math.nan)
+    found = idle_readings(experts, layers, NO_SUBJECTS, 1000)
+    assert found[[RESERVED, STARVED, ORDERED]].tolist() == ["kept", "undecided", "undecided"]
+
+
+def test_sentences_of_planted_experts(planted: Any) -> None:
+    experts, layers, subjects = planted
+    specialization = pd.DataFrame(
+        {"mutual_information_bits": [0.31], "null": [0.01], "p_value": [0.001], "pooled_kl": [0.2]}
+    )
+    found = headline(experts, layers, WINDOWS, subjects, specialization)
+    assert found.uneven.startswith("Yes, beyond chance in 1 of 1 layers: MaxVio")
+    share = 0.3 * math.log(2) / (0.3 * math.log(2) + 0.2)
+    assert f"{share:.0%} is specialisation" in found.uneven
+    assert "Layer 7: 1 of 16 experts is certified below 10% of the " in found.least_used
+    assert "fair share, none of them below 1%, on 20,000 tokens (T_eff " in found.least_used
+    assert "The least used, expert 1 of layer 7, carries" in found.least_used
+    assert found.idle.startswith("4 of 16 experts idle for 1,000 tokens in a row or more")
+    for reading in (
+        "1 only in this order of the documents",
+        "1 kept for a few subjects (little used overall, but not there), such as expert 0 of "
+        "layer 7 on subject4",
+        "1 certified below 10% of their fair share",
+        "1 used in bursts, by few documents, such as expert 3",
+        "An expert that this trace never selects can be certified below",
+    ):
+        assert reading in found.idle
+
+
+def test_least_used_expert_names_its_subjects(planted: Any) -> None:
+    experts, layers, subjects = planted
+    experts = experts.drop(index=STARVED)
+    text = headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION).least_used
+    assert "No expert is certified below 10%" in text
+    assert "expert 0 of layer 7" in text
+    assert text.endswith("most on subject4; never on subject0, subject1, subject2 and 6 more.")
+
+
+def test_never_selected_expert_is_idle_on_this_corpus() -> None:
+    weight_DN = np.ones((400, EXPERTS))
+    weight_DN[:, 5] = 0
+    experts, layers, subjects = tables_of(route(weight_DN, 3), 2)
+    found = headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION)
+    assert "Never selected: 1 of 16 experts (0.0 by chance), such as expert 5" in found.least_used
+    assert "(the longest run: 20,000)" in found.idle
+    assert "this corpus alone cannot tell" in found.idle
+
+
+def test_fair_routing_exceeds_chance_in_nothing() -> None:
+    """200 layers, in traces of 20."""
+    specialization = pd.DataFrame(
+        {"mutual_information_bits": [0.1], "null": [0.1], "p_value": [0.4], "pooled_kl": [0.0]}
+    )
+    windows = pd.DataFrame({"window": [100, 200, 1000]})
+    for trace in range(10):
+        made = [
+            tables_of(route(np.ones((20, EXPERTS)), 20 * trace + layer), layer)
+            for layer in range(20)
+        ]
+        experts, layers, subjects = (
+            pd.concat(parts, ignore_index=True) for parts in zip(*made, strict=True)
+        )
+        found = headline(experts, layers, windows, subjects, specialization)
+        assert found.uneven.startswith("No layer is loaded more unevenly than chance explains")
+        assert found.uneven.endswith("Subjects do not differ in their experts beyond chance.")
+        assert found.least_used.startswith("No expert is certified below 10%")
+        assert found.least_used.endswith("no less than chance may leave to one of 320.")
+        assert found.idle.startswith("No expert idles for 200 tokens in a row: nothing exceeds")
+        assert set(experts["tier"]) == {"used"}
+        assert "dead" not in f"{found.uneven} {found.least_used} {found.idle}"
+
+
+def test_limits_hold_all_experts_of_fair_routing() -> None:
+    layers = pd.DataFrame({"num_experts": [64], "top_k": [6], "tokens_effective": [2000.0]})
+    (low,), (high,) = load_limits(layers)
+    load_RN = np.random.default_rng(4).binomial(2000, 6 / 64, (1000, 64)) / 2000 * 64 / 6
+    assert ((load_RN < low) | (load_RN > high)).any(axis=1).mean() <= 0.005
+    # And no wider than that: about 4.5 standard deviations.
+    assert 4 < (high - 1) / math.sqrt((64 - 6) / (6 * 2000)) < 5
+
+
+def test_nothing_counted(planted: Any) -> None:
+    experts, layers, subjects = planted
+    unknown = experts.assign(relative_load=math.nan, ci_low=math.nan, ci_high=math.nan)
+    layers = layers.assign(tokens=0, max_vio=math.nan, tokens_effective=math.nan)
+    found = headline(unknown, layers, WINDOWS, subjects, NO_SPECIALIZATION)
+    assert found.uneven == found.least_used == found.idle == "No token was counted."
+
+
+def test_one_document_has_no_chance_to_compare_with(planted: Any) -> None:
+    experts, layers, _ = planted
+    experts = experts.assign(ci_low=math.nan, ci_high=math.nan, tier="not certified")
+    layers = layers.assign(
+        tokens_effective=math.nan, certifiable_load=math.nan, max_vio_noise=math.nan, tokens=400
+    )
+    found = headline(experts, layers, WINDOWS[1:], NO_SUBJECTS, NO_SPECIALIZATION)
+    assert found.uneven.startswith("There are too few documents to tell unevenness from chance")
+    assert "95% interval an unknown part to" in found.least_used
+    assert "chance" not in found.least_used
+    assert found.idle == "The trace is too short to tell a long idle run from chance."
+
+
+def test_little_text_certifies_no_low_load(planted: Any) -> None:
+    experts, layers, subjects = planted
+    layers = layers.assign(certifiable_load=1.5, tokens_effective=16.0)
+    text = headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION).idle
+    assert "No load below a fair share can be certified on so little text (T_eff 16)." in text
