@@ -70,6 +70,11 @@ class Sums:
     layers: dict[int, LayerState] = field(default_factory=dict)
 
     @property
+    def has_ranks(self) -> bool:
+        """Whether the trace knows which slot a token's first choice is in."""
+        return self.trace.run.get("slot_order") != "unknown"
+
+    @property
     def specs(self) -> dict[int, LayerSpec]:
         return self.counts.layers
 

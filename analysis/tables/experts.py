@@ -1,0 +1,199 @@
+"""The tables `experts` and `idle_windows`: one row per expert, one per expert and window.
+
+Shape suffixes: S groups (task, subject, area), N experts of a layer, R orders, W windows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.analysis import Sums
+from moe_probe.analysis.layer_state import LayerState
+from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
+from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table
+from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
+from moe_probe.analysis.metrics.ranking import bottom_probability, first_choice_share, rank_interval
+from moe_probe.analysis.metrics.tiers import tiers
+from moe_probe.analysis.statistics.clusters import (
+    cluster_variance,
+    design_effect,
+    layer_quantiles,
+)
+from moe_probe.analysis.statistics.intervals import share_interval
+from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
+from moe_probe.analysis.statistics.undefined import positive
+
+_IDLE_FIRST = ("longest_idle", "current_idle", "leading_idle", "rate_deficit", "burstiness")
+_IDLE_COLUMNS = (
+    *_IDLE_FIRST,
+    *("longest_idle_shuffled", "longest_idle_expected", "burstiness_index"),
+    *("burstiness_index_null", "p_own", "p_fair"),
+)
+_BOTTOM = 0.1
+
+
+def experts_table(sums: Sums) -> pd.DataFrame:
+    """Tabulate every routed expert. Loads are relative to a fair share; runs are in tokens.
+
+    Returns:
+        layer  the model's own layer index
+        expert  index in that layer
+        count  selections
+        frequency  p, share of tokens that select it; null without tokens
+        relative_load  r, load over fair share; null without tokens
+        ci_low, ci_high  95 % interval of the relative load, documents resampled; for an expert
+            never selected from 0 to 3 / T_eff. Null where no design effect is known
+        tier  what that certifies: `metrics.tiers`
+        longest_idle, current_idle, leading_idle  idle runs in the order asked for: the longest,
+            that at the end, that at the beginning
+        rate_deficit, burstiness  how much of the longest run its rate explains, and how much it
+            does not, in nats; the median over shuffled orders of the documents
+        deff  design effect of the frequency; null where it is undefined
+        rank_low, rank_high  95 % interval of the rank from the least used
+        in_bottom_tenth  share of bootstrap replicates that have it among the least used tenth
+        longest_idle_shuffled  median over shuffled orders of the documents
+        longest_idle_expected  mean longest run of independent tokens at the own rate
+        burstiness_index, burstiness_index_null  Goh and Barabasi, and of independent tokens
+        p_own, q_own, p_fair  gap test at the own rate, the same adjusted over all experts, and at
+            the fair rate
+        documents, idle_documents  documents that select it, and the longest run of those that do
+            not, in canonical order
+        idle_subjects, low_subjects  subjects on which it is never selected, or carries less than a
+            tenth of a fair share
+        first_choice_share  share of its selections that are in the first slot
+        information_bits, information_null, information_q  I_e, what it tells about the subject;
+            mean and adjusted p-value by permutation of documents
+    """
+    table = pd.concat([_layer(sums, layer) for layer in sums.specs], ignore_index=True)
+    table["q_own"] = benjamini_hochberg(table["p_own"].to_numpy(np.float64))
+    p_values = table.pop("information_p").to_numpy(np.float64)
+    table["information_q"] = benjamini_hochberg(p_values)
+    columns = list(table.columns)
+    columns.insert(columns.index("p_own") + 1, columns.pop(columns.index("q_own")))
+    return table[columns]
+
+
+def deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
+    """Return each expert's design effect, all groups pooled: float64 [N], NaN where undefined."""
+    if state is None:
+        return np.full(num_experts, np.nan)
+    pooled = state.moments.pooled()
+    share_N = (pooled.c_SN / positive(pooled.n_S)[:, None])[0]
+    variance_N = cluster_variance(pooled)[0]
+    return design_effect(variance_N, share_N, int(pooled.n_S[0]))
+
+
+def median_deff(deff_N: np.ndarray) -> float:
+    """Return a layer's median design effect; NaN where no expert has one."""
+    return float(layer_quantiles(deff_N, (0.5,))[0])
+
+
+def _layer(sums: Sums, layer: int) -> pd.DataFrame:
+    spec, state = sums.specs[layer], sums.layers.get(layer)
+    counts_SN, tokens_S = sums.by_group(layer)
+    counts_N, tokens = counts_SN.sum(axis=0), int(tokens_S.sum())
+    deff_N = deffs(state, spec.num_experts)
+    to_load = spec.num_experts * tokens / max(int(counts_N.sum()), 1)
+    low_N, high_N = share_interval(counts_N, tokens, deff_N, median_deff(deff_N))
+    idle = _idle(state, counts_N)
+    ratio_N = idle["longest_idle_shuffled"] / idle["longest_idle_expected"]
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "expert": np.arange(spec.num_experts),
+            "count": counts_N,
+            "frequency": selection_frequency(counts_N, tokens),
+            "relative_load": relative_load(counts_N),
+            "ci_low": low_N * to_load,
+            "ci_high": high_N * to_load,
+            "tier": tiers(counts_SN, high_N * to_load, ratio_N.to_numpy(np.float64)),
+            **{name: idle[name] for name in _IDLE_FIRST},
+            "deff": deff_N,
+            **_ranks(state, spec.num_experts),
+            **{name: idle[name] for name in _IDLE_COLUMNS if name not in _IDLE_FIRST},
+            **_presence(state, counts_SN),
+            "first_choice_share": _first_choice(sums, layer),
+            **_information(state, spec.num_experts),
+        }
+    )
+
+
+def _idle(state: LayerState | None, counts_N: np.ndarray) -> pd.DataFrame:
+    if state is None or state.idle is None:
+        table = pd.DataFrame(np.nan, np.arange(len(counts_N)), list(_IDLE_COLUMNS))
+    else:
+        table = idle_table(counts_N, state.idle.runs, state.idle.longest_RN)
+    # Whole numbers that can be absent.
+    return table.astype(dict.fromkeys(_IDLE_FIRST[:3], "Int64"))
+
+
+def _ranks(state: LayerState | None, num_experts: int) -> dict[str, np.ndarray]:
+    if state is None:
+        blank_N = np.full(num_experts, np.nan)
+        return dict.fromkeys(("rank_low", "rank_high", "in_bottom_tenth"), blank_N)
+    low_N, high_N = rank_interval(state.replicates_BN)
+    number = max(round(_BOTTOM * num_experts), 1)
+    return {
+        "rank_low": low_N,
+        "rank_high": high_N,
+        "in_bottom_tenth": bottom_probability(state.replicates_BN, number),
+    }
+
+
+def _presence(state: LayerState | None, counts_SN: np.ndarray) -> dict[str, object]:
+    blank_N = pd.array([pd.NA] * counts_SN.shape[1], "Int64")
+    return {
+        "documents": blank_N if state is None else state.documents_seen_N,
+        "idle_documents": blank_N if state is None else state.longest_absence_N,
+        "idle_subjects": idle_subjects(counts_SN),
+        "low_subjects": low_subjects(counts_SN),
+    }
+
+
+def _first_choice(sums: Sums, layer: int) -> np.ndarray:
+    if sums.slots is None or not sums.has_ranks:
+        return np.full(sums.specs[layer].num_experts, np.nan)
+    return first_choice_share(sums.slots.arrays[layer]["slot_counts_KN"])
+
+
+def _information(state: LayerState | None, num_experts: int) -> dict[str, np.ndarray]:
+    found = None if state is None else state.information
+    blank_N = np.full(num_experts, np.nan)
+    return {
+        "information_bits": blank_N if found is None else found.expert_information_N,
+        "information_null": blank_N if found is None else found.expert_null_N,
+        "information_p": blank_N if found is None else found.expert_p_value_N,
+    }
+
+
+def idle_windows(sums: Sums) -> pd.DataFrame:
+    """Tabulate how often every expert idles for each window or longer.
+
+    Returns:
+        layer, expert, window  all of them
+        runs  maximal idle runs of at least that many tokens, in the order asked for
+        share  of the tokens that lie in such runs; null without tokens
+        expected_runs  of independent tokens at the expert's own rate
+        expected_runs_fair  at the fair rate
+        sliding  windows of that many consecutive tokens that lie in such runs
+        runs_shuffled  median over shuffled orders of the documents; null without any
+        window_fair_intervals  the window in mean distances between selections under even load
+    """
+    tables = []
+    for layer, state in sums.layers.items():
+        if state.idle is not None:
+            counts_N = sums.by_group(layer)[0].sum(axis=0)
+            table = idle_windows_table(counts_N, state.idle.runs, sums.settings.windows)
+            runs_RWN = state.idle.runs_RWN
+            shuffled_WN = (
+                np.median(runs_RWN, axis=0)
+                if len(runs_RWN)
+                else np.full(runs_RWN.shape[1:], np.nan)
+            )
+            table["runs_shuffled"] = shuffled_WN.ravel()
+            table.insert(0, "layer", layer)
+            tables.append(table)
+    names = ["layer", "expert", "window", "runs", "share", "expected_runs", "expected_runs_fair"]
+    names += ["sliding", "runs_shuffled", "window_fair_intervals"]
+    return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)

@@ -1,0 +1,154 @@
+"""The tables `layers`, `batches`, `devices` and `coverage`: imbalance beside chance and noise.
+
+Shape suffixes: N experts of a layer, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.accumulators.locality import BATCH_SIZES
+from moe_probe.analysis.analysis import Sums
+from moe_probe.analysis.layer_state import LayerState
+from moe_probe.analysis.metrics import imbalance
+from moe_probe.analysis.metrics.coverage import chao2, coverage_curve, unseen_mass
+from moe_probe.analysis.metrics.decomposition import batch_imbalance
+from moe_probe.analysis.metrics.devices import balancedness
+from moe_probe.analysis.metrics.noise import index_noise
+from moe_probe.analysis.metrics.ranking import experts_to_cover
+from moe_probe.analysis.metrics.stability import spearman, split_divergence, split_null
+from moe_probe.analysis.statistics.clusters import effective_tokens, layer_quantiles
+from moe_probe.analysis.statistics.intervals import rate_certifiable
+from moe_probe.analysis.statistics.multiplicity import rao_scott
+from moe_probe.analysis.statistics.nulls import expected_indices
+from moe_probe.analysis.tables.experts import deffs
+
+INDICES = (
+    "max_vio",
+    "cv",
+    "gini",
+    "entropy",
+    "effective_experts",
+    "kl_uniform",
+    "total_variation",
+    "unseen",
+)
+"""Imbalance indices of the `layers` table, each with `<name>_null` and `<name>_noise` beside it."""
+DEVICES = (2, 4, 8, 16, 32, 64)
+
+
+def layers_table(sums: Sums) -> pd.DataFrame:
+    """Tabulate every MoE layer.
+
+    Returns:
+        layer, num_experts, top_k  from the trace
+        tokens, assignments  T and A, counted by the rule in force
+        max_vio, cv, gini, entropy (nats), effective_experts, kl_uniform (nats),
+        total_variation, unseen (experts)  each followed by `<name>_null`, its expectation if T
+            tokens chose their experts uniformly at random, and `<name>_noise`, its standard
+            deviation over resampled documents; null without tokens
+        deff_low, deff_median, deff_high  5 %, median and 95 % over experts of the design effect
+        tokens_effective  T over the median: independent tokens that would say as much
+        certifiable_load  relative load below which an expert never selected is certified to be
+        uniform_p  Rao-Scott test against uniform routing, documents as the unit; with much text
+            everything differs: read the indices
+        split_half_spearman  rank correlation of the loads in two halves of the documents
+        split_half_divergence, split_half_divergence_null  Jensen-Shannon divergence of the halves
+            in bits, and from noise alone
+        experts_for_half  experts that hold half of all selections
+        unseen_mass  Good-Turing: share of further use that falls on experts unseen so far
+        chao2  Chao's lower bound on the experts that more such documents would select
+    """
+    rows = [_row(sums, layer) for layer in sums.specs]
+    return pd.DataFrame(rows).astype({"unseen": "Int64", "experts_for_half": "Int64"})
+
+
+def _row(sums: Sums, layer: int) -> dict[str, Any]:
+    spec, state = sums.specs[layer], sums.layers.get(layer)
+    counts = sums.counts.layer(layer)
+    counts_N, tokens = counts.counts_N, counts.tokens
+    null = expected_indices(spec.num_experts, spec.top_k, tokens)
+    row: dict[str, Any] = {
+        "layer": layer,
+        "num_experts": spec.num_experts,
+        "top_k": spec.top_k,
+        "tokens": tokens,
+        "assignments": counts.assignments,
+    }
+    for name in INDICES:
+        index = getattr(imbalance, name)
+        row[name] = float(index(counts_N))
+        row[f"{name}_null"] = getattr(null, name)
+        row[f"{name}_noise"] = (
+            np.nan if state is None else float(index_noise(state.replicates_BN, index))
+        )
+    deff_N = deffs(state, spec.num_experts)
+    low, median, high = layer_quantiles(deff_N, (0.05, 0.5, 0.95)).tolist()
+    effective = float(effective_tokens(tokens, median))
+    row |= {
+        "deff_low": low,
+        "deff_median": median,
+        "deff_high": high,
+        "tokens_effective": effective,
+        "certifiable_load": float(rate_certifiable(effective, spec.num_experts, spec.top_k)),
+        "uniform_p": float(rao_scott(counts_N, tokens, spec.top_k, deff_N)[2]),
+        **_halves(state, spec.top_k, median),
+        "experts_for_half": float(experts_to_cover(counts_N, (0.5,))[0]),
+        "unseen_mass": np.nan if state is None else unseen_mass(state.documents_seen_N),
+        "chao2": np.nan if state is None else chao2(state.documents_seen_N),
+    }
+    return row
+
+
+def _halves(state: LayerState | None, top_k: int, deff: float) -> dict[str, float]:
+    names = ("split_half_spearman", "split_half_divergence", "split_half_divergence_null")
+    if state is None or not state.halves_2N.any(axis=1).all():
+        return dict.fromkeys(names, np.nan)
+    first_N, second_N = state.halves_2N
+    used = int(state.halves_2N.any(axis=0).sum())
+    sizes = (int(first_N.sum()), int(second_N.sum()))
+    null = split_null(used, min(top_k, used), sizes, 1, deff)
+    found = (float(spearman(first_N, second_N)), split_divergence(first_N, second_N))
+    return dict(zip(names, (*found, null.divergence), strict=True))
+
+
+def batches(sums: Sums) -> pd.DataFrame:
+    """Tabulate imbalance against batch size, tokens in recording order: `batch_imbalance`."""
+    if sums.batches is None:
+        return pd.DataFrame(columns=["layer"])
+    tables = []
+    for layer, spec in sums.specs.items():
+        stats_B4 = sums.batches.arrays[layer]["stats_B4"]
+        table = batch_imbalance(stats_B4, BATCH_SIZES, spec.num_experts, spec.top_k)
+        table.insert(0, "layer", layer)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def devices(sums: Sums) -> pd.DataFrame:
+    """Tabulate balance over expert-parallel devices in the definitions in use: `balancedness`.
+
+    Experts lie on devices in contiguous groups; the time unit is the whole trace. Device counts
+    that do not divide every layer's experts are left out.
+    """
+    counts_LN = [counts.counts_N for counts in sums.counts.by_layer()]
+    sizes = [len(counts_N) for counts_N in counts_LN]
+    fitting = [d for d in DEVICES if all(size % d == 0 and size > d for size in sizes)]
+    rows = [{"devices": d, **asdict(balancedness(counts_LN, d))} for d in fitting]
+    return pd.DataFrame(rows, columns=None if rows else ["devices"])
+
+
+def coverage(sums: Sums) -> pd.DataFrame:
+    """Tabulate how many experts the first x tokens select, beside both nulls: `coverage_curve`."""
+    tables = []
+    for layer, state in sums.layers.items():
+        if state.idle is not None:
+            counts = sums.counts.layer(layer)
+            table = coverage_curve(state.idle.first_seen_RN, counts.counts_N, counts.tokens)
+            table.insert(0, "layer", layer)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["layer"])

@@ -1,0 +1,168 @@
+"""The tables `coactivation`, `repeats`, `transitions`, `positions`, `weights` and `confidence`.
+
+Shape suffixes: N experts of a layer, S groups (task, subject, area).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.accumulators.base import Arrays
+from moe_probe.analysis.analysis import Sums
+from moe_probe.analysis.metrics.coactivation import coactivation_table
+from moe_probe.analysis.metrics.confidence import confidence_table
+from moe_probe.analysis.metrics.locality import repeats_table
+from moe_probe.analysis.metrics.positions import positions_table
+from moe_probe.analysis.metrics.transitions import layer_information
+from moe_probe.analysis.metrics.weights import (
+    conditional_weight,
+    conditional_weight_sd,
+    contribution,
+    gate_share,
+)
+from moe_probe.analysis.tables.experts import deffs, median_deff
+
+MOST_PAIRS = 2016
+"""Pairs of a layer in `coactivation`: all of 64 experts; of more, those of largest |z|."""
+
+
+def coactivation(sums: Sums) -> pd.DataFrame:
+    """Tabulate pairs of experts that one token selects: `coactivation_table`.
+
+    Both directions of all pairs, or of the 2,016 with the largest |z| where a layer has more.
+    """
+
+    def table(layer: int) -> pd.DataFrame:
+        assert sums.pairs is not None
+        counts = sums.counts.layer(layer)
+        pairs_NN, deff = sums.pairs.symmetric(layer), layer_deff(sums, layer)
+        facts = (counts.tokens, counts.spec.top_k, deff, MOST_PAIRS)
+        return coactivation_table(pairs_NN, counts.counts_N, *facts)
+
+    return _by_layer(sums, table) if sums.pairs is not None else _nothing()
+
+
+def repeats(sums: Sums) -> pd.DataFrame:
+    """Tabulate how often tokens repeat the experts of earlier ones: `repeats_table`."""
+
+    def table(layer: int) -> pd.DataFrame:
+        assert sums.overlaps is not None
+        arrays = sums.overlaps.arrays[layer]
+        others_SX5 = arrays.get("other_token_overlaps_SX5")
+        sizes = (sums.subjects, sums.overlaps.lags)
+        found = repeats_table(*sizes, arrays["overlaps_SX5"], others_SX5, *sums.by_group(layer))
+        if not sums.has_ranks:
+            first = [name for name in found if name.endswith("first_choice")]
+            found[first] = np.nan
+        return found
+
+    return _by_layer(sums, table) if sums.overlaps is not None else _nothing()
+
+
+def transitions(sums: Sums) -> pd.DataFrame:
+    """Tabulate what a layer's first choice tells of the next MoE layer's.
+
+    Returns:
+        layer, next_layer
+        dense_between  decoder layers without experts between the two
+        information_bits, null_bits  mutual information of the first choices, and from noise alone
+        share  of the entropy of the next layer's first choice
+        Empty where the trace does not know which slot is first.
+    """
+    rows = []
+    for layer in sums.specs if sums.flows is not None and sums.has_ranks else ():
+        assert sums.flows is not None
+        following = sums.flows.following(layer)
+        if following is not None:
+            flows_NM = sums.flows.arrays[layer]["flows_NM"]
+            found = layer_information(flows_NM, layer_deff(sums, layer))
+            rows.append(
+                {
+                    "layer": layer,
+                    "next_layer": following.layer,
+                    "dense_between": following.layer - layer - 1,
+                    "information_bits": found.bits,
+                    "null_bits": found.null_bits,
+                    "share": found.share,
+                }
+            )
+    names = ["layer", "next_layer", "dense_between", "information_bits", "null_bits", "share"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def positions(sums: Sums) -> pd.DataFrame:
+    """Tabulate octaves of positions against all others: `positions_table`."""
+
+    def table(layer: int) -> pd.DataFrame:
+        assert sums.positions is not None
+        arrays, spec = sums.positions.arrays[layer], sums.specs[layer]
+        counts_BN, tokens_B = arrays["position_counts_BN"], arrays["position_tokens_B"]
+        return positions_table(counts_BN, tokens_B, spec.top_k, layer_deff(sums, layer))
+
+    return _by_layer(sums, table) if sums.positions is not None else _nothing()
+
+
+def weights(sums: Sums) -> pd.DataFrame:
+    """Tabulate gate weights by expert; empty where none were captured.
+
+    Returns:
+        layer, expert
+        gate_share  gamma, share of the layer's gate mass; fair value 1 / N
+        mean_weight, weight_sd  over the tokens that select it, as captured
+        mean_share  the same as a part of the token's total weight; 1 / k by chance
+        contribution  gate mass per token
+    """
+
+    def table(layer: int) -> pd.DataFrame:
+        assert sums.weights is not None
+        summed = _over_groups(sums.weights.arrays[layer])
+        counts = sums.counts.layer(layer)
+        mass_N, square_N = summed["weight_sum_SN"], summed["weight_square_sum_SN"]
+        return pd.DataFrame(
+            {
+                "expert": np.arange(counts.spec.num_experts),
+                "gate_share": gate_share(mass_N),
+                "mean_weight": conditional_weight(mass_N, counts.counts_N),
+                "weight_sd": conditional_weight_sd(mass_N, square_N, counts.counts_N),
+                "mean_share": conditional_weight(summed["share_sum_SN"], counts.counts_N),
+                "contribution": contribution(mass_N, counts.tokens),
+            }
+        )
+
+    return _by_layer(sums, table) if sums.weights is not None else _nothing()
+
+
+def confidence(sums: Sums) -> pd.DataFrame:
+    """Tabulate how sure the router is: `confidence_table`; empty without captured weights."""
+
+    def table(layer: int) -> pd.DataFrame:
+        assert sums.confidence is not None
+        spec = sums.specs[layer]
+        bins_QH = sums.confidence.arrays[layer]["bins_QH"]
+        return confidence_table(bins_QH, spec.num_experts, spec.top_k)
+
+    return _by_layer(sums, table) if sums.confidence is not None else _nothing()
+
+
+def layer_deff(sums: Sums, layer: int) -> float:
+    """Return a layer's median design effect, 1 where it is unknown."""
+    found = median_deff(deffs(sums.layers.get(layer), sums.specs[layer].num_experts))
+    return found if found > 0 else 1.0
+
+
+def _over_groups(arrays: Arrays) -> dict[str, Any]:
+    return {name: array.sum(axis=0) for name, array in arrays.items()}
+
+
+def _by_layer(sums: Sums, table: Callable[[int], pd.DataFrame]) -> pd.DataFrame:
+    tables = [table(layer).assign(layer=layer) for layer in sums.specs]
+    joined = pd.concat(tables, ignore_index=True)
+    return joined[["layer", *(name for name in joined if name != "layer")]]
+
+
+def _nothing() -> pd.DataFrame:
+    return pd.DataFrame({"layer": pd.Series(dtype="int64")})

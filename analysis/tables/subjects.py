@@ -1,0 +1,192 @@
+"""The tables of subjects: experts by subject, information, divergence, segments, rules, answers.
+
+Shape suffixes: S groups (task, subject, area), G segments, N experts of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.analysis import Sums
+from moe_probe.analysis.layer_state import LayerState
+from moe_probe.analysis.metrics.decomposition import decompose
+from moe_probe.analysis.metrics.divergence import divergence_null, jensen_shannon
+from moe_probe.analysis.metrics.information import (
+    information_null,
+    mutual_information,
+    uncertainty_coefficient,
+)
+from moe_probe.analysis.metrics.segments import segments_table
+from moe_probe.analysis.metrics.sensitivity import rules_table
+from moe_probe.analysis.metrics.subjects import subjects_table
+from moe_probe.analysis.statistics.clusters import (
+    cluster_variance,
+    design_effect,
+    layer_quantiles,
+)
+from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
+from moe_probe.analysis.statistics.undefined import positive
+from moe_probe.trace import SEGMENTS
+
+_SUBJECT_COLUMNS = ["layer", "expert", "subject", "count", "frequency"]
+_SUBJECT_COLUMNS += ["lift", "log_odds", "z", "q_value"]
+
+
+def subjects(sums: Sums) -> pd.DataFrame:
+    """Tabulate every expert and subject.
+
+    Returns:
+        layer, expert, subject
+        count  selections
+        frequency  share of the subject's tokens that select the expert
+        lift  that over the same of all other subjects
+        log_odds  against the other subjects, in nats, drawn towards 0 (Monroe et al. 2008)
+        z  log_odds over its standard error, with the subject's design effect
+        q_value  of z, Benjamini-Hochberg over the whole table
+        Subjects with fewer than 30 documents have no log_odds, z and q_value.
+    """
+    tables = []
+    for layer, spec in sums.specs.items():
+        counts_SN, tokens_S = sums.by_group(layer)
+        deff_S = subject_deffs(sums.layers.get(layer), len(tokens_S), spec.num_experts)
+        table = subjects_table(counts_SN, tokens_S, sums.documents_S, deff_S, sums.subjects)
+        table.insert(0, "layer", layer)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    table["q_value"] = benjamini_hochberg(table["p_value"].to_numpy(np.float64))
+    return table[_SUBJECT_COLUMNS]
+
+
+def subject_deffs(state: LayerState | None, groups: int, num_experts: int) -> np.ndarray:
+    """Return each subject's median design effect over experts: float64 [S], NaN where undefined."""
+    if state is None:
+        return np.full(groups, np.nan)
+    moments = state.moments
+    share_SN = moments.c_SN / positive(moments.n_S)[:, None]
+    deff_SN = design_effect(cluster_variance(moments), share_SN, moments.n_S[:, None])
+    return np.asarray(layer_quantiles(deff_SN, (0.5,))[0])
+
+
+def specialization(sums: Sums) -> pd.DataFrame:
+    """Tabulate what routing tells about the subject.
+
+    Returns:
+        layer
+        mutual_information_bits  I(expert; subject), subjects weighted as observed
+        null, null_95  mean and 95 % quantile of I over permutations of the documents' subjects;
+            of the shared prefixes, which no permutation moves, neither has any
+        p_value  of I among the permutations
+        mean_subject_kl  mean over subjects of KL(q_subject || uniform), in nats
+        pooled_kl  KL(q || uniform) in nats: unfair overall. mean_subject_kl is pooled_kl plus I
+            (in nats), an identity
+        documents_bits  I over the documents alone, which is what `null` compares with
+        plug_in_bias_bits  of I, with the subjects' design effects
+        equal_weights_bits  I with every subject weighing the same: their Jensen-Shannon divergence
+        uncertainty  I over the entropy of the subject, in [0, 1]
+        decodability, decodability_null  share of documents whose subject naive Bayes finds from
+            their selections, cross-validated, and by always saying the most frequent one
+        balanced_decodability, balanced_decodability_null  the mean over subjects, and 1 / S
+    """
+    return pd.DataFrame([_information_row(sums, layer) for layer in sums.specs])
+
+
+def _information_row(sums: Sums, layer: int) -> dict[str, Any]:
+    spec, state = sums.specs[layer], sums.layers.get(layer)
+    counts_SN, _ = sums.by_group(layer)
+    found = None if state is None else state.information
+    guess = None if state is None else state.decodability
+    parts = decompose(counts_SN)
+    used = int((counts_SN.sum(axis=0) > 0).sum())
+    deff_S = subject_deffs(state, len(counts_SN), spec.num_experts)
+    bias = information_null(counts_SN.sum(axis=1), used, spec.top_k, np.nan_to_num(deff_S, nan=1.0))
+    return {
+        "layer": layer,
+        "mutual_information_bits": parts.information / math.log(2),
+        "null": np.nan if found is None else float(found.null_R.mean()),
+        "null_95": np.nan if found is None else float(np.quantile(found.null_R, 0.95)),
+        "p_value": np.nan if found is None else found.p_value,
+        "mean_subject_kl": parts.within_kl,
+        "pooled_kl": parts.pooled_kl,
+        "documents_bits": np.nan if found is None else found.information,
+        "plug_in_bias_bits": bias,
+        "equal_weights_bits": float(mutual_information(counts_SN, equal_weights=True)),
+        "uncertainty": float(uncertainty_coefficient(counts_SN)),
+        "decodability": np.nan if guess is None else guess.accuracy,
+        "decodability_null": np.nan if guess is None else guess.majority_share,
+        "balanced_decodability": np.nan if guess is None else guess.balanced_accuracy,
+        "balanced_decodability_null": np.nan if guess is None else guess.chance,
+    }
+
+
+def divergence(sums: Sums) -> pd.DataFrame:
+    """Tabulate every two subjects.
+
+    Returns:
+        layer, subject, other
+        divergence_bits  Jensen-Shannon divergence of their assignment shares, in [0, 1]
+        divergence_null_bits  from noise alone, with the subjects' design effects
+    """
+    first, second = np.triu_indices(len(sums.subjects), 1)
+    names = np.array(sums.subjects, object)
+    tables = []
+    for layer, spec in sums.specs.items():
+        counts_SN, _ = sums.by_group(layer)
+        deff_S = subject_deffs(sums.layers.get(layer), len(counts_SN), spec.num_experts)
+        used = int((counts_SN.sum(axis=0) > 0).sum())
+        sizes_S, known_S = counts_SN.sum(axis=1), np.nan_to_num(deff_S, nan=1.0)
+        null_SS = divergence_null(sizes_S, used, spec.top_k, known_S)
+        columns = {"subject": names[first], "other": names[second]}
+        columns["divergence_bits"] = jensen_shannon(counts_SN)[first, second]
+        columns["divergence_null_bits"] = null_SS[first, second]
+        tables.append(pd.DataFrame({"layer": layer, **columns}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def segments(sums: Sums) -> pd.DataFrame:
+    """Tabulate every two segments of the text, subjects pooled: `segments_table`."""
+    tables = []
+    for layer, spec in sums.specs.items():
+        counts_GN = sums.counts.arrays[layer]["counts_GN"]
+        by_segment = counts_GN.reshape(-1, len(SEGMENTS), spec.num_experts).sum(axis=0)
+        table = segments_table(by_segment, SEGMENTS, spec.top_k)
+        table.insert(0, "layer", layer)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def rules(sums: Sums) -> pd.DataFrame:
+    """Tabulate how much the counting rule decides: `rules_table` for every rule counted."""
+    tables = []
+    for layer, spec in sums.specs.items():
+        found = {str(sums.settings.rule): sums.by_group(layer)[0]}
+        found |= {str(rule): counts.by_group(layer)[0] for rule, counts in sums.by_rule.items()}
+        table = rules_table(found, spec.top_k)
+        table.insert(0, "layer", layer)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def correctness(sums: Sums) -> pd.DataFrame:
+    """Tabulate how much more correctly answered documents select each expert, within subjects.
+
+    The columns of `correctness_table`, with q_value, Benjamini-Hochberg over all experts.
+    """
+    states = sums.layers.items()
+    tables = [state.correctness.assign(layer=layer) for layer, state in states]
+    names = ["layer", "expert", "difference", "standard_error", "z", "q_value"]
+    if not tables:
+        return pd.DataFrame(columns=names)
+    table = pd.concat(tables, ignore_index=True)
+    table["q_value"] = benjamini_hochberg(table["p_value"].to_numpy(np.float64))
+    return table[names]
+
+
+def variance(sums: Sums) -> pd.DataFrame:
+    """Tabulate which share of the documents' variance subject, area and length explain (E8)."""
+    tables = [state.variance.assign(layer=layer) for layer, state in sums.layers.items()]
+    names = ["layer", "expert", "subject", "area", "length"]
+    return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)
