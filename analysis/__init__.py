@@ -1,7 +1,8 @@
 """Analysis of traces: one scan fills accumulators; metrics, tables and reports read those.
 
-The names below load on first use; the scan itself is `moe_probe.analysis.scan.scan`. Nothing here
-imports torch or `moe_probe.hooks`.
+`analyse` gives all tables of a trace as DataFrames. For metrics of your own there are the scan, its
+accumulators and the functions of `metrics` and `statistics`. The names below load on first use.
+Nothing here imports torch or `moe_probe.hooks`.
 """
 
 from __future__ import annotations
@@ -11,40 +12,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
-    from moe_probe.analysis.accumulators.rows import RowFaults
+    from moe_probe.analysis.accumulators.documents import DocumentCounts
+    from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
+    from moe_probe.analysis.orders import Order
     from moe_probe.analysis.quality import Check, check_trace
     from moe_probe.analysis.report import write_report
+    from moe_probe.analysis.results import Analysis, analyse
     from moe_probe.analysis.rules import Rule
-    from moe_probe.analysis.scan import Rows, count
-    from moe_probe.analysis.tables import experts_table, layers_table, quality_table
+    from moe_probe.analysis.scan import count
+    from moe_probe.analysis.settings import Settings
+    from moe_probe.analysis.source import Rows, Source
 
 __all__ = [
+    "Analysis",
     "Check",
     "Counts",
+    "DocumentCounts",
+    "Gaps",
+    "IdleRuns",
     "LayerCounts",
-    "RowFaults",
+    "Order",
     "Rows",
     "Rule",
+    "Settings",
+    "Source",
+    "analyse",
     "check_trace",
     "count",
-    "experts_table",
-    "layers_table",
-    "quality_table",
     "write_report",
 ]
 
 _MODULES = {
+    "Analysis": "results",
     "Check": "quality",
     "Counts": "accumulators.counts",
+    "DocumentCounts": "accumulators.documents",
+    "Gaps": "accumulators.gaps",
+    "IdleRuns": "accumulators.gaps",
     "LayerCounts": "accumulators.counts",
-    "RowFaults": "accumulators.rows",
-    "Rows": "scan",
+    "Order": "orders",
+    "Rows": "source",
     "Rule": "rules",
+    "Settings": "settings",
+    "Source": "source",
+    "analyse": "results",
     "check_trace": "quality",
     "count": "scan",
-    "experts_table": "tables",
-    "layers_table": "tables",
-    "quality_table": "tables",
     "write_report": "report",
 }
 

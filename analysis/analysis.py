@@ -33,7 +33,7 @@ from moe_probe.analysis.layer_state import LayerState, Resampling, finish_layer,
 from moe_probe.analysis.quality import Check
 from moe_probe.analysis.quality.suite import Evidence
 from moe_probe.analysis.rules import Rule, default_rule
-from moe_probe.analysis.scan import default_threads, scan
+from moe_probe.analysis.scan import Accumulator, default_threads, scan
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import poisson_weights
@@ -119,7 +119,8 @@ def gather(
         for begin in range(0, len(layers), threads):
             group = layers[begin : begin + threads]
             tables = state.document_tables(group)
-            accumulators = [*evidence.accumulators, *state.everywhere, *tables]
+            tallies = [table for table in tables if table is not None]
+            accumulators: list[Accumulator] = [*evidence.accumulators, *state.everywhere, *tallies]
             scan(source, accumulators, layers=group, threads=threads, kernels=loops)
             finish = partial(state.finish, *tables)
             done |= dict(zip(group, pool.map(finish, group), strict=True))

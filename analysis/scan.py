@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Protocol
@@ -20,11 +20,17 @@ from moe_probe.trace import Capture, LayerSpec, Trace
 class Accumulator(Protocol):
     """Sums that the rows of layers add to, one layer at a time."""
 
-    layers: dict[int, LayerSpec]
-    weights: bool
-    """Whether gate weights are read."""
-    lookahead: bool
-    """Whether a layer's update also reads the next layer."""
+    @property
+    def layers(self) -> Mapping[int, LayerSpec]:
+        """The layers it takes."""
+
+    @property
+    def weights(self) -> bool:
+        """Whether it reads gate weights."""
+
+    @property
+    def lookahead(self) -> bool:
+        """Whether adding a layer also reads the next one."""
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         """Add one layer of a part; different layers may be added at the same time."""

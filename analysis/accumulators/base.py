@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -81,12 +81,12 @@ class LayerAccumulator:
         index: Of the trace whose rows are added.
     """
 
-    kind: ClassVar[str]
+    kind: str
     """Name in files."""
-    per_cluster: ClassVar[bool] = False
-    weights: ClassVar[bool] = False
+    per_cluster = False
+    weights = False
     """Whether gate weights are read."""
-    lookahead: ClassVar[bool] = False
+    lookahead = False
     """Whether a layer's update also reads the next layer."""
 
     def __init__(self, layers: Mapping[int, LayerSpec], rule: Rule, index: TraceIndex) -> None:
@@ -105,7 +105,7 @@ class LayerAccumulator:
 
     def combine(self, name: str, mine: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Join two arrays whose rows stand for the same."""
-        return mine + other
+        return np.asarray(mine + other)
 
     def merge(self, other: Self) -> None:
         """Add what another shard counted.

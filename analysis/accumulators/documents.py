@@ -23,7 +23,7 @@ from moe_probe.trace import LayerSpec
 _TYPES = (np.uint8, np.uint16, np.uint32, np.int64)
 
 
-def smallest_type(most: int) -> type[np.unsignedinteger | np.signedinteger]:  # type: ignore[type-arg]
+def smallest_type(most: int) -> type[np.unsignedinteger | np.signedinteger]:
     """Return the smallest integer type that holds a number."""
     return next(kind for kind in _TYPES if most <= np.iinfo(kind).max)
 
@@ -70,10 +70,12 @@ class DocumentCounts(LayerAccumulator):
 
     def combine(self, name: str, mine: np.ndarray, other: np.ndarray) -> np.ndarray:
         if name == "tokens_C":
-            return mine + other
+            return np.asarray(mine + other)
         kind = np.promote_types(mine.dtype, other.dtype)
         total = mine.astype(np.int64) + other
-        return total.astype(np.promote_types(kind, smallest_type(int(total.max(initial=0)))))
+        return np.asarray(
+            total.astype(np.promote_types(kind, smallest_type(int(total.max(initial=0)))))
+        )
 
 
 def cluster_moments(

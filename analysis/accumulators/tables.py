@@ -107,7 +107,7 @@ def _strata(table: pa.Table, strata: Sequence[Stratum]) -> np.ndarray:
         number_of.get(Stratum(*(values[i] for values, i in zip(names, index, strict=True))), -1)
         for index in zip(*fields, strict=True)
     ]
-    return np.array(numbers, np.int64)[keys.indices.to_numpy()]
+    return np.asarray(np.array(numbers, np.int64)[keys.indices.to_numpy()])
 
 
 def _columns(table: pa.Table, layers: Mapping[int, LayerSpec]) -> np.ndarray:

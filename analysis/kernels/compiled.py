@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from moe_probe.analysis.pieces import Pieces
 
+_intrinsic: Callable[[Any], Any] = intrinsic
 _compile: Callable[[Any], Any] = njit(
     nogil=True, cache=True, boundscheck=False, error_model="numpy"
 )
@@ -122,7 +123,7 @@ def count_batches(
     )
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def _log2_bin(typing_context: Any, value: Any) -> Any:
     """0 for 0, else one more than the floor of log2 of an int64: bits that the number needs."""
 

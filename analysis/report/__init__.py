@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from moe_probe.analysis.analysis import Progress
 from moe_probe.analysis.figures.heatmap import caption, load_heatmap, to_png
 from moe_probe.analysis.report.contents import Contents, gather
 from moe_probe.analysis.report.html import render
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.tables import quality_table, write_csv
+from moe_probe.analysis.results import TABLES
+from moe_probe.analysis.rules import default_rule
+from moe_probe.analysis.settings import Settings
+from moe_probe.analysis.tables.files import write_table
 from moe_probe.errors import MoeProbeError, UsageError
 from moe_probe.trace import Trace
 
 __all__ = ["Contents", "gather", "write_report"]
 
 _MANIFEST = "report.json"
-_TABLES = ("tables/layers.csv", "tables/experts.csv", "tables/quality.csv")
+_TABLES = tuple(f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "parquet"))
 _PAGE = ("figures/relative_load.png", "report.html")
 _FILES = (_MANIFEST, *_TABLES, *_PAGE)
 
@@ -24,10 +27,11 @@ _FILES = (_MANIFEST, *_TABLES, *_PAGE)
 def write_report(
     trace: Trace,
     output: Path,
-    rule: Rule = Rule.UNIQUE,
+    settings: Settings | None = None,
     *,
     tables_only: bool = False,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[Contents, list[Path]]:
     """Check and count a trace and write what was found.
 
@@ -36,9 +40,10 @@ def write_report(
     Args:
         trace: The trace; an unfinished one is reported as that.
         output: The directory to write into.
-        rule: The counting rule.
+        settings: What counts, in which order; the trace's default rule if None.
         tables_only: Leave out the page and the figures.
         force: Overwrite files of the same names that no report wrote.
+        progress: Told after every group of layers.
 
     Returns:
         What the report says, and the paths written.
@@ -51,7 +56,7 @@ def write_report(
     earlier = _earlier_files(output)
     if not force:
         _refuse_foreign(output, names, earlier)
-    contents = gather(trace, rule)
+    contents = gather(trace, settings or Settings(rule=default_rule(trace)), progress=progress)
     try:
         for name in earlier:
             (output / name).unlink(missing_ok=True)
@@ -72,9 +77,8 @@ def _write(contents: Contents, output: Path, names: list[str]) -> None:
     (output / _MANIFEST).write_text(
         json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
     )
-    write_csv(contents.layers, output / "tables/layers.csv")
-    write_csv(contents.experts, output / "tables/experts.csv")
-    write_csv(quality_table(contents.checks), output / "tables/quality.csv")
+    for name in TABLES:
+        write_table(contents.analysis.table(name), output / f"tables/{name}.csv")
     if "report.html" in names:
         png = to_png(load_heatmap(contents.counts, rule=contents.rule))
         text = caption(contents.counts, rule=contents.rule)

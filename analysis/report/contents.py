@@ -8,18 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from moe_probe import __version__
-from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
-from moe_probe.analysis.quality import Check, check_trace, failures
-from moe_probe.analysis.quality.suite import Evidence
+from moe_probe.analysis.accumulators.counts import LayerCounts
+from moe_probe.analysis.analysis import Progress
+from moe_probe.analysis.analysis import gather as scanned
+from moe_probe.analysis.quality import Check, failures
+from moe_probe.analysis.results import Analysis
 from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.scan import count, scan
-from moe_probe.analysis.source import Source
-from moe_probe.analysis.tables import experts_table, layers_table, quality_table, to_records
-from moe_probe.trace import Capture, Trace
+from moe_probe.analysis.settings import Settings
+from moe_probe.analysis.tables.files import quality_table, to_records
+from moe_probe.trace import Trace
 
 REPORT_VERSION = 1
 NUM_RANKED = 10
@@ -37,14 +37,30 @@ class Contents:
     """Where the trace lies."""
     run: dict[str, Any]
     """What was run: the facts of run.json that people ask for."""
-    rule: Rule
     is_complete: bool
     """Whether the recording ended as planned and lacks nothing."""
     num_sequences: int
-    counts: list[LayerCounts]
-    layers: pd.DataFrame
-    experts: pd.DataFrame
-    checks: list[Check]
+    analysis: Analysis
+
+    @property
+    def rule(self) -> Rule:
+        return self.analysis.sums.settings.rule
+
+    @property
+    def checks(self) -> list[Check]:
+        return self.analysis.sums.checks
+
+    @property
+    def counts(self) -> list[LayerCounts]:
+        return list(self.analysis.sums.counts.by_layer())
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        return self.analysis.layers
+
+    @property
+    def experts(self) -> pd.DataFrame:
+        return self.analysis.experts
 
     @property
     def failed(self) -> list[Check]:
@@ -57,23 +73,11 @@ class Contents:
         return self.counts[0].tokens
 
     def findings(self) -> list[str]:
-        """State the headline in words; empty where a check failed or nothing was counted."""
-        table = self.layers
-        if self.failed or table["max_vio"].isna().all():
+        """Answer the three questions; empty where a check failed or nothing was counted."""
+        if self.failed or not self.tokens:
             return []
-        worst = table.iloc[int(np.nanargmax(table["max_vio"]))]
-        share = (table["effective_experts"] / table["num_experts"]).mean()
-        share_null = (table["effective_experts_null"] / table["num_experts"]).mean()
-        idle, total = int(table["unseen"].sum()), int(table["num_experts"].sum())
-        return [
-            f"Most uneven: layer {int(worst['layer'])}, whose busiest expert carries "
-            f"{worst['max_vio'] + 1:.2f} times a fair share "
-            f"({worst['max_vio_null'] + 1:.2f} expected by chance).",
-            f"On average a layer spreads its load like {share:.1%} of its experts sharing evenly "
-            f"({share_null:.1%} expected by chance).",
-            f"{idle:,} of {total:,} experts are idle on this corpus: no counted token selected "
-            f"them ({table['unseen_null'].sum():.1f} expected by chance).",
-        ]
+        answers = self.analysis.headline
+        return [answers.uneven, answers.least_used, answers.idle]
 
     def warnings(self) -> list[str]:
         """Say what makes this report preliminary or empty."""
@@ -106,6 +110,9 @@ class Contents:
             "trace": self.trace,
             "run": self.run,
             "rule": str(self.rule),
+            "order": str(self.analysis.sums.settings.order),
+            "settings": _plain(self.analysis.sums.settings),
+            "caption": self.analysis.caption,
             "is_complete": self.is_complete,
             "sequences": self.num_sequences,
             "tokens": self.tokens,
@@ -118,6 +125,13 @@ class Contents:
         }
 
 
+def _plain(settings: Settings) -> dict[str, Any]:
+    """The settings that decide numbers."""
+    names = ("windows", "shuffles", "replicates", "permutations", "seed")
+    values = {name: getattr(settings, name) for name in names}
+    return {**values, "windows": list(settings.windows)}
+
+
 def one_line(value: Any) -> str:
     """Return a fact as text on one line, without characters that would steer a terminal."""
     if isinstance(value, dict):
@@ -126,27 +140,14 @@ def one_line(value: Any) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def gather(trace: Trace, rule: Rule) -> Contents:
-    """Check and count a trace; raises TraceError where it is damaged."""
-    if trace.capture is Capture.COUNTS:
-        counts, checks = count(trace, rule), check_trace(trace)
-    else:
-        source = Source(trace)
-        evidence = Evidence(trace, source)
-        counts = Counts(trace.layers, rule, source.index)
-        scan(source, [counts, *evidence.accumulators])
-        checks = evidence.checks()
-    layers = list(counts.by_layer())
+def gather(trace: Trace, settings: Settings, *, progress: Progress | None = None) -> Contents:
+    """Check and analyse a trace; raises TraceError where it is damaged."""
     options = trace.run.get("options")
     known = {**(options if isinstance(options, dict) else {}), **trace.run}
     return Contents(
         trace=str(trace.path),
         run={name: known[name] for name in _RUN_FACTS if known.get(name) is not None},
-        rule=rule,
         is_complete=trace.run.get("status") == "complete",
         num_sequences=trace.sequences.num_rows,
-        counts=layers,
-        layers=layers_table(layers),
-        experts=experts_table(layers),
-        checks=checks,
+        analysis=Analysis(scanned(trace, settings, progress=progress)),
     )

@@ -15,7 +15,8 @@ import pandas as pd
 from moe_probe import __version__
 from moe_probe.analysis.quality import Status
 from moe_probe.analysis.report.contents import Contents, one_line
-from moe_probe.analysis.tables import INDICES, quality_table
+from moe_probe.analysis.tables.files import quality_table
+from moe_probe.analysis.tables.layers import INDICES
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --page: #fff; --line: #d0d7de;

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.analysis.report.contents import Contents, one_line
-from moe_probe.analysis.tables import INDICES
+from moe_probe.analysis.tables.layers import INDICES
 
 _WIDTH = 80
 _MAX_FACT = 300

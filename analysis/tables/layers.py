@@ -5,6 +5,7 @@ Shape suffixes: N experts of a layer, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -83,9 +84,7 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         index = getattr(imbalance, name)
         row[name] = float(index(counts_N))
         row[f"{name}_null"] = getattr(null, name)
-        row[f"{name}_noise"] = (
-            np.nan if state is None else float(index_noise(state.replicates_BN, index))
-        )
+        row[f"{name}_noise"] = _noise(state, index)
     deff_N = deffs(state, spec.num_experts)
     low, median, high = layer_quantiles(deff_N, (0.05, 0.5, 0.95)).tolist()
     effective = float(effective_tokens(tokens, median))
@@ -102,6 +101,13 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "chao2": np.nan if state is None else chao2(state.documents_seen_N),
     }
     return row
+
+
+def _noise(state: LayerState | None, index: Callable[[np.ndarray], np.ndarray]) -> float:
+    # One document, drawn again and again, does not vary.
+    if state is None or state.moments.clusters_S.sum() < 2:
+        return np.nan
+    return float(index_noise(state.replicates_BN, index))
 
 
 def _halves(state: LayerState | None, top_k: int, deff: float) -> dict[str, float]:

@@ -56,8 +56,8 @@ def repeats(sums: Sums) -> pd.DataFrame:
         sizes = (sums.subjects, sums.overlaps.lags)
         found = repeats_table(*sizes, arrays["overlaps_SX5"], others_SX5, *sums.by_group(layer))
         if not sums.has_ranks:
-            first = [name for name in found if name.endswith("first_choice")]
-            found[first] = np.nan
+            for name in ("first_choice", "other_token_first_choice"):
+                found[name] = np.nan
         return found
 
     return _by_layer(sums, table) if sums.overlaps is not None else _nothing()

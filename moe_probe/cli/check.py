@@ -21,7 +21,7 @@ def check(
     Example: moe-probe check my-trace
     """
     from moe_probe.analysis.quality import check_trace, failures
-    from moe_probe.analysis.tables import quality_table, to_records
+    from moe_probe.analysis.tables.files import quality_table, to_records
     from moe_probe.recording.stages import open_trace
 
     checks = check_trace(open_trace(trace))

@@ -17,6 +17,8 @@ class RuleName(StrEnum):
     UNIQUE = "unique"
     RAW = "raw"
     QUESTION = "question"
+    DECISION = "decision"
+    NO_TEMPLATE = "no-template"
 
 
 def report(
@@ -29,8 +31,33 @@ def report(
         RuleName | None,
         typer.Option(
             help="Which tokens count: unique, every distinct context once; raw, every token the "
-            "model ran; question, unique without the few-shot prefix. [unique; live traffic: raw]"
+            "model ran; question, unique without the few-shot prefix; decision, the last token of "
+            "each prompt; no-template, unique without what all documents share. "
+            "[unique; live traffic: raw]"
         ),
+    ] = None,
+    order: Annotated[
+        str,
+        typer.Option(
+            help="In which order idle runs are measured: canonical, by subject and document; "
+            "execution, as the engine ran; shuffle-docs:SEED; request-local, inside documents."
+        ),
+    ] = "canonical",
+    window: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Length of an idle window in tokens; give it several times for several. "
+            "[1000 5000 10000 50000]",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of shuffled orders and of permutations.")
+    ] = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of the scan. Default: all processors."),
     ] = None,
     tables_only: Annotated[
         bool, typer.Option("--tables-only", help="Leave out the page and the figures.")
@@ -48,22 +75,36 @@ def report(
 
     Example: moe-probe report my-trace --rule question -o my-report
     """
+    from moe_probe.analysis.accumulators.gaps import WINDOWS
+    from moe_probe.analysis.orders import Order
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.report.terminal import summary
     from moe_probe.analysis.rules import Rule, default_rule
+    from moe_probe.analysis.settings import Settings
     from moe_probe.recording.stages import open_trace
 
+    chosen_order = Order.parse(order)
     directory, opened = output_directory or trace / "report", open_trace(trace)
-    chosen = default_rule(opened) if rule is None else Rule(rule)
-    contents, paths = write_report(opened, directory, chosen, tables_only=tables_only, force=force)
+    settings = Settings(
+        rule=default_rule(opened) if rule is None else Rule(rule),
+        order=chosen_order,
+        windows=tuple(sorted(set(window))) if window else WINDOWS,
+        seed=seed,
+        threads=threads,
+    )
+    contents, paths = write_report(
+        opened, directory, settings, tables_only=tables_only, force=force
+    )
     if as_json:
         output.document({**contents.to_json(), "files": [str(path) for path in paths]})
     else:
         for line in summary(contents):
             output.result(line)
         output.result()
-        for path in paths:
-            output.result(str(path))
+        # Of forty tables their folder is enough.
+        places = [path if path.parent == directory else path.parent for path in paths]
+        for place in dict.fromkeys(places):
+            output.result(str(place))
     if contents.failed:
         output.note(f"Next: moe-probe check {trace}")
     elif not tables_only:

@@ -17,7 +17,7 @@ from moe_probe.analysis.metrics.frequency import (
     selection_frequency,
 )
 from moe_probe.analysis.statistics.nulls import bounds
-from moe_probe.analysis.tables import INDICES
+from moe_probe.analysis.tables.layers import INDICES
 
 DATA = Path(__file__).parents[2] / "../shared/data/deepseek-v2-lite"
 

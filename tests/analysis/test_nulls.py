@@ -13,7 +13,7 @@ import pytest
 
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.statistics.nulls import bounds, expected_indices, extreme_moments
-from moe_probe.analysis.tables import INDICES
+from moe_probe.analysis.tables.layers import INDICES
 
 
 def simulate(num_experts: int, top_k: int, tokens: int, repetitions: int) -> np.ndarray:

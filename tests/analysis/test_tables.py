@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.scan import count
-from moe_probe.analysis.tables import experts_table, layers_table, to_records, write_csv
-from moe_probe.trace import LayerSpec, TraceWriter, open_trace
+from moe_probe.analysis import Rule, analyse
+from moe_probe.analysis.results import TABLES
+from moe_probe.analysis.tables.files import to_records, write_table
+from moe_probe.trace import LayerSpec
 
-DATA = Path(__file__).parents[2] / "../shared/data/deepseek-v2-lite"
 LAYER_COLUMNS = (
-    "layer num_experts top_k tokens assignments max_vio max_vio_null cv cv_null gini gini_null "
-    "entropy entropy_null effective_experts effective_experts_null kl_uniform kl_uniform_null "
-    "total_variation total_variation_null unseen unseen_null"
+    "layer num_experts top_k tokens assignments max_vio max_vio_null max_vio_noise cv cv_null "
+    "cv_noise gini gini_null gini_noise entropy entropy_null entropy_noise effective_experts "
+    "effective_experts_null effective_experts_noise kl_uniform kl_uniform_null kl_uniform_noise "
+    "total_variation total_variation_null total_variation_noise unseen unseen_null unseen_noise"
 )
+COLUMNS = {
+    "experts": "layer expert count frequency relative_load ci_low ci_high tier longest_idle "
+    "current_idle leading_idle rate_deficit burstiness",
+    "layers": LAYER_COLUMNS,
+    "idle_windows": "layer expert window runs share expected_runs",
+    "subjects": "layer expert subject count frequency lift log_odds z q_value",
+    "specialization": "layer mutual_information_bits null null_95 p_value mean_subject_kl pooled_kl",
+    "quality": "check name status value expected reason",
+}
+"""The first columns of the tables that others build on."""
+
+quick = partial(analyse, shuffles=2, replicates=4, permutations=4)
 
 
 def test_columns_are_frozen(run: Any) -> None:
-    layers = list(count(run.trace).by_layer())
-    assert list(layers_table(layers)) == LAYER_COLUMNS.split()
-    assert list(experts_table(layers)) == ["layer", "expert", "count", "frequency", "relative_load"]
+    found = quick(run.trace)
+    for name, columns in COLUMNS.items():
+        expected = columns.split()
+        assert list(found.table(name))[: len(expected)] == expected
+    for name in TABLES:
+        assert len(set(found.table(name))) == len(found.table(name).columns), name
 
 
 @pytest.mark.parametrize("rule", [Rule.RAW, Rule.UNIQUE, Rule.QUESTION, Rule.DECISION])
 def test_experts_equal_naive_loop(run: Any, rule: Rule) -> None:
     found, tokens = run.naive(rule)
-    table = experts_table(count(run.trace, rule).by_layer()).set_index(["layer", "expert"])
+    table = quick(run.trace, rule=rule).experts.set_index(["layer", "expert"])
     total = sum(tokens.values())
     for spec in run.layers:
         for expert in range(spec.num_experts):
@@ -47,7 +64,7 @@ def test_experts_equal_naive_loop(run: Any, rule: Rule) -> None:
 def test_layers_of_a_known_trace(new_trace: Any) -> None:
     spec = LayerSpec(layer=7, num_experts=4, top_k=2)
     trace = new_trace([spec], [np.array([[0, 1], [0, 1], [0, 2]], np.uint8)])
-    row = layers_table(count(trace).by_layer()).loc[0]
+    row = quick(trace).layers.loc[0]
     assert (row["layer"], row["tokens"], row["assignments"], row["unseen"]) == (7, 3, 6, 1)
     assert row["max_vio"] == pytest.approx(1)
     assert row["unseen_null"] == pytest.approx(4 * 0.5**3)
@@ -56,24 +73,32 @@ def test_layers_of_a_known_trace(new_trace: Any) -> None:
 def test_no_tokens_are_null_everywhere(new_trace: Any, tmp_path: Path) -> None:
     spec = LayerSpec(layer=0, num_experts=4, top_k=2)
     trace = new_trace([spec], [np.array([[0, 1]], np.uint8)], new_from=-1)
-    layers = list(count(trace).by_layer())
-    record = to_records(layers_table(layers))[0]
+    found = quick(trace, rule="unique")
+    record = to_records(found.layers)[0]
     assert record["tokens"] == 0
     assert all(record[name] is None for name in LAYER_COLUMNS.split()[5:])
-    json.dumps(to_records(experts_table(layers)), allow_nan=False, default=int)
-    write_csv(layers_table(layers), tmp_path / "layers.csv")
-    assert pd.read_csv(tmp_path / "layers.csv").loc[0, "max_vio":].isna().all()
+    json.dumps(to_records(found.experts), allow_nan=False, default=int)
+    write_table(found.layers, tmp_path / "layers.csv")
+    assert pd.read_csv(tmp_path / "layers.csv").loc[0, "max_vio":"unseen_noise"].isna().all()
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the DeepSeek-V2-Lite sample is not on this machine")
-def test_law_trace_gives_published_layer_means(tmp_path: Path) -> None:
-    data = np.load(DATA / "law.npz")
-    stops = np.cumsum(data["document_lengths"])
-    layers = [LayerSpec(layer=1 + i, num_experts=64, top_k=6) for i in range(26)]
-    with TraceWriter(tmp_path / "law", layers=layers) as writer:
-        for ids_TLK in np.split(data["experts"], stops[:-1]):
-            writer.add(list(ids_TLK.swapaxes(0, 1)))
-    table = layers_table(count(open_trace(tmp_path / "law"), Rule.UNIQUE).by_layer())
-    assert table["tokens"].tolist() == [8327] * 26
-    assert f"{table['max_vio'].mean():.2f}" == "2.52"
-    assert f"{table['effective_experts'].mean():.1f}" == "54.4"
+@pytest.mark.parametrize("capture", ["ids", "counts"])
+def test_every_table_is_written_and_read_back(run: Any, tmp_path: Path, capture: str) -> None:
+    """Also of a trace that has counts alone: what those do not tell is null or has no rows."""
+    found = quick(run.trace if capture == "ids" else counts_only(run, tmp_path / "counts"))
+    for name in TABLES:
+        table, path = found.table(name), tmp_path / f"{name}.csv"
+        write_table(table, path)
+        text, columns = pd.read_csv(path), pq.read_table(path.with_suffix(".parquet")).to_pandas()
+        assert list(text) == list(columns) == list(table), name
+        assert len(text) == len(columns) == len(table), name
+        numbers = table.select_dtypes("number").astype("float64")
+        for column in numbers:
+            np.testing.assert_array_equal(text[column].astype("float64"), numbers[column])
+            np.testing.assert_array_equal(columns[column].astype("float64"), numbers[column])
+
+
+def counts_only(run: Any, path: Path) -> Any:
+    from tests.analysis.conftest import make_run
+
+    return make_run(path, 0, capture="counts").trace

@@ -18,14 +18,14 @@ import pytest
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 
 HOSTILE = "\"'><script>alert(1)</script>&\x1b[31m\nnew"
-FILES = [
-    "report.json",
-    "tables/layers.csv",
-    "tables/experts.csv",
-    "tables/quality.csv",
-    "figures/relative_load.png",
-    "report.html",
-]
+NAMES = (
+    "experts layers idle_windows subjects specialization coactivation repeats quality divergence "
+    "segments rules correctness variance transitions positions batches devices coverage weights "
+    "confidence"
+).split()
+TABLES = [f"tables/{name}.{kind}" for name in NAMES for kind in ("csv", "parquet")]
+FILES = ["report.json", *TABLES, "figures/relative_load.png", "report.html"]
+PRINTED = ["report.json", "tables", "figures", "report.html"]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_files_are_written_and_named(probe: Any, new_trace: Any) -> None:
     trace = new_trace(model="m")
     result = probe("report", trace)
     assert result.code == 0
-    assert result.out.splitlines()[-6:] == [str(trace / "report" / name) for name in FILES]
+    assert result.out.splitlines()[-4:] == [str(trace / "report" / name) for name in PRINTED]
     assert all((trace / "report" / name).stat().st_size for name in FILES)
     assert result.err == f"Next: open {trace / 'report/report.html'} in a browser\n"
     assert max(map(len, result.out.split("\n\n")[0].splitlines())) <= 80
@@ -107,8 +107,9 @@ def test_options_of_the_run_are_shown(probe: Any, new_trace: Any) -> None:
 
 
 def test_findings_are_stated(probe: Any, new_trace: Any) -> None:
-    out = probe("report", new_trace()).out
-    assert "2 of 16 experts are idle on this corpus" in " ".join(out.split())
+    out = " ".join(probe("report", new_trace()).out.split())
+    assert "random routing gives about" in out
+    assert "Never selected: 2 of 16 experts (0.0 by chance), such as expert 7 of layer 3" in out
     assert "dead" not in out
 
 
@@ -139,7 +140,7 @@ def test_failing_check_withholds_findings(probe: Any, new_trace: Any) -> None:
     trace = new_trace(model_facts={"num_moe_layers": 3})
     result = probe("report", trace)
     assert "! Failed checks: Q7. Findings are withheld until they pass." in result.out
-    assert "idle on this corpus" not in result.out
+    assert "random routing gives" not in result.out
     assert result.err == f"Next: moe-probe check {trace}\n"
     text = (trace / "report/report.html").read_text()
     assert text.index("Failed checks: Q7") < text.index("Relative load")
@@ -184,7 +185,7 @@ def test_earlier_report_is_replaced_and_other_files_stay(
     (output / "notes.txt").write_text("mine")
     assert probe("report", trace, "-o", output, "--tables-only").code == 0
     left = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    assert left == {*FILES[:4], "notes.txt"}
+    assert left == {*FILES[:-2], "notes.txt"}
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.json", "tables/layers.csv"])

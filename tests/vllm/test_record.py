@@ -16,6 +16,7 @@ import pytest
 
 from moe_probe.analysis.report import write_report
 from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.settings import Settings
 from moe_probe.errors import CaptureError, UsageError
 from moe_probe.trace import Trace, open_trace
 from tests.evaluation.record_helpers import record
@@ -29,7 +30,7 @@ MMLU = Path(__file__).parents[3] / "shared" / "data" / "mmlu"
 
 
 def experts_table(path: Path, output: Path) -> str:
-    write_report(open_trace(path), output, Rule.QUESTION, tables_only=True)
+    write_report(open_trace(path), output, Settings(Rule.QUESTION), tables_only=True)
     return (output / "tables" / "experts.csv").read_text()
 
 

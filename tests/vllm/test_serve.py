@@ -15,6 +15,7 @@ import numpy as np
 
 from moe_probe.analysis.report import write_report
 from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.settings import Settings
 from moe_probe.trace import Trace, open_trace
 from tests.evaluation.record_helpers import record
 from tests.vllm.evaluated import moe_probe
@@ -115,7 +116,7 @@ def opened_at_rest(path: Path) -> Trace:
 
 
 def experts_of(path: Path, output: Path) -> str:
-    write_report(open_trace(path), output, Rule.QUESTION, tables_only=True)
+    write_report(open_trace(path), output, Settings(Rule.QUESTION), tables_only=True)
     return (output / "tables" / "experts.csv").read_text()
 
 

@@ -62,7 +62,7 @@ def filled(source: Source, parts: list[int]) -> list[LayerAccumulator]:
     """Scan some parts of a trace."""
     shard = copy.copy(source)
     shard.parts = [source.parts[number] for number in parts]
-    found = [kind(source.layers, Rule.UNIQUE, source.index, **options) for kind, options in KINDS]  # type: ignore[call-arg]
+    found = [kind(source.layers, Rule.UNIQUE, source.index, **options) for kind, options in KINDS]
     scan(shard, found, kernels=plain)
     return found
 

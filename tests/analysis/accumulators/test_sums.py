@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis.accumulators.documents import DocumentCounts, cluster_moments, cluster_tokens
+from moe_probe.analysis.accumulators.documents import (
+    DocumentCounts,
+    cluster_moments,
+    cluster_tokens,
+)
 from moe_probe.analysis.accumulators.locality import BATCH_SIZES, BatchStats, Overlaps
 from moe_probe.analysis.accumulators.structure import (
     FlowCounts,

@@ -53,10 +53,9 @@ def _assert_same_runs(found: list[Any], expected: list[Any]) -> None:
         counts_N = counts.layer(layer).counts_N
         for name in ("canonical", "execution", "request-local", "shuffle-docs:5"):
             order = Order.parse(name)
-            one = gaps[0].runs(layer, order, counts_N, compiled)
-            other = gaps[1].runs(layer, order, counts_N, plain)
-            for field, value in vars(other).items():
-                assert np.array_equal(getattr(one, field), value), (layer, name, field)
+            runs = gaps[0].runs(layer, order, counts_N, compiled)
+            for field, value in vars(gaps[1].runs(layer, order, counts_N, plain)).items():
+                assert np.array_equal(getattr(runs, field), value), (layer, name, field)
         orders = [Order("shuffle-docs", seed) for seed in range(3)]
         for one, other in zip(
             gaps[0].longest(layer, orders, counts_N, compiled),

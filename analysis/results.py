@@ -1,0 +1,180 @@
+"""A trace's numbers as DataFrames: what notebooks and the report read.
+
+    >>> from moe_probe.analysis import analyse
+    >>> found = analyse("my-trace", rule="question")
+    >>> found.experts.sort_values("relative_load").head()
+
+Shape suffixes: none; every table says what its rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from moe_probe.analysis.accumulators.gaps import WINDOWS
+from moe_probe.analysis.analysis import Progress, Sums, gather
+from moe_probe.analysis.orders import Order
+from moe_probe.analysis.rules import Rule, default_rule
+from moe_probe.analysis.settings import Settings
+from moe_probe.analysis.tables import experts, layers, structure, subjects
+from moe_probe.analysis.tables.files import quality_table
+from moe_probe.trace import Trace, open_trace
+
+if TYPE_CHECKING:
+    from moe_probe.analysis.report.headline import Headline
+
+TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
+    "experts": experts.experts_table,
+    "layers": layers.layers_table,
+    "idle_windows": experts.idle_windows,
+    "subjects": subjects.subjects,
+    "specialization": subjects.specialization,
+    "coactivation": structure.coactivation,
+    "repeats": structure.repeats,
+    "quality": lambda sums: quality_table(sums.checks),
+    "divergence": subjects.divergence,
+    "segments": subjects.segments,
+    "rules": subjects.rules,
+    "correctness": subjects.correctness,
+    "variance": subjects.variance,
+    "transitions": structure.transitions,
+    "positions": structure.positions,
+    "batches": layers.batches,
+    "devices": layers.devices,
+    "coverage": layers.coverage,
+    "weights": structure.weights,
+    "confidence": structure.confidence,
+}
+"""Every table by its name; its columns are described where it is made."""
+
+
+class Analysis:
+    """The tables of one trace, each made when it is first asked for."""
+
+    def __init__(self, sums: Sums) -> None:
+        self.sums = sums
+        """What the scan left: accumulators, for metrics of your own."""
+        self._tables: dict[str, pd.DataFrame] = {}
+
+    def __repr__(self) -> str:
+        return f"Analysis({str(self.sums.trace.path)!r}: {self.caption})"
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a table of `TABLES`; raises KeyError for another name."""
+        if name not in self._tables:
+            self._tables[name] = TABLES[name](self.sums)
+        return self._tables[name]
+
+    @property
+    def caption(self) -> str:
+        """What every figure made of these numbers has to say."""
+        settings = self.sums.settings
+        table = self.layers
+        tokens = int(table["tokens"].max()) if len(table) else 0
+        effective = table["tokens_effective"].median()
+        worth = f", worth {effective:,.0f} independent ones (T_eff)" if effective > 0 else ""
+        return (
+            f"counting rule {settings.rule}, token order {settings.order}, T = {tokens:,} tokens"
+            f"{worth}; by chance: tokens that choose k of N experts uniformly"
+        )
+
+    @property
+    def headline(self) -> Headline:
+        """The three answers in words; say them only if no check failed."""
+        from moe_probe.analysis.report.headline import headline
+
+        return headline(
+            self.experts, self.layers, self.idle_windows, self.subjects, self.specialization
+        )
+
+    @property
+    def experts(self) -> pd.DataFrame:
+        """One row per routed expert: load, interval, tier, idle runs."""
+        return self.table("experts")
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row per MoE layer: imbalance indices beside chance and noise."""
+        return self.table("layers")
+
+    @property
+    def idle_windows(self) -> pd.DataFrame:
+        """One row per expert and window length."""
+        return self.table("idle_windows")
+
+    @property
+    def subjects(self) -> pd.DataFrame:
+        """One row per expert and subject."""
+        return self.table("subjects")
+
+    @property
+    def specialization(self) -> pd.DataFrame:
+        """One row per layer: what routing tells about the subject."""
+        return self.table("specialization")
+
+    @property
+    def coactivation(self) -> pd.DataFrame:
+        """Pairs of experts that tokens select together."""
+        return self.table("coactivation")
+
+    @property
+    def repeats(self) -> pd.DataFrame:
+        """How often tokens repeat the experts of earlier ones."""
+        return self.table("repeats")
+
+    @property
+    def quality(self) -> pd.DataFrame:
+        """The quality checks, made before anything else is believed."""
+        return self.table("quality")
+
+
+def analyse(
+    trace: Trace | str | Path,
+    *,
+    rule: Rule | str | None = None,
+    order: Order | str = "canonical",
+    windows: tuple[int, ...] = WINDOWS,
+    shuffles: int = 20,
+    replicates: int = 200,
+    permutations: int = 200,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Scan a trace once and return its tables.
+
+    Args:
+        trace: The trace, or where it lies.
+        rule: Which tokens count: raw, unique, question, decision or no-template; unique if None,
+            raw for live traffic.
+        order: In which order idle runs are measured: canonical, execution, shuffle-docs:SEED or
+            request-local.
+        windows: Lengths of idle windows, in tokens.
+        shuffles: Shuffled orders of the documents.
+        replicates: Bootstrap replicates over documents.
+        permutations: Permutations of the documents' subjects.
+        seed: Of shuffles and permutations; the same seed gives the same numbers.
+        threads: Threads of the scan; all processors if None.
+        progress: Called with the number of layers done, and of all.
+
+    Raises:
+        TraceError: `trace` is not a trace, or damaged, or does not have what the rule needs.
+        UsageError: there is no such order, or the trace cannot tell it.
+        ValueError: there is no such rule.
+    """
+    opened = trace if isinstance(trace, Trace) else open_trace(trace)
+    settings = Settings(
+        rule=default_rule(opened) if rule is None else Rule(rule),
+        order=order if isinstance(order, Order) else Order.parse(order),
+        windows=tuple(sorted(windows)),
+        shuffles=shuffles,
+        replicates=replicates,
+        permutations=permutations,
+        seed=seed,
+        threads=threads,
+    )
+    return Analysis(gather(opened, settings, progress=progress))
