@@ -29,7 +29,8 @@ COLUMNS = {
     "layers": LAYER_COLUMNS,
     "idle_windows": "layer expert window runs share expected_runs",
     "subjects": "layer expert subject count frequency lift log_odds z q_value",
-    "specialization": "layer mutual_information_bits null null_95 p_value mean_subject_kl pooled_kl",
+    "specialization": "layer mutual_information_bits null null_95 p_value mean_subject_kl "
+    "pooled_kl",
     "quality": "check name status value expected reason",
 }
 """The first columns of the tables that others build on."""

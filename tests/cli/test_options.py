@@ -25,7 +25,9 @@ OPTIONS = {
         "--device --model-args -a --capture --sample --output -o --force -f --resume --baseline "
         "--mmlu-dir --include-path --dry-run --quiet -q"
     ),
-    "report": "trace --output -o --rule --order --window --seed --threads --tables-only --force -f --json",
+    "report": (
+        "trace --output -o --rule --order --window --seed --threads --tables-only --force -f --json"
+    ),
 }
 RUNNABLE = [name for name in OPTIONS if name not in ("", "mmlu")]
 

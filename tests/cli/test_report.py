@@ -22,8 +22,8 @@ NAMES = (
     "experts layers idle_windows subjects specialization coactivation repeats quality divergence "
     "segments rules correctness variance transitions positions batches devices coverage weights "
     "confidence"
-).split()
-TABLES = [f"tables/{name}.{kind}" for name in NAMES for kind in ("csv", "parquet")]
+)
+TABLES = [f"tables/{name}.{kind}" for name in NAMES.split() for kind in ("csv", "parquet")]
 FILES = ["report.json", *TABLES, "figures/relative_load.png", "report.html"]
 PRINTED = ["report.json", "tables", "figures", "report.html"]
 
