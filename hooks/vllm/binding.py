@@ -34,6 +34,11 @@ class RouterSite:
     """Shared experts that the router appends to every token's slots."""
 
     @property
+    def is_sigmoid(self) -> bool:
+        """Whether the router scores by sigmoid, not by softmax."""
+        return bool(getattr(self.module.router, "scoring_func", "") == "sigmoid")
+
+    @property
     def is_shadow(self) -> bool:
         """Whether the layer's kernel routes inside: the router then has to be asked beside it."""
         return bool(self.module._quant_method.is_monolithic)
@@ -120,14 +125,11 @@ def bind(sites: list[RouterSite], buffers: StepBuffers) -> None:
 
 def _wrap_router(index: int, site: RouterSite, buffers: StepBuffers) -> None:
     router, top_k = site.module.router, site.spec.top_k
-    route, is_sigmoid = router._compute_routing, getattr(router, "scoring_func", "") == "sigmoid"
+    route, is_sigmoid = router._compute_routing, index in buffers.sigmoid_layers
     num_experts, widths = site.spec.num_experts, (top_k, top_k + site.num_shared_slots)
     select = local_rows(site.module.moe_config)
-    ids_LTK, weights_LTK, scalars_LTR = (
-        buffers.ids_LTK,
-        buffers.weights_LTK,
-        buffers.scalars_LTR,
-    )
+    ids_LTK, weights_LTK = buffers.ids_LTK, buffers.weights_LTK
+    logits_LDN, scalars_LTR = buffers.logits_LDN, buffers.scalars_LTR
     capture, capture_scalars = torch.ops.moe_probe.capture, torch.ops.moe_probe.capture_scalars
 
     def compute_routing(
@@ -144,7 +146,7 @@ def _wrap_router(index: int, site: RouterSite, buffers: StepBuffers) -> None:
             capture(ids_LTK, weights_LTK, ids[rows, :top_k], weights[rows, :top_k], index)
             if scalars_LTR is not None:
                 logits = router_logits[rows, :num_experts]
-                capture_scalars(scalars_LTR, logits, index, top_k, is_sigmoid)
+                capture_scalars(logits_LDN, scalars_LTR, logits, index, top_k, is_sigmoid)
         return weights, ids
 
     router._compute_routing = compute_routing

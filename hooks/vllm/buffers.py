@@ -3,13 +3,15 @@
 A captured or compiled graph replays what it recorded and runs no Python, so the way from a router
 to the buffers is nothing but an operator with declared effects.
 
-Shape suffixes: T tokens, L MoE layers of this stage, K slots, N experts, R router scalars.
+Shape suffixes: T tokens, L MoE layers of this stage, K slots, N experts, R router scalars, D rows
+whose scalars are deferred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,9 +24,12 @@ _LIBRARY.define(
     "int index) -> ()"
 )
 _LIBRARY.define(
-    "capture_scalars(Tensor(a!) scalars_LTR, Tensor logits, int index, int k, "
-    "bool is_sigmoid) -> ()"
+    "capture_scalars(Tensor(a!) logits_LDN, Tensor(b!) scalars_LTR, Tensor logits, int index, "
+    "int k, bool is_sigmoid) -> ()"
 )
+# Rows of a step whose scalars wait until every layer has run: those of a step that decodes, for
+# which starting an operator costs more than its work.
+_DEFERRED_ROWS, _DEFERRED_ROWS_ON_CPU = 512, 64
 
 
 def _capture(
@@ -41,20 +46,33 @@ def _capture(
 
 
 def _capture_scalars(
-    scalars_LTR: torch.Tensor, logits: torch.Tensor, index: int, k: int, is_sigmoid: bool
+    logits_LDN: torch.Tensor,
+    scalars_LTR: torch.Tensor,
+    logits: torch.Tensor,
+    index: int,
+    k: int,
+    is_sigmoid: bool,
 ) -> None:
-    logits_TN = logits[: scalars_LTR.shape[1]].float()
-    z_T = logits_TN.logsumexp(dim=-1)
-    p_TN = logits_TN.sigmoid() if is_sigmoid else logits_TN.softmax(dim=-1)
-    p_TN = p_TN / p_TN.sum(dim=-1, keepdim=True)
-    entropy_T = torch.special.entr(p_TN).sum(dim=-1)
-    if k < logits_TN.shape[1]:
-        best_TK = logits_TN.topk(k + 1, dim=-1).values
-        margin_T = best_TK[:, k - 1] - best_TK[:, k]
+    rows, num_experts = min(len(logits), scalars_LTR.shape[1]), logits.shape[1]
+    deferred = min(rows, logits_LDN.shape[1])
+    logits_LDN[index, :deferred, :num_experts].copy_(logits[:deferred])
+    if rows > deferred:
+        scalars_TR = _router_scalars(logits[deferred:rows].float(), k, is_sigmoid)
+        scalars_LTR[index, deferred:rows].copy_(scalars_TR)
+
+
+def _router_scalars(logits: torch.Tensor, k: int, is_sigmoid: bool) -> torch.Tensor:
+    """ROUTER_SCALARS [..., R] of logits [..., N], float32."""
+    logsumexp = logits.logsumexp(dim=-1)
+    shares = logits.sigmoid() if is_sigmoid else logits.softmax(dim=-1)
+    shares = shares / shares.sum(dim=-1, keepdim=True)
+    entropy = torch.special.entr(shares).sum(dim=-1)
+    if k < logits.shape[-1]:
+        best = logits.topk(k + 1, dim=-1).values
+        margin = best[..., k - 1] - best[..., k]
     else:
-        margin_T = torch.zeros_like(entropy_T)
-    values_TR = torch.stack([z_T, entropy_T, margin_T], dim=-1)
-    scalars_LTR[index, : len(values_TR)].copy_(values_TR)
+        margin = torch.zeros_like(entropy)
+    return torch.stack([logsumexp, entropy, margin], dim=-1)
 
 
 def _nothing(*arguments: object) -> None:
@@ -68,6 +86,15 @@ _LIBRARY.impl("capture", _nothing, "Meta")
 _LIBRARY.impl("capture_scalars", _nothing, "Meta")
 
 
+class _Scoring(NamedTuple):
+    """Neighbouring layers whose scalars are computed alike; nearly every model has one such run."""
+
+    layers: slice
+    num_experts: int
+    top_k: int
+    is_sigmoid: bool
+
+
 class StepBuffers:
     """Where the routers of one model stage leave their decisions, step after step.
 
@@ -77,6 +104,7 @@ class StepBuffers:
         max_tokens: Most tokens of a step, padding of graphs included.
         device: The model's device.
         keep_weights: Whether rows carry gate weights.
+        sigmoid_layers: Indices of the layers whose router scores by sigmoid, not by softmax.
     """
 
     def __init__(
@@ -87,6 +115,7 @@ class StepBuffers:
         max_tokens: int,
         device: torch.device,
         keep_weights: bool,
+        sigmoid_layers: Collection[int] = (),
     ) -> None:
         self.layers = list(layers)
         self._runs = runs_of(layers)
@@ -95,9 +124,15 @@ class StepBuffers:
         self.ids_LTK = torch.full(shape, -1, dtype=torch.int32, device=device)
         self.weights_LTK = torch.zeros(shape, dtype=torch.float32, device=device)
         self.scalars_LTR: torch.Tensor | None = None
+        self.logits_LDN: torch.Tensor | None = None
+        experts = [spec.num_experts for spec in layers]
         if any(spec.scalars for spec in layers):
             self.scalars_LTR = self.weights_LTK.new_zeros(*shape[:2], len(ROUTER_SCALARS))
-        experts = [spec.num_experts for spec in layers]
+            most = _DEFERRED_ROWS_ON_CPU if device.type == "cpu" else _DEFERRED_ROWS
+            deferred = min(max_tokens, most)
+            self.logits_LDN = self.weights_LTK.new_zeros(len(layers), deferred, max(experts))
+        self.sigmoid_layers = frozenset(sigmoid_layers)
+        self._scorings = _scorings_of(layers, self.sigmoid_layers)
         self._experts_L = torch.tensor(experts, dtype=torch.int32, device=device)
         self._scales_L: torch.Tensor | None = None
         if any(scale != 1.0 for scale in scales):
@@ -127,9 +162,10 @@ class StepBuffers:
             weights.append(weights_LTK.transpose(0, 1))
         packed_ids, packed_weights = pack(self._runs, ids, weights, keep_weights=self._keep_weights)
         scalars = None
-        if self.scalars_LTR is not None:
-            scalars_LTR = self.scalars_LTR[:, :num_tokens].to(torch.float16)
-            scalars = scalars_LTR.transpose(0, 1).flatten(1).contiguous()
+        if self.scalars_LTR is not None and self.logits_LDN is not None:
+            scalars_LTR = self.scalars_LTR[:, :num_tokens]
+            self._compute_deferred(self.logits_LDN[:, :num_tokens], scalars_LTR)
+            scalars = scalars_LTR.to(torch.float16).transpose(0, 1).flatten(1).contiguous()
         return PackedRows(
             packed_ids,
             packed_weights,
@@ -138,3 +174,19 @@ class StepBuffers:
             position_T[:num_tokens].clone(),
             torch.cat(is_silent),
         )
+
+    def _compute_deferred(self, logits_LDN: torch.Tensor, scalars_LTR: torch.Tensor) -> None:
+        # A dozen operators for all layers: as many in each layer would cost a step that decodes
+        # more than all the rest of recording.
+        for layers, num_experts, top_k, is_sigmoid in self._scorings:
+            logits = logits_LDN[layers, :, :num_experts]
+            scalars_LTR[layers, : logits.shape[1]] = _router_scalars(logits, top_k, is_sigmoid)
+
+
+def _scorings_of(layers: Sequence[LayerSpec], sigmoid_layers: Collection[int]) -> list[_Scoring]:
+    runs = []
+    kinds = [(s.num_experts, s.top_k, i in sigmoid_layers) for i, s in enumerate(layers)]
+    for kind, group in groupby(range(len(layers)), kinds.__getitem__):
+        indices = list(group)
+        runs.append(_Scoring(slice(indices[0], indices[-1] + 1), *kind))
+    return runs

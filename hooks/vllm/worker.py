@@ -114,6 +114,7 @@ class Probe:
                 max_tokens=max(config.scheduler_config.max_num_batched_tokens, captured),
                 device=self._runner.device,
                 keep_weights=settings.capture is Capture.WEIGHTS,
+                sigmoid_layers=[i for i, site in enumerate(sites) if site.is_sigmoid],
             )
         bind(sites, self._buffers)
         if self._runner.device.type == "cuda":

@@ -69,6 +69,7 @@ def probe(*runners: Runner, capture: Capture = Capture.WEIGHTS) -> StepBuffers:
         max_tokens=32,
         device=torch.device("cpu"),
         keep_weights=capture is Capture.WEIGHTS,
+        sigmoid_layers=[index for index, site in enumerate(sites) if site.is_sigmoid],
     )
     bind(sites, buffers)
     return buffers

@@ -6,6 +6,7 @@ Shape suffixes: T tokens, K slots, N experts.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,20 @@ MIXED = [
 MAX_TOKENS = 12
 
 
-def buffers_of(layers: list[LayerSpec], scales: list[float] | None = None) -> StepBuffers:
+def buffers_of(
+    layers: list[LayerSpec],
+    scales: list[float] | None = None,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    sigmoid_layers: Collection[int] = (),
+) -> StepBuffers:
     return StepBuffers(
         layers,
         scales or [1.0] * len(layers),
-        max_tokens=MAX_TOKENS,
+        max_tokens=max_tokens,
         device=torch.device("cpu"),
         keep_weights=True,
+        sigmoid_layers=sigmoid_layers,
     )
 
 
@@ -40,8 +48,14 @@ def capture(buffers: StepBuffers, index: int, ids: torch.Tensor, weights: torch.
     torch.ops.moe_probe.capture(buffers.ids_LTK, buffers.weights_LTK, ids, weights, index)
 
 
+def capture_scalars(buffers: StepBuffers, index: int, logits: torch.Tensor) -> None:
+    held = buffers.logits_LDN, buffers.scalars_LTR
+    top_k, is_sigmoid = buffers.layers[index].top_k, index in buffers.sigmoid_layers
+    torch.ops.moe_probe.capture_scalars(*held, logits, index, top_k, is_sigmoid)
+
+
 def step(buffers: StepBuffers, num_tokens: int) -> Any:
-    position_T = torch.arange(100, 100 + MAX_TOKENS)
+    position_T = torch.arange(100, 100 + max(num_tokens, MAX_TOKENS))
     return StepRows(buffers.rows(num_tokens, position_T, position_T.int() * 2)).wait()
 
 
@@ -150,35 +164,68 @@ def _expected_scalars(logits: list[float], k: int, is_sigmoid: bool) -> list[flo
     return [math.log(sum(map(math.exp, logits))), entropy, margin]
 
 
+def assert_scalars(found_TR: np.ndarray, logits: torch.Tensor, k: int, is_sigmoid: bool) -> None:
+    expected = [_expected_scalars(row, k, is_sigmoid) for row in logits.tolist()]
+    np.testing.assert_allclose(found_TR, expected, rtol=1e-3, atol=1e-5)
+
+
+# The scalars of the first rows are computed after the step, those of the others in it.
+@pytest.mark.parametrize("num_tokens", [7, 90])
 @pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("is_sigmoid", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_router_scalars(k: int, is_sigmoid: bool, is_compiled: bool) -> None:
+def test_router_scalars(k: int, is_sigmoid: bool, is_compiled: bool, num_tokens: int) -> None:
     layers = [LayerSpec(layer=n, num_experts=8, top_k=k, scalars=True) for n in (0, 2)]
-    buffers = buffers_of(layers)
+    buffers = buffers_of(layers, max_tokens=100, sigmoid_layers=(0, 1) if is_sigmoid else ())
     generator = torch.Generator().manual_seed(k)
-    logits_TN = torch.randn((7, 8), generator=generator) * 3
+    logits_TN = torch.randn((num_tokens, 8), generator=generator) * 3
     logits_TN[0] = 1.5
     logits_TN[1] = torch.tensor([10.0] + [-20.0] * 7)
 
     def forward(logits_TN: torch.Tensor) -> torch.Tensor:
         for index in (0, 1):
-            torch.ops.moe_probe.capture_scalars(
-                buffers.scalars_LTR, logits_TN + index, index, k, is_sigmoid
-            )
+            capture_scalars(buffers, index, logits_TN + index)
         return logits_TN.sum()
 
     run: Any = torch.compile(forward, fullgraph=True) if is_compiled else forward
     run(logits_TN)
-    rows = step(buffers, 7)
+    rows = step(buffers, num_tokens)
     for index in (0, 1):
-        found = rows.scalars_TR[:, 3 * index : 3 * index + 3]
-        expected = [_expected_scalars(row, k, is_sigmoid) for row in (logits_TN + index).tolist()]
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+        found_TR = rows.scalars_TR[:, 3 * index : 3 * index + 3]
+        assert_scalars(found_TR, logits_TN + index, k, is_sigmoid)
+
+
+def test_scalars_of_layers_of_any_shape_and_scoring() -> None:
+    layers = [LayerSpec(**{**spec.to_json(), "scalars": True}) for spec in MIXED]
+    buffers = buffers_of(layers, max_tokens=100, sigmoid_layers=(1, 4))
+    # A long step first: what it left must not show in a short one.
+    for num_tokens in (90, 9):
+        generator = torch.Generator().manual_seed(num_tokens)
+        logits = [torch.randn((num_tokens, s.num_experts), generator=generator) for s in layers]
+        for index, logits_TN in enumerate(logits):
+            capture_scalars(buffers, index, logits_TN)
+        rows = step(buffers, num_tokens)
+        for index, (spec, logits_TN) in enumerate(zip(layers, logits, strict=True)):
+            found_TR = rows.scalars_TR[:, 3 * index : 3 * index + 3]
+            assert_scalars(found_TR, logits_TN, spec.top_k, index in (1, 4))
+
+
+def test_rows_in_and_after_the_step_have_the_same_scalars() -> None:
+    buffers = buffers_of(
+        [LayerSpec(layer=n, num_experts=64, top_k=6, scalars=True) for n in range(3)],
+        max_tokens=160,
+    )
+    logits_TN = torch.randn((80, 64), generator=torch.Generator().manual_seed(0)).bfloat16()
+    for index in range(3):
+        capture_scalars(buffers, index, torch.cat([logits_TN, logits_TN]))
+    scalars_TR = step(buffers, 160).scalars_TR
+    # To the bit: which way a row goes depends on the other rows of its step.
+    np.testing.assert_array_equal(scalars_TR[:80].view(np.int16), scalars_TR[80:].view(np.int16))
 
 
 def test_scalars_of_equal_logits_are_the_closed_forms() -> None:
-    buffers = buffers_of([LayerSpec(layer=0, num_experts=8, top_k=2, scalars=True)])
-    torch.ops.moe_probe.capture_scalars(buffers.scalars_LTR, torch.zeros(5, 8), 0, 2, True)
+    layers = [LayerSpec(layer=0, num_experts=8, top_k=2, scalars=True)]
+    buffers = buffers_of(layers, sigmoid_layers=(0,))
+    capture_scalars(buffers, 0, torch.zeros(5, 8))
     expected = np.array([math.log(8), math.log(8), 0.0]).astype(np.float16)
     np.testing.assert_array_equal(step(buffers, 5).scalars_TR, np.tile(expected, (5, 1)))
