@@ -95,11 +95,19 @@ def core_scan(path: str) -> Any:
     return accumulators
 
 
+def default_scan(path: str) -> Any:
+    """All that `moe-probe report` makes its tables of: shuffled orders and the bootstrap too."""
+    from moe_probe.analysis import analyse
+
+    return analyse(path, threads=THREADS)
+
+
 PASSES: dict[str, Callable[[str], Any]] = {
     "decode": decode,
     "bincount": bincount,
     "counts": counts,
     "core scan": core_scan,
+    "default scan": default_scan,
 }
 
 
