@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.counts import Counts
@@ -110,12 +111,13 @@ def gather(
         return _from_tables(opened, chosen)
     source = Source(opened)
     loops = kernels or kernels_for(source.num_selections)
-    evidence = Evidence(opened, source)
     state = _Pass(source, chosen, loops)
+    evidence = Evidence(opened, source, state.counts_by(Rule.RAW))
     threads = chosen.threads or default_threads()
     layers = list(source.layers)
     done: dict[int, LayerState] = {}
-    with ThreadPoolExecutor(threads) as pool:
+    # Layers are worked on side by side; libraries that start threads of their own get in the way.
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
         for begin in range(0, len(layers), threads):
             group = layers[begin : begin + threads]
             tables = state.document_tables(group)
@@ -136,11 +138,12 @@ class _Pass:
         self.source, self.settings, self.kernels = source, settings, kernels
         facts: Any = (source.layers, settings.rule, source.index)
         self.counts = Counts(*facts)
-        self.by_rule = {
-            rule: Counts(source.layers, rule, source.index)
-            for rule in (Rule.UNIQUE, Rule.QUESTION)
-            if rule is not settings.rule
-        }
+        # Rules that count the same rows share one table.
+        self.by_rule: dict[Rule, Counts] = {}
+        for rule in (Rule.UNIQUE, Rule.QUESTION):
+            if rule is not settings.rule:
+                own = Counts(source.layers, rule, source.index)
+                self.by_rule[rule] = self.counts_by(rule) or own
         has_weights = source.trace.capture is Capture.WEIGHTS
         self.named: dict[str, LayerAccumulator] = {
             "slots": SlotCounts(*facts),
@@ -160,7 +163,14 @@ class _Pass:
 
     @property
     def everywhere(self) -> list[LayerAccumulator]:
-        return [self.counts, *self.by_rule.values(), *self.named.values()]
+        """Each once."""
+        found = [self.counts, *self.by_rule.values(), *self.named.values()]
+        return list({id(accumulator): accumulator for accumulator in found}.values())
+
+    def counts_by(self, rule: Rule) -> Counts | None:
+        """Counts made already of the rows that a rule counts, if there are any."""
+        made = (self.counts, *self.by_rule.values())
+        return next((c for c in made if self.source.counts_alike(c.rule, rule)), None)
 
     def document_tables(self, layers: Sequence[int]) -> tuple[DocumentCounts, Gaps | None]:
         specs = {layer: self.source.layers[layer] for layer in layers}

@@ -22,7 +22,6 @@ from moe_probe.analysis.index import Clusters
 from moe_probe.analysis.metrics.correctness import correctness_table
 from moe_probe.analysis.metrics.decodability import Decodability, decodability
 from moe_probe.analysis.metrics.permutation import PermutedInformation, permuted_information
-from moe_probe.analysis.metrics.presence import longest_absence
 from moe_probe.analysis.metrics.variance_partition import variance_table
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.clusters import ClusterMoments, replicate_sums
@@ -105,7 +104,7 @@ def finish_layer(
         replicates_BN=replicate_sums(resampling.weights_BC, counts_CN),
         halves_2N=np.stack(halves),
         documents_seen_N=(counts_DN > 0).sum(axis=0),
-        longest_absence_N=longest_absence(counts_CN, chosen_D),
+        longest_absence_N=kernels.longest_absence(counts_CN, chosen_D),
         information=information,
         decodability=guess,
         variance=variance_table(counts_DN, tokens_D, group_D, area_D),

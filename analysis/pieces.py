@@ -74,6 +74,11 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.start_P)
 
+    def same_rows(self, other: Pieces) -> bool:
+        """Whether both count the same rows equally often."""
+        mine, theirs = ((p.start_P, p.stop_P, p.weight_P) for p in (self, other))
+        return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
     @property
     def length_P(self) -> np.ndarray:
         return np.asarray(self.stop_P - self.start_P)
@@ -132,6 +137,37 @@ def cut(
         cluster_P=cluster_P,
         joins_P=joins_P,
     )
+
+
+def by_octave(pieces: Pieces) -> tuple[Pieces, np.ndarray]:
+    """Cut pieces where their position passes a power of two; also the bin of each."""
+    end_P = pieces.position_P + pieces.length_P
+    parts: list[tuple[np.ndarray, np.ndarray, int]] = []
+    most = int(end_P.max(initial=0))
+    for number in range(most.bit_length() + 1):
+        low, high = (1 << number) >> 1, 1 << number
+        begin_P, stop_P = np.maximum(pieces.position_P, low), np.minimum(end_P, high)
+        if number == 0:
+            begin_P, stop_P = pieces.position_P, np.minimum(end_P, 1)
+        chosen_P = np.flatnonzero(stop_P > begin_P)
+        if len(chosen_P):
+            parts.append((chosen_P, np.stack([begin_P, stop_P])[:, chosen_P], number))
+    if not parts:
+        return pieces, np.zeros(0, np.int64)
+    source = np.concatenate([chosen for chosen, _, _ in parts])
+    bounds = np.concatenate([bounds for _, bounds, _ in parts], axis=1)
+    offset = pieces.start_P[source] - pieces.position_P[source]
+    cut = replace(
+        pieces,
+        start_P=bounds[0] + offset,
+        stop_P=bounds[1] + offset,
+        position_P=bounds[0],
+        weight_P=pieces.weight_P[source],
+        stratum_P=pieces.stratum_P[source],
+        cluster_P=pieces.cluster_P[source],
+        joins_P=np.zeros(len(source), bool),
+    )
+    return cut, np.concatenate([np.full(len(chosen), number) for chosen, _, number in parts])
 
 
 def _located(index: TraceIndex, stretches: Stretches) -> Located:

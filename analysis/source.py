@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.pieces import Pieces, Stretches, cut
+from moe_probe.analysis.pieces import Pieces, Stretches, by_octave, cut
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.template import Template
 from moe_probe.trace import Block, LayerSpec, Trace
@@ -28,6 +28,8 @@ class Part:
     """Stored rows of all parts before."""
     stretches: Stretches
     pieces: dict[Rule, Pieces] = field(default_factory=dict)
+    octaves: dict[Rule, tuple[Pieces, np.ndarray]] = field(default_factory=dict)
+    repeats: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Rows:
         """The rows that a rule counts."""
         return self.source.pieces(self.part, rule)
 
+    def octaves(self, rule: Rule) -> tuple[Pieces, np.ndarray]:
+        """The same, cut by position into octaves, and the octave of each piece."""
+        return self.source.octaves(self.part, rule)
+
     def topk_ids(self, layer: int) -> np.ndarray:
         """Expert ids [T, K] of one layer, of all rows of the part."""
         return self.block.topk_ids(layer)
@@ -66,12 +72,9 @@ class Rows:
         """ROUTER_SCALARS float16 [T, 3] of a layer that has them, likewise."""
         return self.block.router_scalars(layer)
 
-    def repeats_token_T(self, lag: int) -> np.ndarray:
-        """Whether a row's token id is that of the row `lag` before it: bool [T]."""
-        token_id_T = self.source.token_ids(self.part)
-        equal_T = np.zeros(len(token_id_T), bool)
-        equal_T[lag:] = token_id_T[lag:] == token_id_T[:-lag]
-        return equal_T
+    def repeats_T(self, lags: tuple[int, ...]) -> np.ndarray:
+        """Which earlier tokens a row repeats: uint8 [T], bit x for the one `lags[x]` before it."""
+        return self.source.repeats(self.part, lags)
 
 
 class Source:
@@ -133,6 +136,32 @@ class Source:
                 is_template_T = self.template.covers(part.stretches, self.token_ids(part))
             part.pieces[rule] = cut(self.index, part.stretches, rule, is_template_T)
         return part.pieces[rule]
+
+    def counts_alike(self, one: Rule, other: Rule) -> bool:
+        """Whether two rules count every row of this trace equally often."""
+        if Rule.NO_TEMPLATE in (one, other):
+            return one is other
+        return all(
+            self.pieces(part, one).same_rows(self.pieces(part, other)) for part in self.parts
+        )
+
+    def octaves(self, part: Part, rule: Rule) -> tuple[Pieces, np.ndarray]:
+        """Return the pieces of a part cut where their position passes a power of two, and the bin
+        of each; they are kept likewise."""
+        if rule not in part.octaves:
+            part.octaves[rule] = by_octave(self.pieces(part, rule))
+        return part.octaves[rule]
+
+    def repeats(self, part: Part, lags: tuple[int, ...]) -> np.ndarray:
+        """Return which earlier tokens each row of a part repeats: see `Rows.repeats_T`."""
+        if lags not in part.repeats:
+            token_id_T = self.token_ids(part)
+            bits_T = np.zeros(len(token_id_T), np.uint8)
+            for number, lag in enumerate(lags):
+                equal_T = token_id_T[lag:] == token_id_T[:-lag]
+                bits_T[lag:] |= (equal_T << number).astype(np.uint8)
+            part.repeats[lags] = bits_T
+        return part.repeats[lags]
 
     @property
     def template(self) -> Template:

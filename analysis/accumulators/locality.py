@@ -28,7 +28,7 @@ class Overlaps(LayerAccumulator):
 
     Columns: pairs (t, t - lag) inside one document, sum of |S_t & S_(t-lag)|, pairs with any common
     expert, with equal first slots, with equal sets. With `other_tokens`, also
-    `other_token_overlaps_SX5`, of the pairs whose token ids differ.
+    `other_token_overlaps_SX5`, of the pairs whose token ids differ. At most eight lags.
     """
 
     kind = "overlaps"
@@ -52,16 +52,18 @@ class Overlaps(LayerAccumulator):
         return {name: np.zeros(shape, np.int64) for name in names}
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
-        pieces, spec = rows.pieces(self.rule), self.layers[layer]
-        group_P = pieces.stratum_P // len(SEGMENTS)
-        for number, lag in enumerate(self.lags):
-            for name, table_SX5 in self.arrays[layer].items():
-                skip_T = rows.repeats_token_T(lag) if name.startswith("other") else _NOTHING
-                sums_S5 = np.zeros((len(table_SX5), 5), np.int64)
-                kernels.count_overlaps(
-                    sums_S5, rows.topk_ids(layer), pieces, group_P, lag, spec.num_experts, skip_T
-                )
-                table_SX5[:, number] += sums_S5
+        pieces, arrays = rows.pieces(self.rule), self.arrays[layer]
+        other_SX5 = arrays.get("other_token_overlaps_SX5", arrays["overlaps_SX5"])
+        kernels.count_overlaps(
+            arrays["overlaps_SX5"],
+            other_SX5,
+            rows.topk_ids(layer),
+            pieces,
+            pieces.stratum_P // len(SEGMENTS),
+            np.array(self.lags, np.int64),
+            self.layers[layer].num_experts,
+            rows.repeats_T(self.lags) if self.other_tokens else _NOTHING,
+        )
 
     def settings(self) -> dict[str, Any]:
         return {"lags": self.lags, "other_tokens": self.other_tokens}
@@ -103,4 +105,4 @@ class BatchStats(LayerAccumulator):
         return mine + other if name == "stats_B4" else mine
 
 
-_NOTHING = np.zeros(0, bool)
+_NOTHING = np.zeros(0, np.uint8)

@@ -50,7 +50,10 @@ class RowFaults:
         """Look at one layer of a part."""
         place = self._place[layer]
         self.rows_L[place] += len(rows)
-        self._anomalies_L4[place] += _inspect(rows.topk_ids(layer), self.layers[layer])
+        spec = self.layers[layer]
+        none_id = -1 if spec.none_id is None else spec.none_id
+        found_4 = kernels.inspect_rows(rows.topk_ids(layer), spec.num_experts, none_id)
+        self._anomalies_L4[place] += found_4
 
     def merge(self, other: Self) -> None:
         """Add what another shard saw; raises ValueError if its layers differ."""
@@ -68,23 +71,3 @@ class RowFaults:
         """Return what was found in each layer."""
         found = (Anomalies(*row) for row in self._anomalies_L4.tolist())
         return dict(zip(self.layers, found, strict=True))
-
-
-def _inspect(ids_TK: np.ndarray, spec: LayerSpec) -> Anomalies:
-    # Columns in contiguous memory: comparing all pairs of them is faster than sorting rows.
-    ids_KT = np.ascontiguousarray(ids_TK.T)
-    is_empty_KT = ids_KT == spec.none_id if spec.empty_slots else None
-    twice_T = np.zeros(ids_KT.shape[1], bool)
-    for first in range(spec.top_k):
-        for second in range(first + 1, spec.top_k):
-            equal_T = ids_KT[first] == ids_KT[second]
-            twice_T |= equal_T if is_empty_KT is None else equal_T & ~is_empty_KT[first]
-    foreign_KT = ids_KT >= spec.num_experts
-    if is_empty_KT is not None:
-        foreign_KT &= ~is_empty_KT
-    return Anomalies(
-        duplicated=int(twice_T.sum()),
-        zero=int((ids_KT == 0).all(axis=0).sum()),
-        ordered=int((ids_KT == np.arange(spec.top_k)[:, None]).all(axis=0).sum()),
-        out_of_range=int(foreign_KT.any(axis=0).sum()),
-    )

@@ -6,13 +6,11 @@ P pieces.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
-from moe_probe.analysis.pieces import Pieces
 from moe_probe.analysis.source import Rows
 from moe_probe.trace import LayerSpec
 from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS
@@ -99,38 +97,7 @@ class PositionCounts(LayerAccumulator):
         }
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
-        pieces, bin_P = by_octave(rows.pieces(self.rule))
+        pieces, bin_P = rows.octaves(self.rule)
         arrays = self.arrays[layer]
         np.add.at(arrays["position_tokens_B"], bin_P, pieces.tokens_P)
         kernels.count_rows(arrays["position_counts_BN"], rows.topk_ids(layer), pieces, bin_P)
-
-
-def by_octave(pieces: Pieces) -> tuple[Pieces, np.ndarray]:
-    """Cut pieces where their position passes a power of two; also the bin of each."""
-    end_P = pieces.position_P + pieces.length_P
-    parts: list[tuple[np.ndarray, np.ndarray, int]] = []
-    most = int(end_P.max(initial=0))
-    for number in range(most.bit_length() + 1):
-        low, high = (1 << number) >> 1, 1 << number
-        begin_P, stop_P = np.maximum(pieces.position_P, low), np.minimum(end_P, high)
-        if number == 0:
-            begin_P, stop_P = pieces.position_P, np.minimum(end_P, 1)
-        chosen_P = np.flatnonzero(stop_P > begin_P)
-        if len(chosen_P):
-            parts.append((chosen_P, np.stack([begin_P, stop_P])[:, chosen_P], number))
-    if not parts:
-        return pieces, np.zeros(0, np.int64)
-    source = np.concatenate([chosen for chosen, _, _ in parts])
-    bounds = np.concatenate([bounds for _, bounds, _ in parts], axis=1)
-    offset = pieces.start_P[source] - pieces.position_P[source]
-    cut = replace(
-        pieces,
-        start_P=bounds[0] + offset,
-        stop_P=bounds[1] + offset,
-        position_P=bounds[0],
-        weight_P=pieces.weight_P[source],
-        stratum_P=pieces.stratum_P[source],
-        cluster_P=pieces.cluster_P[source],
-        joins_P=np.zeros(len(source), bool),
-    )
-    return cut, np.concatenate([np.full(len(chosen), number) for chosen, _, number in parts])

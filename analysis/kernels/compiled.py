@@ -10,7 +10,7 @@ C clusters, W windows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ _compile: Callable[[Any], Any] = njit(
 )
 # Rows after which 16-bit pair counts are added to the table, before they can overflow.
 _FLUSH = (1 << 16) - 1
+# Tokens whose sums of one lag fit into the fields of one number: slots of up to 255 each.
+_PACKED = 1 << 12
 
 
 def count_rows(table_GN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces, row_P: np.ndarray) -> None:
@@ -60,25 +62,29 @@ def count_flows(table_NM: np.ndarray, from_T: np.ndarray, to_T: np.ndarray, piec
 
 
 def count_overlaps(
-    sums_S5: np.ndarray,
+    sums_SX5: np.ndarray,
+    other_SX5: np.ndarray,
     ids_TK: np.ndarray,
     pieces: Pieces,
     row_P: np.ndarray,
-    lag: int,
+    lag_X: np.ndarray,
     num_experts: int,
-    skip_T: np.ndarray,
+    repeats_T: np.ndarray,
 ) -> None:
-    for_slots(ids_TK.shape[1]).count_overlaps(
-        sums_S5,
-        np.full(num_experts, -1, np.int64),
+    span, words = 1 << int(lag_X.max()).bit_length(), -(-num_experts // 64)
+    for_slots(ids_TK.shape[1]).count_overlaps(words)(
+        sums_SX5,
+        other_SX5,
+        np.zeros((span, words), np.uint64),
         ids_TK,
         pieces.start_P,
         pieces.stop_P,
         pieces.weight_P,
         pieces.joins_P,
         row_P,
-        lag,
-        skip_T.view(np.uint8),
+        lag_X,
+        num_experts,
+        repeats_T,
     )
 
 
@@ -121,6 +127,16 @@ def count_batches(
     for_slots(ids_TK.shape[1]).count_batches(
         stats_B4, current_BN, filled_B, size_B, ids_TK, pieces.start_P, pieces.stop_P
     )
+
+
+@_intrinsic
+def _ones(typing_context: Any, value: Any) -> Any:
+    """Number of bits that are set in a uint64."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
 
 
 @_intrinsic
@@ -223,29 +239,67 @@ def join_longest(  # type: ignore[no-untyped-def]
     run_N = np.zeros(num_experts, longest_N.dtype)
     offset = np.int64(0)
     for c in order_C:
-        tokens, first_N, after_N = tokens_C[c], first_CN[c], after_CN[c]
+        tokens, first_N, after_N = number(tokens_C[c]), first_CN[c], after_CN[c]
         if unseen > 0:
             for e in range(num_experts):
                 if first_seen_N[e] < 0 and after_N[e] > 0:
                     first_seen_N[e] = offset + np.int64(first_N[e])
                     unseen -= 1
-        most = number(0)
-        # No branch, so that many experts are handled by one instruction.
+        # Bits instead of branches and one thing per loop: so several experts fit an instruction.
         for e in range(num_experts):
-            after = number(after_N[e])
-            run = number(current_N[e] + number(first_N[e])) if after > 0 else number(0)
-            run_N[e] = run
-            most = max(most, run)
-            longest_N[e] = max(longest_N[e], run)
-            current_N[e] = number(tokens - after) if after > 0 else number(current_N[e] + tokens)
+            after, current = number(after_N[e]), current_N[e]
+            is_seen = number(-(after > 0))
+            run_N[e] = number(current + number(first_N[e])) & is_seen
+            current_N[e] = number(current & ~is_seen) + number(tokens - after)
+        most = number(0)
+        for e in range(num_experts):
+            most = max(most, run_N[e])
+        for e in range(num_experts):
+            longest_N[e] = max(longest_N[e], run_N[e])
         if most >= shortest:
             for e in range(num_experts):
                 if run_N[e] >= shortest:
                     _add_run(windows_W3N, window_W, e, np.int64(run_N[e]))
-        offset += tokens
+        offset += np.int64(tokens)
     for e in range(num_experts):
         longest_N[e] = max(longest_N[e], current_N[e])
         _add_run(windows_W3N, window_W, e, np.int64(current_N[e]))
+
+
+@_compile
+def longest_absence(counts_CN, order_D):  # type: ignore[no-untyped-def]
+    current_N = np.zeros(counts_CN.shape[1], np.int32)
+    longest_N = np.zeros(counts_CN.shape[1], np.int32)
+    for d in order_D:
+        counts_N = counts_CN[d]
+        for e in range(len(current_N)):
+            current_N[e] = (current_N[e] + np.int32(1)) & np.int32(-(counts_N[e] == 0))
+        for e in range(len(current_N)):
+            longest_N[e] = max(longest_N[e], current_N[e])
+    return longest_N.astype(np.int64)
+
+
+@_compile
+def inspect_rows(ids_TK, num_experts, none_id):  # type: ignore[no-untyped-def]
+    found_4 = np.zeros(4, np.int64)
+    stamp_E = np.full(max(num_experts, 256), -1, np.int64)
+    for t in range(len(ids_TK)):
+        twice, zero, ordered, foreign = False, True, True, False
+        for k in range(ids_TK.shape[1]):
+            e = np.int64(ids_TK[t, k])
+            zero &= e == 0
+            ordered &= e == k
+            if e == none_id:
+                continue
+            foreign |= e >= num_experts
+            if e < len(stamp_E):
+                twice |= stamp_E[e] == t
+                stamp_E[e] = t
+        found_4[0] += twice
+        found_4[1] += zero
+        found_4[2] += ordered
+        found_4[3] += foreign
+    return found_4
 
 
 class _Kernels:
@@ -255,7 +309,7 @@ class _Kernels:
         self.count_rows = _make_count_rows(slots)
         self.count_slots = _make_count_slots(slots)
         self.count_pairs = _make_count_pairs(slots)
-        self.count_overlaps = _make_count_overlaps(slots)
+        self.count_overlaps = lru_cache(partial(_make_count_overlaps, slots))
         self.trace_gaps = _make_trace_gaps(slots)
         self.count_batches = _make_count_batches(slots)
 
@@ -328,44 +382,77 @@ def _make_count_pairs(slots: int) -> Any:
     return count_pairs
 
 
-def _make_count_overlaps(slots: int) -> Any:
+def _make_count_overlaps(slots: int, words: int) -> Any:
+    @_compile
+    def unpack(table_SX5, row, weight, packed_X, equal_X):  # type: ignore[no-untyped-def]
+        for x in range(len(packed_X)):
+            packed = packed_X[x]
+            table_SX5[row, x, 0] += (packed >> 48) * weight
+            table_SX5[row, x, 1] += (packed & 0xFFFFF) * weight
+            table_SX5[row, x, 2] += ((packed >> 20) & 0x3FFF) * weight
+            table_SX5[row, x, 3] += ((packed >> 34) & 0x3FFF) * weight
+            table_SX5[row, x, 4] += equal_X[x] * weight
+            packed_X[x], equal_X[x] = 0, 0
+
     @_compile
     def count_overlaps(  # type: ignore[no-untyped-def]
-        sums_S5, stamp_N, ids_TK, start_P, stop_P, weight_P, joins_P, row_P, lag, skip_T
+        sums_SX5,
+        other_SX5,
+        ring_RQ,
+        ids_TK,
+        start_P,
+        stop_P,
+        weight_P,
+        joins_P,
+        row_P,
+        lag_X,
+        num_experts,
+        repeats_T,
     ):
-        num_experts = len(stamp_N)
+        # The sets of the last tokens, as bits: they stay in the cache, and two are compared by
+        # a few instructions. Four sums of a lag share one number, as a store costs most here.
+        last, lags, has_tokens = len(ring_RQ) - 1, len(lag_X), len(repeats_T) > 0
+        one, low = np.uint64(1), np.uint64(63)
+        packed_X, equal_X = np.zeros(lags, np.int64), np.zeros(lags, np.int64)
+        other_X, other_equal_X = np.zeros(lags, np.int64), np.zeros(lags, np.int64)
         run_start = 0
         for p in range(len(start_P)):
             if not joins_P[p]:
                 run_start = start_P[p]
-            pairs, total, touching, leading, equal = 0, 0, 0, 0, 0
-            for t in range(max(start_P[p], run_start + lag), stop_P[p]):
-                if len(skip_T) and skip_T[t]:
-                    continue
-                # Marking the earlier set is one store a slot; comparing all slots is k times that.
-                common, earlier, later = 0, 0, 0
-                for k in range(slots):
-                    e = ids_TK[t - lag, k]
-                    if e < num_experts:
-                        stamp_N[e] = t
-                        earlier += 1
-                for k in range(slots):
-                    e = ids_TK[t, k]
-                    if e < num_experts:
-                        common += stamp_N[e] == t
-                        later += 1
-                pairs += 1
-                total += common
-                touching += common > 0
-                first = ids_TK[t, 0]
-                leading += first == ids_TK[t - lag, 0] and first < num_experts
-                equal += common == max(earlier, later)
-            row, weight = row_P[p], weight_P[p]
-            sums_S5[row, 0] += pairs * weight
-            sums_S5[row, 1] += total * weight
-            sums_S5[row, 2] += touching * weight
-            sums_S5[row, 3] += leading * weight
-            sums_S5[row, 4] += equal * weight
+            for begin in range(start_P[p], stop_P[p], _PACKED):
+                for t in range(begin, min(begin + _PACKED, stop_P[p])):
+                    set_Q = ring_RQ[t & last]
+                    for q in range(words):
+                        set_Q[q] = 0
+                    for k in range(slots):
+                        e = np.uint64(ids_TK[t, k])
+                        if e < num_experts:
+                            set_Q[e >> np.uint64(6)] |= one << (e & low)
+                    first = ids_TK[t, 0]
+                    for x in range(lags):
+                        earlier = t - lag_X[x]
+                        if earlier < run_start:
+                            continue
+                        before_Q = ring_RQ[earlier & last]
+                        common, differing = np.uint64(0), np.uint64(0)
+                        for q in range(words):
+                            common += _ones(set_Q[q] & before_Q[q])
+                            differing |= set_Q[q] ^ before_Q[q]
+                        shared = np.int64(common)
+                        leading = np.int64(first == ids_TK[earlier, 0] and first < num_experts)
+                        packed = shared + (np.int64(shared > 0) << 20) + (leading << 34)
+                        packed += np.int64(1) << 48
+                        packed_X[x] += packed
+                        if has_tokens:
+                            differs = np.int64(1) - ((np.int64(repeats_T[t]) >> x) & 1)
+                            other_X[x] += packed * differs
+                        if differing == 0:
+                            equal_X[x] += 1
+                            if has_tokens:
+                                other_equal_X[x] += differs
+                unpack(sums_SX5, row_P[p], weight_P[p], packed_X, equal_X)
+                if has_tokens:
+                    unpack(other_SX5, row_P[p], weight_P[p], other_X, other_equal_X)
 
     return count_overlaps
 

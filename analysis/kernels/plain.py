@@ -63,37 +63,43 @@ def count_flows(table_NM: np.ndarray, from_T: np.ndarray, to_T: np.ndarray, piec
 
 
 def count_overlaps(
-    sums_S5: np.ndarray,
+    sums_SX5: np.ndarray,
+    other_SX5: np.ndarray,
     ids_TK: np.ndarray,
     pieces: Pieces,
     row_P: np.ndarray,
-    lag: int,
+    lag_X: np.ndarray,
     num_experts: int,
-    skip_T: np.ndarray,
+    repeats_T: np.ndarray,
 ) -> None:
-    """Compare each token's experts with those `lag` tokens before it, within joined pieces.
+    """Compare each token's experts with those of the tokens before it, within joined pieces.
 
-    Adds pairs, common experts, pairs with any, with equal first slots, and with equal sets, each
-    times the later token's weight. Later tokens that `skip_T` marks are left out; an empty array
-    means none. Empty slots equal nothing.
+    Adds per lag pairs, common experts, pairs with any, with equal first slots, and with equal sets,
+    each times the later token's weight. Empty slots equal nothing. `other_SX5` gets the same of
+    pairs whose tokens differ: bit x of `repeats_T` says that a token is that of lag x; if it is
+    empty there are none.
     """
     run_start_P = _run_starts(pieces)
     for weight, token_T, piece_T in _by_weight(pieces):
-        is_pair_T = token_T - lag >= run_start_P[piece_T]
-        if len(skip_T):
-            is_pair_T &= ~skip_T[token_T].astype(bool)
-        later_TK, earlier_TK = ids_TK[token_T[is_pair_T]], ids_TK[token_T[is_pair_T] - lag]
-        is_real_TK, was_real_TK = later_TK < num_experts, earlier_TK < num_experts
-        common_T = np.zeros(len(later_TK), np.int64)
-        for ids_T, is_real_T in zip(later_TK.T, is_real_TK.T, strict=True):
-            common_T += is_real_T & (earlier_TK == ids_T[:, None]).any(axis=1)
-        is_first_T = is_real_TK[:, 0] & (later_TK[:, 0] == earlier_TK[:, 0])
-        most_T = np.maximum(is_real_TK.sum(axis=1), was_real_TK.sum(axis=1))
-        row_T = row_P[piece_T[is_pair_T]]
-        values = (np.ones_like(common_T), common_T, common_T > 0, is_first_T, common_T == most_T)
-        for number, value_T in enumerate(values):
-            sums = np.bincount(row_T, value_T, len(sums_S5))
-            sums_S5[:, number] += sums.astype(np.int64) * weight
+        for x, lag in enumerate(lag_X.tolist()):
+            is_pair_T = token_T - lag >= run_start_P[piece_T]
+            later_T, row_T = token_T[is_pair_T], row_P[piece_T[is_pair_T]]
+            value_T5 = _compare(ids_TK[later_T], ids_TK[later_T - lag], num_experts) * weight
+            np.add.at(sums_SX5[:, x], row_T, value_T5)
+            if len(repeats_T):
+                differs_T = (repeats_T[later_T] >> x) & 1 == 0
+                np.add.at(other_SX5[:, x], row_T[differs_T], value_T5[differs_T])
+
+
+def _compare(later_TK: np.ndarray, earlier_TK: np.ndarray, num_experts: int) -> np.ndarray:
+    is_real_TK, was_real_TK = later_TK < num_experts, earlier_TK < num_experts
+    common_T = np.zeros(len(later_TK), np.int64)
+    for ids_T, is_real_T in zip(later_TK.T, is_real_TK.T, strict=True):
+        common_T += is_real_T & (earlier_TK == ids_T[:, None]).any(axis=1)
+    is_first_T = is_real_TK[:, 0] & (later_TK[:, 0] == earlier_TK[:, 0])
+    most_T = np.maximum(is_real_TK.sum(axis=1), was_real_TK.sum(axis=1))
+    columns = (np.ones_like(common_T), common_T, common_T > 0, is_first_T, common_T == most_T)
+    return np.stack(columns, axis=1).astype(np.int64)
 
 
 def trace_gaps(
@@ -259,6 +265,39 @@ def _note_seams(
     cluster, expert = np.nonzero(ends_CN >= window_W.min(initial=np.iinfo(np.int64).max))
     add_windows(windows_W3N, window_W, expert, ends_CN[cluster, expert])
     add_windows(windows_W3N, window_W, np.arange(len(longest_N)), current_N)
+
+
+def longest_absence(counts_CN: np.ndarray, order_D: np.ndarray) -> np.ndarray:
+    """Return the longest run of documents that never select each expert.
+
+    Args:
+        counts_CN: Selections of each expert in each document.
+        order_D: The documents to go through, as indices into C: leave the few-shot prefixes out
+            to count questions.
+
+    Returns:
+        int64 [N] in [0, D], in documents.
+    """
+    present_DN = counts_CN[order_D] > 0
+    number_D1 = np.arange(1, len(order_D) + 1)[:, None]
+    last_DN = np.maximum.accumulate(np.where(present_DN, number_D1, 0), axis=0)
+    return np.asarray((number_D1 - last_DN).max(axis=0, initial=0))
+
+
+def inspect_rows(ids_TK: np.ndarray, num_experts: int, none_id: int) -> np.ndarray:
+    """Count rows that name an expert twice, of zeros only, that read 0, 1, 2, ..., and with an id
+    that the layer lacks and that is not `none_id`: int64 [4]."""
+    # Columns in contiguous memory: comparing all pairs of them is faster than sorting rows.
+    ids_KT = np.ascontiguousarray(ids_TK.T).astype(np.int64)
+    is_empty_KT = ids_KT == none_id
+    twice_T = np.zeros(ids_KT.shape[1], bool)
+    for first in range(len(ids_KT)):
+        for second in range(first + 1, len(ids_KT)):
+            twice_T |= (ids_KT[first] == ids_KT[second]) & ~is_empty_KT[first]
+    zero_T = (ids_KT == 0).all(axis=0)
+    ordered_T = (ids_KT == np.arange(len(ids_KT))[:, None]).all(axis=0)
+    foreign_T = ((ids_KT >= num_experts) & ~is_empty_KT).any(axis=0)
+    return np.array([found_T.sum() for found_T in (twice_T, zero_T, ordered_T, foreign_T)])
 
 
 def count_batches(

@@ -1,4 +1,4 @@
-"""C7: experts that documents and subjects do without. "Idle for 10,000 tokens" may be 12 questions.
+"""C7: experts that subjects do without; for documents see `kernels.plain.longest_absence`.
 
 Shape suffixes: N experts of a layer, C clusters (documents), D documents of an order, S subjects.
 """
@@ -11,23 +11,6 @@ from scipy.special import bdtr
 
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.tiers import RARE
-
-
-def longest_absence(counts_CN: np.ndarray, order_D: np.ndarray) -> np.ndarray:
-    """Return the longest run of documents that never select each expert.
-
-    Args:
-        counts_CN: Selections of each expert in each document.
-        order_D: The documents to go through, as indices into C: leave the few-shot prefixes out
-            to count questions.
-
-    Returns:
-        int64 [N] in [0, D], in documents.
-    """
-    present_DN = counts_CN[order_D] > 0
-    number_D1 = np.arange(1, len(order_D) + 1)[:, None]
-    last_DN = np.maximum.accumulate(np.where(present_DN, number_D1, 0), axis=0)
-    return np.asarray((number_D1 - last_DN).max(axis=0, initial=0))
 
 
 def idle_subjects(counts_SN: np.ndarray) -> np.ndarray:

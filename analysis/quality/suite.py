@@ -42,11 +42,17 @@ from moe_probe.trace import Capture, Trace
 class Evidence:
     """What the checks need to see of every row, as accumulators to fill in any scan.
 
+    Args:
+        trace: The trace.
+        source: Its rows; None where it has none.
+        raw: Counts by the rule `raw`, or by one that counts the same rows, which the same scan
+            fills; made here if None.
+
     Raises:
         TraceError: the trace is of a model without routers.
     """
 
-    def __init__(self, trace: Trace, source: Source | None) -> None:
+    def __init__(self, trace: Trace, source: Source | None, raw: Counts | None = None) -> None:
         if not trace.layers:
             raise TraceError(
                 f"{trace.path} was recorded with --baseline: it has scores, in run.json and "
@@ -60,7 +66,8 @@ class Evidence:
         if source is None:
             self.counts = counts_from_tables(trace, Rule.RAW)
         else:
-            self.counts = Counts(trace.layers, Rule.RAW, source.index)
+            self.counts = raw or Counts(trace.layers, Rule.RAW, source.index)
+            self._shares_counts = raw is not None
             self.faults = RowFaults(trace.layers)
             self.repeats = Repeats(trace.sequences, trace.layers)
             if trace.capture is Capture.WEIGHTS:
@@ -72,8 +79,9 @@ class Evidence:
         """To be filled from all layers; none where the trace has no rows."""
         if self.source is None:
             return []
-        seen = (self.faults, self.weights, self.repeats)
-        return [self.counts, *(found for found in seen if found is not None)]
+        counts = None if self._shares_counts else self.counts
+        wanted = (counts, self.faults, self.weights, self.repeats)
+        return [found for found in wanted if found is not None]
 
     def checks(self) -> list[Check]:
         """Run every check that applies to the trace, once the accumulators are filled."""

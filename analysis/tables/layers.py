@@ -24,7 +24,7 @@ from moe_probe.analysis.metrics.ranking import experts_to_cover
 from moe_probe.analysis.metrics.stability import spearman, split_divergence, split_null
 from moe_probe.analysis.statistics.clusters import effective_tokens, layer_quantiles
 from moe_probe.analysis.statistics.intervals import rate_certifiable
-from moe_probe.analysis.statistics.multiplicity import rao_scott
+from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.tables.experts import deffs
 
@@ -55,8 +55,8 @@ def layers_table(sums: Sums) -> pd.DataFrame:
         deff_low, deff_median, deff_high  5 %, median and 95 % over experts of the design effect
         tokens_effective  T over the median: independent tokens that would say as much
         certifiable_load  relative load below which an expert never selected is certified to be
-        uniform_p  Rao-Scott test against uniform routing, documents as the unit; with much text
-            everything differs: read the indices
+        uniform_p  test against uniform routing, documents as the unit; with much text everything
+            differs: read the indices
         split_half_spearman  rank correlation of the loads in two halves of the documents
         split_half_divergence, split_half_divergence_null  Jensen-Shannon divergence of the halves
             in bits, and from noise alone
@@ -94,13 +94,19 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "deff_high": high,
         "tokens_effective": effective,
         "certifiable_load": float(rate_certifiable(effective, spec.num_experts, spec.top_k)),
-        "uniform_p": float(rao_scott(counts_N, tokens, spec.top_k, deff_N)[2]),
+        "uniform_p": _uniform_p(counts_N, state),
         **_halves(state, spec.top_k, median),
         "experts_for_half": float(experts_to_cover(counts_N, (0.5,))[0]),
         "unseen_mass": np.nan if state is None else unseen_mass(state.documents_seen_N),
         "chao2": np.nan if state is None else chao2(state.documents_seen_N),
     }
     return row
+
+
+def _uniform_p(counts_N: np.ndarray, state: LayerState | None) -> float:
+    if state is None or state.moments.clusters_S.sum() < 2:
+        return np.nan
+    return float(layer_test(counts_N, state.replicates_BN)[2])
 
 
 def _noise(state: LayerState | None, index: Callable[[np.ndarray], np.ndarray]) -> float:

@@ -87,6 +87,21 @@ def test_pair_counts_beyond_what_their_scratch_holds(length: list[int], dtype: A
     assert found_NN.tolist() == expected_NN.tolist()
 
 
+def test_rows_that_look_like_a_fault() -> None:
+    ids_TK = np.array([[0, 0], [0, 1], [5, 5], [255, 255], [1, 0], [255, 9], [3, 2]], np.uint8)
+    for none_id, expected in ((255, [2, 1, 1, 2]), (-1, [3, 1, 1, 3])):
+        for kernels in (plain, compiled):
+            assert kernels.inspect_rows(ids_TK, 5, none_id).tolist() == expected
+
+
+def test_longest_absence() -> None:
+    rng = np.random.default_rng(0)
+    counts_CN = (rng.random((70, 30)) < 0.1).astype(np.uint8)
+    order_D = rng.permutation(70)[:50]
+    expected = plain.longest_absence(counts_CN, order_D)
+    assert np.array_equal(compiled.longest_absence(counts_CN, order_D), expected)
+
+
 def test_ids_that_the_layer_lacks_are_not_counted() -> None:
     ids_TK = np.array([[0, 9], [65_535, 1], [1, 65_535]], np.uint16)
     pieces = pieces_of([3], [2])

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_probe.analysis.kernels.plain import longest_absence
 from moe_probe.analysis.metrics.presence import (
     idle_subjects,
-    longest_absence,
     low_subjects,
     subject_coverage_table,
 )
