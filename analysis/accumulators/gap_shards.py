@@ -28,7 +28,7 @@ def join_shards(mine: Arrays, theirs: Arrays, windows: tuple[int, ...]) -> Array
         name: mine[name] + theirs[name] for name in ("square_sum_N", "histogram_KH", "windows_W3N")
     }
     joined["longest_N"] = np.maximum(mine["longest_N"], theirs["longest_N"])
-    _add_seams(joined, both[1], run, their_first_CN[both], windows)
+    _add_seams(joined, both[1], run, windows)
     joined["begin_C"] = np.where(n_C > 0, mine["begin_C"], theirs["begin_C"])
     joined["next_C"] = n_C + theirs["next_C"]
     later_CN = np.where(they_saw_CN, their_after_CN + n_C[:, None], after_CN)
@@ -37,48 +37,30 @@ def join_shards(mine: Arrays, theirs: Arrays, windows: tuple[int, ...]) -> Array
     dtype = max((dtype, mine["after_CN"].dtype, theirs["after_CN"].dtype), key=lambda t: t.itemsize)
     is_seen_CN = later_CN > 0
     joined["after_CN"] = later_CN.astype(dtype)
-    joined["first_CN"] = np.where(is_seen_CN, earlier_CN, np.iinfo(dtype).max).astype(dtype)
-    moved = np.nonzero(~seen_CN & they_saw_CN & (n_C > 0)[:, None])
-    _move_leads(joined, moved[1], their_first_CN[moved], n_C[moved[0]])
+    joined["first_CN"] = np.where(is_seen_CN, earlier_CN, 0).astype(dtype)
     return joined
 
 
 def _add_seams(
-    joined: Arrays,
-    expert: np.ndarray,
-    run: np.ndarray,
-    their_first: np.ndarray,
-    windows: tuple[int, ...],
+    joined: Arrays, expert: np.ndarray, run: np.ndarray, windows: tuple[int, ...]
 ) -> None:
-    """Count runs across a seam; their parts of them were counted as runs before a selection."""
-    np.add.at(joined["square_sum_N"], expert, (run + 1) ** 2 - (their_first + 1) ** 2)
+    """Count runs across a seam."""
+    np.add.at(joined["square_sum_N"], expert, (run + 1) ** 2)
     np.maximum.at(joined["longest_N"], expert, run)
     np.add.at(joined["histogram_KH"][0], _bins(run), 1)
-    np.subtract.at(joined["histogram_KH"][0], _bins(their_first), 1)
     add_windows(joined["windows_W3N"], np.array(windows, np.int64), expert, run)
-
-
-def _move_leads(joined: Arrays, expert: np.ndarray, first: np.ndarray, tokens: np.ndarray) -> None:
-    """Runs before a first selection grow by our tokens, which do not have the expert."""
-    lead = first + tokens
-    np.add.at(joined["square_sum_N"], expert, (lead + 1) ** 2 - (first + 1) ** 2)
-    np.maximum.at(joined["longest_N"], expert, lead)
-    np.add.at(joined["histogram_KH"][0], _bins(lead), 1)
-    np.subtract.at(joined["histogram_KH"][0], _bins(first), 1)
 
 
 def local_runs(arrays: Arrays, state: Arrays, current_N: np.ndarray, window_W: np.ndarray) -> None:
     """Complete the state of runs inside documents: no run crosses the end of one.
 
-    The squares and the histogram lose the runs before first selections; the longest run and the
-    windows get them, and those after last selections. `current_N` becomes the last document's.
+    The longest run and the windows get the runs at both ends of documents. `current_N` becomes the
+    last document's.
     """
     after_CN, n_C = arrays["after_CN"].astype(np.int64), arrays["next_C"]
     first_CN = arrays["first_CN"].astype(np.int64)
     cluster, expert = np.nonzero(after_CN > 0)
     lead = first_CN[cluster, expert]
-    np.subtract.at(state["square_sum_N"], expert, (lead + 1) ** 2)
-    np.subtract.at(state["histogram_H"], _bins(lead), 1)
     trail_CN = n_C[:, None] - after_CN
     experts = np.tile(np.arange(after_CN.shape[1]), len(n_C))
     for run, where in ((lead, expert), (trail_CN.ravel(), experts)):

@@ -98,7 +98,7 @@ class Gaps(LayerAccumulator):
     def empty(self, spec: LayerSpec) -> Arrays:
         clusters, experts = self.axes.length("C"), spec.num_experts
         return {
-            "first_CN": np.full((clusters, experts), np.iinfo(self.dtype).max, self.dtype),
+            "first_CN": np.zeros((clusters, experts), self.dtype),
             "after_CN": np.zeros((clusters, experts), self.dtype),
             "next_C": np.zeros(clusters, np.int64),
             "begin_C": np.full(clusters, np.iinfo(np.int64).max, np.int64),

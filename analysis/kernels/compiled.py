@@ -10,7 +10,7 @@ C clusters, W windows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,6 @@ _compile: Callable[[Any], Any] = njit(
 )
 # Rows after which 16-bit pair counts are added to the table, before they can overflow.
 _FLUSH = (1 << 16) - 1
-# Tokens whose sums of one lag fit into the fields of one number: slots of up to 255 each.
-_PACKED = 1 << 12
 
 
 def count_rows(table_GN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces, row_P: np.ndarray) -> None:
@@ -71,21 +69,17 @@ def count_overlaps(
     num_experts: int,
     repeats_T: np.ndarray,
 ) -> None:
-    span, words = 1 << int(lag_X.max()).bit_length(), -(-num_experts // 64)
-    for_slots(ids_TK.shape[1]).count_overlaps(words)(
-        sums_SX5,
-        other_SX5,
-        np.zeros((span, words), np.uint64),
-        ids_TK,
-        pieces.start_P,
-        pieces.stop_P,
-        pieces.weight_P,
-        pieces.joins_P,
-        row_P,
-        lag_X,
-        num_experts,
-        repeats_T,
-    )
+    kernels = for_slots(ids_TK.shape[1])
+    facts = (pieces.start_P, pieces.stop_P, pieces.weight_P, pieces.joins_P, row_P, lag_X)
+    slots = ids_TK.shape[1]
+    fits = ids_TK.itemsize == 1 and slots <= 8 and (slots == 8 or num_experts < 255)
+    if fits and ids_TK.max(initial=0) < num_experts:
+        later_T = kernels.pack_rows(ids_TK, 0xFF)
+        earlier_T = later_T if slots == 8 else kernels.pack_rows(ids_TK, 0xFE)
+        kernels.count_packed(sums_SX5, other_SX5, later_T, earlier_T, *facts, repeats_T)
+    else:
+        stamp_N = np.empty(num_experts, np.int32)
+        kernels.count_overlaps(sums_SX5, other_SX5, stamp_N, ids_TK, *facts, repeats_T)
 
 
 def trace_gaps(
@@ -203,9 +197,6 @@ def join_documents(  # type: ignore[no-untyped-def]
             first = np.int64(first_N[e])
             run = current_N[e] + first
             longest_N[e] = max(longest_N[e], run)
-            # The run from the document's beginning was summed as if it were one of its own.
-            square_sum_N[e] -= (first + 1) * (first + 1)
-            histogram_H[_log2_bin(first)] -= 1
             if first_seen_N[e] < 0:
                 first_seen_N[e] = offset + first
             else:
@@ -309,7 +300,9 @@ class _Kernels:
         self.count_rows = _make_count_rows(slots)
         self.count_slots = _make_count_slots(slots)
         self.count_pairs = _make_count_pairs(slots)
-        self.count_overlaps = lru_cache(partial(_make_count_overlaps, slots))
+        self.count_overlaps = _make_count_overlaps(slots)
+        self.pack_rows = _make_pack_rows(slots)
+        self.count_packed = _make_count_packed(slots)
         self.trace_gaps = _make_trace_gaps(slots)
         self.count_batches = _make_count_batches(slots)
 
@@ -382,23 +375,12 @@ def _make_count_pairs(slots: int) -> Any:
     return count_pairs
 
 
-def _make_count_overlaps(slots: int, words: int) -> Any:
-    @_compile
-    def unpack(table_SX5, row, weight, packed_X, equal_X):  # type: ignore[no-untyped-def]
-        for x in range(len(packed_X)):
-            packed = packed_X[x]
-            table_SX5[row, x, 0] += (packed >> 48) * weight
-            table_SX5[row, x, 1] += (packed & 0xFFFFF) * weight
-            table_SX5[row, x, 2] += ((packed >> 20) & 0x3FFF) * weight
-            table_SX5[row, x, 3] += ((packed >> 34) & 0x3FFF) * weight
-            table_SX5[row, x, 4] += equal_X[x] * weight
-            packed_X[x], equal_X[x] = 0, 0
-
+def _make_count_overlaps(slots: int) -> Any:
     @_compile
     def count_overlaps(  # type: ignore[no-untyped-def]
         sums_SX5,
         other_SX5,
-        ring_RQ,
+        stamp_N,
         ids_TK,
         start_P,
         stop_P,
@@ -406,55 +388,139 @@ def _make_count_overlaps(slots: int, words: int) -> Any:
         joins_P,
         row_P,
         lag_X,
-        num_experts,
         repeats_T,
     ):
-        # The sets of the last tokens, as bits: they stay in the cache, and two are compared by
-        # a few instructions. Four sums of a lag share one number, as a store costs most here.
-        last, lags, has_tokens = len(ring_RQ) - 1, len(lag_X), len(repeats_T) > 0
-        one, low = np.uint64(1), np.uint64(63)
-        packed_X, equal_X = np.zeros(lags, np.int64), np.zeros(lags, np.int64)
-        other_X, other_equal_X = np.zeros(lags, np.int64), np.zeros(lags, np.int64)
-        run_start = 0
-        for p in range(len(start_P)):
-            if not joins_P[p]:
-                run_start = start_P[p]
-            for begin in range(start_P[p], stop_P[p], _PACKED):
-                for t in range(begin, min(begin + _PACKED, stop_P[p])):
-                    set_Q = ring_RQ[t & last]
-                    for q in range(words):
-                        set_Q[q] = 0
+        num_experts, has_tokens = len(stamp_N), len(repeats_T) > 0
+        for x in range(len(lag_X)):
+            lag, run_start = lag_X[x], 0
+            stamp_N[:] = -1
+            for p in range(len(start_P)):
+                if not joins_P[p]:
+                    run_start = start_P[p]
+                begin = max(start_P[p], run_start + lag)
+                total, touching, leading, equal = 0, 0, 0, 0
+                other_pairs, other_total, other_touching, other_leading, other_equal = 0, 0, 0, 0, 0
+                for t in range(begin, stop_P[p]):
+                    # Marking the earlier set costs a store a slot; comparing all slots with all
+                    # costs k times that.
+                    common, later, earlier = 0, 0, 0
                     for k in range(slots):
-                        e = np.uint64(ids_TK[t, k])
+                        e = ids_TK[t - lag, k]
                         if e < num_experts:
-                            set_Q[e >> np.uint64(6)] |= one << (e & low)
+                            stamp_N[e] = t
+                            earlier += 1
+                    for k in range(slots):
+                        e = ids_TK[t, k]
+                        if e < num_experts:
+                            common += stamp_N[e] == t
+                            later += 1
                     first = ids_TK[t, 0]
-                    for x in range(lags):
-                        earlier = t - lag_X[x]
-                        if earlier < run_start:
-                            continue
-                        before_Q = ring_RQ[earlier & last]
-                        common, differing = np.uint64(0), np.uint64(0)
-                        for q in range(words):
-                            common += _ones(set_Q[q] & before_Q[q])
-                            differing |= set_Q[q] ^ before_Q[q]
-                        shared = np.int64(common)
-                        leading = np.int64(first == ids_TK[earlier, 0] and first < num_experts)
-                        packed = shared + (np.int64(shared > 0) << 20) + (leading << 34)
-                        packed += np.int64(1) << 48
-                        packed_X[x] += packed
-                        if has_tokens:
-                            differs = np.int64(1) - ((np.int64(repeats_T[t]) >> x) & 1)
-                            other_X[x] += packed * differs
-                        if differing == 0:
-                            equal_X[x] += 1
-                            if has_tokens:
-                                other_equal_X[x] += differs
-                unpack(sums_SX5, row_P[p], weight_P[p], packed_X, equal_X)
+                    leads = first == ids_TK[t - lag, 0] and first < num_experts
+                    is_same = common == max(earlier, later)
+                    total += common
+                    touching += common > 0
+                    leading += leads
+                    equal += is_same
+                    if has_tokens and not (repeats_T[t] >> x) & 1:
+                        other_pairs += 1
+                        other_total += common
+                        other_touching += common > 0
+                        other_leading += leads
+                        other_equal += is_same
+                sums_5, weight = sums_SX5[row_P[p], x], weight_P[p]
+                sums_5[0] += max(stop_P[p] - begin, 0) * weight
+                sums_5[1] += total * weight
+                sums_5[2] += touching * weight
+                sums_5[3] += leading * weight
+                sums_5[4] += equal * weight
                 if has_tokens:
-                    unpack(other_SX5, row_P[p], weight_P[p], other_X, other_equal_X)
+                    other_5 = other_SX5[row_P[p], x]
+                    other_5[0] += other_pairs * weight
+                    other_5[1] += other_total * weight
+                    other_5[2] += other_touching * weight
+                    other_5[3] += other_leading * weight
+                    other_5[4] += other_equal * weight
 
     return count_overlaps
+
+
+def _make_pack_rows(slots: int) -> Any:
+    @_compile
+    def pack_rows(ids_TK, blank):  # type: ignore[no-untyped-def]
+        rows_T = np.empty(len(ids_TK), np.uint64)
+        for t in range(len(ids_TK)):
+            row = np.uint64(0)
+            for k in range(8):
+                value = np.uint64(ids_TK[t, k]) if k < slots else np.uint64(blank)
+                row |= value << np.uint64(8 * k)
+            rows_T[t] = row
+        return rows_T
+
+    return pack_rows
+
+
+def _make_count_packed(slots: int) -> Any:
+    @_compile
+    def count_packed(  # type: ignore[no-untyped-def]
+        sums_SX5,
+        other_SX5,
+        later_T,
+        earlier_T,
+        start_P,
+        stop_P,
+        weight_P,
+        joins_P,
+        row_P,
+        lag_X,
+        repeats_T,
+    ):
+        # Eight ids are one number. Turned by a byte eight times, every id meets every other.
+        low, seven, byte = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(56), np.uint64(8)
+        first_byte, has_tokens = np.uint64(0xFF), len(repeats_T) > 0
+        for x in range(len(lag_X)):
+            lag, run_start = lag_X[x], 0
+            for p in range(len(start_P)):
+                if not joins_P[p]:
+                    run_start = start_P[p]
+                begin = max(start_P[p], run_start + lag)
+                total, touching, leading, equal = 0, 0, 0, 0
+                other_pairs, other_total, other_touching, other_leading, other_equal = 0, 0, 0, 0, 0
+                for t in range(begin, stop_P[p]):
+                    later, earlier = later_T[t], earlier_T[t - lag]
+                    leads = np.int64((later ^ earlier) & first_byte == 0)
+                    found = np.uint64(0)
+                    for _ in range(8):
+                        differing = later ^ earlier
+                        # The high bit of every byte that is 0.
+                        found |= ~(((differing & low) + low) | differing | low)
+                        earlier = (earlier << byte) | (earlier >> seven)
+                    common = np.int64(_ones(found))
+                    total += common
+                    touching += common > 0
+                    leading += leads
+                    equal += common == slots
+                    if has_tokens:
+                        differs = np.int64(1) - ((np.int64(repeats_T[t]) >> x) & 1)
+                        other_pairs += differs
+                        other_total += common * differs
+                        other_touching += np.int64(common > 0) * differs
+                        other_leading += leads * differs
+                        other_equal += np.int64(common == slots) * differs
+                sums_5, weight = sums_SX5[row_P[p], x], weight_P[p]
+                sums_5[0] += max(stop_P[p] - begin, 0) * weight
+                sums_5[1] += total * weight
+                sums_5[2] += touching * weight
+                sums_5[3] += leading * weight
+                sums_5[4] += equal * weight
+                if has_tokens:
+                    other_5 = other_SX5[row_P[p], x]
+                    other_5[0] += other_pairs * weight
+                    other_5[1] += other_total * weight
+                    other_5[2] += other_touching * weight
+                    other_5[3] += other_leading * weight
+                    other_5[4] += other_equal * weight
+
+    return count_packed
 
 
 def _make_trace_gaps(slots: int) -> Any:
@@ -475,29 +541,38 @@ def _make_trace_gaps(slots: int) -> Any:
     ):
         num_experts = len(longest_N)
         shortest = window_W.min() if len(window_W) else np.iinfo(np.int64).max
+        # Runs up to this need nothing but their sums. A first selection looks like a long run.
+        common_N = np.minimum(longest_N, shortest - 1)
+        never = -(np.int64(1) << 40)
+        last_N = np.empty(num_experts, np.int64)
+        sums_KH = np.zeros(histogram_KH.shape, np.int64)
         for p in range(len(start_P)):
             cluster = cluster_P[p]
             first_N, after_N = first_CN[cluster], after_CN[cluster]
+            for e in range(num_experts):
+                last_N[e] = np.int64(after_N[e]) if after_N[e] > 0 else never
             offset = next_C[cluster] - start_P[p]
             for t in range(start_P[p], stop_P[p]):
                 place = offset + t
                 for k in range(slots):
                     e = ids_TK[t, k]
                     if e < num_experts:
-                        before = np.int64(after_N[e])
-                        after_N[e] = place + 1
-                        # A first selection is handled like all others, and its run, from the
-                        # cluster's beginning, taken out at the end: a branch costs more.
-                        first_N[e] = min(first_N[e], place)
-                        gap = place - before
+                        gap = place - last_N[e]
+                        last_N[e] = place + 1
+                        if gap > common_N[e]:
+                            if gap >= -never:
+                                first_N[e] = place
+                                continue
+                            longest_N[e] = max(longest_N[e], gap)
+                            common_N[e] = min(longest_N[e], shortest - 1)
+                            _add_run(windows_W3N, window_W, e, gap)
                         square_sum_N[e] += (gap + 1) * (gap + 1)
                         # A row per slot: one counter that all slots add to would be waited for.
-                        histogram_KH[k, _log2_bin(gap)] += 1
-                        if gap > longest_N[e]:
-                            longest_N[e] = gap
-                        if gap >= shortest and before > 0:
-                            _add_run(windows_W3N, window_W, e, gap)
+                        sums_KH[k, _log2_bin(gap)] += 1
+            for e in range(num_experts):
+                after_N[e] = last_N[e] if last_N[e] > 0 else 0
             next_C[cluster] += stop_P[p] - start_P[p]
+        histogram_KH += sums_KH
 
     return trace_gaps
 

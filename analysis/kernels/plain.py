@@ -118,9 +118,7 @@ def trace_gaps(
 
     first_CN and after_CN are where a cluster's first selection of an expert is and where the
     token after its last is, counted from the cluster's beginning; after is 0 where there is none.
-    first_CN comes filled with its type's largest value. The other tables sum over the runs inside
-    clusters: the windows over those between two selections, the rest also over the run from a
-    cluster's beginning to a first selection, which `Gaps` takes out again.
+    The other tables sum over the runs between two selections of one cluster; see `Gaps`.
     """
     num_experts = len(longest_N)
     for start, stop, cluster in zip(
@@ -139,12 +137,12 @@ def trace_gaps(
         first_CN[cluster, expert_L[is_lead_L]] = place_L[is_lead_L]
         is_last_L = np.diff(expert_L, append=num_experts) != 0
         after_CN[cluster, expert_L[is_last_L]] = place_L[is_last_L] + 1
-        gap_L = place_L - before_L
+        gap_L, expert_L = (place_L - before_L)[~is_lead_L], expert_L[~is_lead_L]
         np.add.at(square_sum_N, expert_L, (gap_L + 1) ** 2)
         np.maximum.at(longest_N, expert_L, gap_L)
         bin_L = np.frexp(gap_L.astype(np.float64))[1]
         np.add.at(histogram_KH[0], bin_L, 1)
-        add_windows(windows_W3N, window_W, expert_L[~is_lead_L], gap_L[~is_lead_L])
+        add_windows(windows_W3N, window_W, expert_L, gap_L)
         next_C[cluster] += stop - start
 
 
@@ -190,10 +188,7 @@ def join_documents(
     seams = _seams(first_CN, after_CN, tokens_C, order_C)
     _note_seams(seams, window_W, longest_N, first_seen_N, current_N, windows_W3N)
     cluster, expert = np.nonzero(seams.is_seen_CN)
-    first = first_CN[order_C][cluster, expert].astype(np.int64)
     run, is_between = seams.run_CN[cluster, expert], ~seams.is_lead_CN[cluster, expert]
-    np.subtract.at(square_sum_N, expert, (first + 1) ** 2)
-    np.subtract.at(histogram_H, np.frexp(first.astype(np.float64))[1], 1)
     np.add.at(square_sum_N, expert[is_between], (run[is_between] + 1) ** 2)
     np.add.at(histogram_H, np.frexp(run[is_between].astype(np.float64))[1], 1)
 
