@@ -20,6 +20,7 @@ from moe_probe.analysis.source import Rows, Source
 from moe_probe.analysis.statistics.clusters import ClusterMoments
 from moe_probe.trace import LayerSpec
 
+_CHUNK = 1024
 _TYPES = (np.uint8, np.uint16, np.uint32, np.int64)
 
 
@@ -86,24 +87,25 @@ def cluster_moments(
     They give the variance of every ratio of counts with documents as the unit of sampling, without
     a table of documents, and add up over shards that share no document.
     """
-    order_C = np.argsort(group_C, kind="stable")
-    present, start = np.unique(group_C[order_C], return_index=True)
-    n_C, c_CN = tokens_C[order_C].astype(np.float64), counts_CN[order_C].astype(np.float64)
-
-    def summed(values: np.ndarray) -> np.ndarray:
-        total = np.zeros((groups, *values.shape[1:]))
-        if len(present):
-            total[present] = np.add.reduceat(values, start, dtype=np.float64)
-        return total
-
-    return ClusterMoments(
-        clusters_S=summed(n_C > 0),
-        n_S=summed(n_C),
-        n_square_S=summed(n_C * n_C),
-        c_SN=summed(c_CN),
-        c_square_SN=summed(c_CN * c_CN),
-        cn_SN=summed(c_CN * n_C[:, None]),
+    sums = ClusterMoments(
+        *(np.zeros(groups) for _ in range(3)),
+        *(np.zeros((groups, counts_CN.shape[1])) for _ in range(3)),
     )
+    for start in range(0, len(counts_CN), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        n_C, c_CN = tokens_C[rows].astype(np.float64), counts_CN[rows].astype(np.float64)
+        member_SC = (group_C[rows] == np.arange(groups)[:, None]).astype(np.float64)
+        sums = sums.merged(
+            ClusterMoments(
+                clusters_S=member_SC @ (n_C > 0),
+                n_S=member_SC @ n_C,
+                n_square_S=member_SC @ (n_C * n_C),
+                c_SN=member_SC @ c_CN,
+                c_square_SN=member_SC @ (c_CN * c_CN),
+                cn_SN=member_SC @ (c_CN * n_C[:, None]),
+            )
+        )
+    return sums
 
 
 def document_labels(clusters: Clusters, tokens_C: np.ndarray) -> np.ndarray:
