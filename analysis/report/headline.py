@@ -23,6 +23,7 @@ from moe_probe.analysis.report.idle_readings import (
     idle_readings,
     telling_window,
 )
+from moe_probe.analysis.statistics.intervals import few_documents
 
 NUM_NAMED = 3
 """Subjects that a sentence names before it only counts them."""
@@ -65,8 +66,8 @@ def headline(
     Args:
         experts: layer, expert, count, relative_load, ci_low and ci_high of the relative load,
             tier, longest_idle, longest_idle_shuffled, rate_deficit, burstiness.
-        layers: layer, num_experts, top_k, tokens, tokens_effective, certifiable_load, max_vio,
-            max_vio_null, max_vio_noise, unseen_null.
+        layers: layer, num_experts, top_k, tokens, tokens_effective, documents, certifiable_load,
+            max_vio, max_vio_null, max_vio_noise, unseen_null.
         idle_windows: window, in tokens.
         subjects: layer, expert, subject, count, frequency, log_odds, q_value; may be empty.
         specialization: mutual_information_bits, its null, p_value, pooled_kl (nats); may be empty.
@@ -84,25 +85,28 @@ def load_limits(layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return between which relative loads fair routing keeps all experts of all layers.
 
     Quantiles of Binomial(T_eff, k/N) over their mean, shared out over the experts (Bonferroni).
+    T_eff is smaller the fewer documents it rests on (`few_documents`), one token at the least.
 
     Args:
-        layers: num_experts, top_k, tokens_effective.
+        layers: num_experts, top_k, tokens_effective, documents.
 
     Returns:
         float64 [L] each; the chance that any expert is outside is at most 1 in 1,000.
         NaN where T_eff is unknown.
     """
-    tokens_L, top_k_L, experts_L = (
-        layers[name].to_numpy(np.float64) for name in ("tokens_effective", "top_k", "num_experts")
+    names = ("tokens_effective", "documents", "top_k", "num_experts")
+    tokens_L, documents_L, top_k_L, experts_L = (
+        layers[name].to_numpy(np.float64, na_value=np.nan) for name in names
     )
     rate_L = top_k_L / experts_L
     tail = CHANCE / 2 / experts_L.sum()
+    tokens_L = np.maximum(tokens_L / few_documents(documents_L, tail), 1)
     low_L, high_L = (bdtrik(chance, tokens_L, rate_L) for chance in (tail, 1 - tail))
     return np.floor(low_L) / (tokens_L * rate_L), np.ceil(high_L) / (tokens_L * rate_L)
 
 
 def _unevenness(layers: pd.DataFrame) -> str:
-    limit_L = load_limits(layers)[1]
+    limit_L, most_L = load_limits(layers)[1], (layers["num_experts"] / layers["top_k"]).to_numpy()
     exceeding = int((layers["max_vio"].to_numpy() + 1 > limit_L).sum())
     ordered = layers.dropna(subset="max_vio").sort_values("max_vio", kind="stable")
     least, most = ordered.iloc[0], ordered.iloc[-1]
@@ -115,7 +119,7 @@ def _unevenness(layers: pd.DataFrame) -> str:
     noise = layers["max_vio_noise"].mean()
     if not math.isnan(noise):
         values += f", and another draw of the documents moves it by about {noise:.2f}"
-    if np.isnan(limit_L).all():
+    if not (limit_L < most_L).any():
         return f"There are too few documents to tell unevenness from chance: {values}."
     if not exceeding:
         return f"No layer is loaded more unevenly than chance explains: {values}."

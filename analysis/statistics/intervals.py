@@ -8,7 +8,7 @@ Shape suffixes: N experts of a layer; leading axes, if any, are kept.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from moe_probe.analysis.statistics.undefined import positive
 
@@ -52,6 +52,24 @@ def clopper_pearson(share: Values, n_eff: Values) -> tuple[np.ndarray, np.ndarra
     return low, np.where(misses == 0, 1.0, high)
 
 
+def few_documents(documents: Values, tail: float = 0.025) -> np.ndarray:
+    """Return how many times larger design effects must be because m documents gave them.
+
+    (t / z)^2, with the quantiles of Student's t for m - 1 degrees of freedom and of the normal
+    that leave `tail` above them: 42 for two documents, 1.3 for ten, 1 for very many.
+
+    Args:
+        documents: m, the number of clusters.
+        tail: Chance to be beyond one end of an interval.
+
+    Returns:
+        float64, above 1; NaN for fewer than two documents.
+        Source: Korn and Graubard (1998).
+    """
+    freedom = positive(np.asarray(documents, np.float64) - 1)
+    return np.asarray((stdtrit(freedom, 1 - tail) / ndtri(1 - tail)) ** 2)
+
+
 def share_interval(
     counts_N: np.ndarray, tokens: Values, deff_N: np.ndarray, deff_median: Values
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +77,8 @@ def share_interval(
 
     Ten or more selections: Wilson at T / deff. One to nine: Clopper-Pearson at T / deff, with the
     layer's median where it is the larger, because few hits say too little of how they cluster.
-    None: from 0 to 3 / T_eff (one-sided), at the median.
+    None: from 0 to 3 / T_eff (one-sided), at the median. In the last two cases no design effect
+    is below 1: rare selections are never more evenly spread than independent ones.
 
     Args:
         counts_N: Selections, [..., N].
@@ -72,7 +91,7 @@ def share_interval(
     """
     share_N = counts_N / positive(tokens)
     own_N = np.where(np.nan_to_num(deff_N) > 0, deff_N, deff_median)
-    few_N = np.fmax(own_N, deff_median)
+    few_N = np.maximum(np.fmax(own_N, deff_median), 1)
     low_N, high_N = wilson(share_N, tokens / positive(own_N))
     few_low_N, few_high_N = clopper_pearson(share_N, tokens / positive(few_N))
     none_N = np.minimum(RULE_OF_THREE * few_N / positive(tokens), 1)

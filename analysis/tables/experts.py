@@ -20,7 +20,7 @@ from moe_probe.analysis.statistics.clusters import (
     design_effect,
     layer_quantiles,
 )
-from moe_probe.analysis.statistics.intervals import share_interval
+from moe_probe.analysis.statistics.intervals import few_documents, share_interval
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.statistics.undefined import positive
 
@@ -89,13 +89,19 @@ def median_deff(deff_N: np.ndarray) -> float:
     return float(layer_quantiles(deff_N, (0.5,))[0])
 
 
+def num_documents(state: LayerState | None) -> int:
+    """Return the documents, shared prefixes included, that the design effects are of."""
+    return 0 if state is None else int(state.moments.clusters_S.sum())
+
+
 def _layer(sums: Sums, layer: int) -> pd.DataFrame:
     spec, state = sums.specs[layer], sums.layers.get(layer)
     counts_SN, tokens_S = sums.by_group(layer)
     counts_N, tokens = counts_SN.sum(axis=0), int(tokens_S.sum())
     deff_N = deffs(state, spec.num_experts)
     to_load = spec.num_experts * tokens / max(int(counts_N.sum()), 1)
-    low_N, high_N = share_interval(counts_N, tokens, deff_N, median_deff(deff_N))
+    few = few_documents(num_documents(state))
+    low_N, high_N = share_interval(counts_N, tokens, deff_N * few, median_deff(deff_N) * few)
     idle = _idle(state, counts_N)
     ratio_N = idle["longest_idle_shuffled"] / idle["longest_idle_expected"]
     return pd.DataFrame(

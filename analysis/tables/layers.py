@@ -23,10 +23,10 @@ from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.ranking import experts_to_cover
 from moe_probe.analysis.metrics.stability import spearman, split_divergence, split_null
 from moe_probe.analysis.statistics.clusters import effective_tokens, layer_quantiles
-from moe_probe.analysis.statistics.intervals import rate_certifiable
+from moe_probe.analysis.statistics.intervals import few_documents, rate_certifiable
 from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.analysis.statistics.nulls import expected_indices
-from moe_probe.analysis.tables.experts import deffs
+from moe_probe.analysis.tables.experts import deffs, num_documents
 
 INDICES = (
     "max_vio",
@@ -54,6 +54,7 @@ def layers_table(sums: Sums) -> pd.DataFrame:
             deviation over resampled documents; null without tokens
         deff_low, deff_median, deff_high  5 %, median and 95 % over experts of the design effect
         tokens_effective  T over the median: independent tokens that would say as much
+        documents  that have counted tokens, shared prefixes included: what T_eff rests on
         certifiable_load  relative load below which an expert never selected is certified to be
         uniform_p  test against uniform routing, documents as the unit; with much text everything
             differs: read the indices
@@ -65,7 +66,9 @@ def layers_table(sums: Sums) -> pd.DataFrame:
         chao2  Chao's lower bound on the experts that more such documents would select
     """
     rows = [_row(sums, layer) for layer in sums.specs]
-    return pd.DataFrame(rows).astype({"unseen": "Int64", "experts_for_half": "Int64"})
+    return pd.DataFrame(rows).astype(
+        {"unseen": "Int64", "documents": "Int64", "experts_for_half": "Int64"}
+    )
 
 
 def _row(sums: Sums, layer: int) -> dict[str, Any]:
@@ -87,13 +90,15 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         row[f"{name}_noise"] = _noise(state, index)
     deff_N = deffs(state, spec.num_experts)
     low, median, high = layer_quantiles(deff_N, (0.05, 0.5, 0.95)).tolist()
-    effective = float(effective_tokens(tokens, median))
+    effective, few = float(effective_tokens(tokens, median)), few_documents(num_documents(state))
+    certain = effective_tokens(tokens, np.maximum(median * few, 1))
     row |= {
         "deff_low": low,
         "deff_median": median,
         "deff_high": high,
         "tokens_effective": effective,
-        "certifiable_load": float(rate_certifiable(effective, spec.num_experts, spec.top_k)),
+        "documents": np.nan if state is None else num_documents(state),
+        "certifiable_load": float(rate_certifiable(certain, spec.num_experts, spec.top_k)),
         "uniform_p": _uniform_p(counts_N, state),
         **_halves(state, spec.top_k, median),
         "experts_for_half": float(experts_to_cover(counts_N, (0.5,))[0]),
@@ -104,14 +109,14 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
 
 
 def _uniform_p(counts_N: np.ndarray, state: LayerState | None) -> float:
-    if state is None or state.moments.clusters_S.sum() < 2:
+    if state is None or num_documents(state) < 2:
         return np.nan
     return float(layer_test(counts_N, state.replicates_BN)[2])
 
 
 def _noise(state: LayerState | None, index: Callable[[np.ndarray], np.ndarray]) -> float:
     # One document, drawn again and again, does not vary.
-    if state is None or state.moments.clusters_S.sum() < 2:
+    if state is None or num_documents(state) < 2:
         return np.nan
     return float(index_noise(state.replicates_BN, index))
 

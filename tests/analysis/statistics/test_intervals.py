@@ -20,6 +20,7 @@ from moe_probe.analysis.statistics.clusters import (
 )
 from moe_probe.analysis.statistics.intervals import (
     clopper_pearson,
+    few_documents,
     rate_certifiable,
     share_interval,
     tokens_needed,
@@ -100,6 +101,44 @@ def test_layers_and_subjects_in_one_call() -> None:
         low_N, high_N = share_interval(counts_LN[layer], tokens, deff_LN[layer], median)
         assert low_LN[layer].tolist() == low_N.tolist()
         assert high_LN[layer].tolist() == high_N.tolist()
+
+
+@pytest.mark.parametrize(
+    ("documents", "spread"), [(2, 0.0), (3, 0.0), (6, 0.0), (6, 0.7), (20, 0.7)]
+)
+def test_coverage_with_few_documents(documents: int, spread: float) -> None:
+    """Half a selection of a token on average, in documents that differ."""
+    rng = np.random.default_rng(3)
+    is_held: list[bool] = []
+    is_held_without: list[bool] = []
+    for _ in range(1500):
+        rate_C = 0.5 + spread * rng.uniform(-0.5, 0.5, documents)
+        count_C = rng.binomial(100, rate_C)
+        share = count_C.mean() / 100
+        deff = np.array([count_C.var(ddof=1) / 100 / (share * (1 - share))])
+        for factor, held in ((few_documents(documents), is_held), (1.0, is_held_without)):
+            bounds = share_interval(count_C[None].sum(1), 100 * documents, deff * factor, math.nan)
+            held.append(float(bounds[0][0]) <= 0.5 <= float(bounds[1][0]))
+    # With two documents the few that agree by chance have too short an interval, or none.
+    assert 0.92 <= np.mean(is_held) <= 0.98
+    assert np.mean(is_held_without) < np.mean(is_held)
+
+
+def test_few_documents_have_quantiles_of_student() -> None:
+    """Tabulated: 12.706, 2.262 and 1.984 for 1, 9 and 99 degrees of freedom."""
+    expected = [(t / 1.95996) ** 2 for t in (12.706, 2.262, 1.984)]
+    assert few_documents(np.array([2, 10, 100])).tolist() == pytest.approx(expected, rel=1e-3)
+    assert np.isnan(few_documents(np.array([0, 1]))).all()
+    assert few_documents(10**9, 1e-7) == pytest.approx(1)
+
+
+def test_rare_experts_are_no_more_even_than_independent_tokens() -> None:
+    counts_N = np.array([0, 4, 40])
+    few_low_N, few_high_N = share_interval(counts_N, 1000, np.array([np.nan, 0.2, 0.2]), 0.5)
+    low_N, high_N = share_interval(counts_N, 1000, np.array([np.nan, 1.0, 0.2]), 1.0)
+    assert few_low_N.tolist() == low_N.tolist()
+    assert few_high_N.tolist() == high_N.tolist()
+    assert high_N[0] == pytest.approx(0.003)
 
 
 def test_no_design_effect_no_interval() -> None:
