@@ -11,21 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from moe_probe.analysis.accumulators.gaps import WINDOWS
-from moe_probe.analysis.analysis import Progress, Sums, gather
+from moe_probe.analysis.findings.headline import Headline, headline
+from moe_probe.analysis.gathering import Progress, Sums, gather
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.rules import Rule, default_rule
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables import experts, layers, structure, subjects
 from moe_probe.analysis.tables.files import quality_table
 from moe_probe.trace import Trace, open_trace
-
-if TYPE_CHECKING:
-    from moe_probe.analysis.report.headline import Headline
 
 TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
     "experts": experts.experts_table,
@@ -85,8 +82,6 @@ class Analysis:
     @property
     def headline(self) -> Headline:
         """The three answers in words; say them only if no check failed."""
-        from moe_probe.analysis.report.headline import headline
-
         return headline(
             self.experts, self.layers, self.idle_windows, self.subjects, self.specialization
         )

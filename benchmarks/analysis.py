@@ -25,7 +25,7 @@ Times = Sequence[Sequence[float]]
 
 ROUNDS = 5
 KINDS = ("distinct", "5shot")
-PASSES = ("decode", "bincount", "counts", "core scan", "default scan")
+PASSES = ("decode", "bincount", "counts", "core scan", "default scan", "analysis")
 SELECTIONS = 58 * 8
 """Of each token."""
 # Tokens each engine counts: about a second of its time.

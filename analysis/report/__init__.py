@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moe_probe.analysis.analysis import Progress
 from moe_probe.analysis.figures.heatmap import caption, load_heatmap, to_png
+from moe_probe.analysis.gathering import Progress
 from moe_probe.analysis.report.contents import Contents, gather
 from moe_probe.analysis.report.html import render
 from moe_probe.analysis.results import TABLES

@@ -12,8 +12,8 @@ import pandas as pd
 
 from moe_probe import __version__
 from moe_probe.analysis.accumulators.counts import LayerCounts
-from moe_probe.analysis.analysis import Progress
-from moe_probe.analysis.analysis import gather as scanned
+from moe_probe.analysis.gathering import Progress
+from moe_probe.analysis.gathering import gather as scanned
 from moe_probe.analysis.quality import Check, failures
 from moe_probe.analysis.results import Analysis
 from moe_probe.analysis.rules import Rule

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.analysis import Sums
+from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
 from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.accumulators.locality import BATCH_SIZES
-from moe_probe.analysis.analysis import Sums
+from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.coverage import chao2, coverage_curve, unseen_mass

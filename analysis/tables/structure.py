@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.accumulators.base import Arrays
-from moe_probe.analysis.analysis import Sums
+from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.metrics.coactivation import coactivation_table
 from moe_probe.analysis.metrics.confidence import confidence_table
 from moe_probe.analysis.metrics.locality import repeats_table

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.analysis import Sums
+from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.decomposition import decompose
 from moe_probe.analysis.metrics.divergence import divergence_null, jensen_shannon

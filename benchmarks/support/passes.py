@@ -84,22 +84,46 @@ def core_scan(path: str) -> Any:
 
     source, rule = Source(open_trace(path)), Rule.UNIQUE
     common = source.layers, rule, source.index
-    accumulators = [
-        Counts(*common),
-        SlotCounts(*common),
-        PairCounts(*common),
-        Overlaps(*common, lags=(1,)),
-        Gaps(*common, most=int(cluster_tokens(source, rule).max())),
-    ]
-    scan(source, accumulators, threads=THREADS)
-    return accumulators
+    most = int(cluster_tokens(source, rule).max())
+    overlaps = Overlaps(*common, lags=(1,))
+    kept: list[Any] = [Counts(*common), SlotCounts(*common), PairCounts(*common), overlaps]
+    for group in _groups(list(source.layers)):
+        gaps = Gaps({n: source.layers[n] for n in group}, rule, source.index, most=most)
+        scan(source, [*kept, gaps], layers=group, threads=THREADS)
+    return kept
 
 
 def default_scan(path: str) -> Any:
-    """All that `moe-probe report` makes its tables of: shuffled orders and the bootstrap too."""
-    from moe_probe.analysis import analyse
+    """All accumulators of a report, those of the quality checks too."""
+    from moe_probe.analysis.gathering import DefaultScan
+    from moe_probe.analysis.kernels import kernels_for
+    from moe_probe.analysis.quality.suite import Evidence
+    from moe_probe.analysis.rules import Rule
+    from moe_probe.analysis.scan import scan
+    from moe_probe.analysis.settings import Settings
+    from moe_probe.analysis.source import Source
 
-    return analyse(path, threads=THREADS)
+    source = Source(open_trace(path))
+    kernels = kernels_for(source.num_selections)
+    state = DefaultScan(source, Settings(), kernels)
+    evidence = Evidence(source.trace, source, state.counts_by(Rule.RAW))
+    for group in _groups(list(source.layers)):
+        wanted = state.accumulators(evidence, state.document_tables(group))
+        scan(source, wanted, layers=group, threads=THREADS, kernels=kernels)
+    return state
+
+
+def analysis(path: str) -> Any:
+    """The same with what documents are resampled for: intervals, permutations, shuffled orders."""
+    from moe_probe.analysis.gathering import gather
+    from moe_probe.analysis.settings import Settings
+
+    return gather(path, Settings(threads=THREADS))
+
+
+def _groups(layers: list[int]) -> list[list[int]]:
+    """As many layers at a time as there are threads: tables of documents are large."""
+    return [layers[start : start + THREADS] for start in range(0, len(layers), THREADS)]
 
 
 PASSES: dict[str, Callable[[str], Any]] = {
@@ -108,6 +132,7 @@ PASSES: dict[str, Callable[[str], Any]] = {
     "counts": counts,
     "core scan": core_scan,
     "default scan": default_scan,
+    "analysis": analysis,
 }
 
 

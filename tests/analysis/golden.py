@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.import_arrays import Source, import_arrays
-from moe_probe.analysis.analysis import Sums, gather
+from moe_probe.analysis.gathering import Sums, gather
 from moe_probe.analysis.settings import Settings
 from tests.analysis.documents import DATA
 

@@ -111,7 +111,7 @@ def gather(
         return _from_tables(opened, chosen)
     source = Source(opened)
     loops = kernels or kernels_for(source.num_selections)
-    state = _Pass(source, chosen, loops)
+    state = DefaultScan(source, chosen, loops)
     evidence = Evidence(opened, source, state.counts_by(Rule.RAW))
     threads = chosen.threads or default_threads()
     layers = list(source.layers)
@@ -121,8 +121,7 @@ def gather(
         for begin in range(0, len(layers), threads):
             group = layers[begin : begin + threads]
             tables = state.document_tables(group)
-            tallies = [table for table in tables if table is not None]
-            accumulators: list[Accumulator] = [*evidence.accumulators, *state.everywhere, *tallies]
+            accumulators = state.accumulators(evidence, tables)
             scan(source, accumulators, layers=group, threads=threads, kernels=loops)
             finish = partial(state.finish, *tables)
             done |= dict(zip(group, pool.map(finish, group), strict=True))
@@ -131,7 +130,7 @@ def gather(
     return state.sums(evidence.checks(), done)
 
 
-class _Pass:
+class DefaultScan:
     """Accumulators of all layers, and those of the layers at hand."""
 
     def __init__(self, source: Source, settings: Settings, kernels: ModuleType) -> None:
@@ -179,6 +178,13 @@ class _Pass:
         if self.settings.rule is Rule.RAW and self.source.has_repeated_rows:
             return documents, None
         return documents, Gaps(*facts, most=self.most, windows=self.settings.windows)
+
+    def accumulators(
+        self, evidence: Evidence, tables: tuple[DocumentCounts, Gaps | None]
+    ) -> list[Accumulator]:
+        """All that one group of layers fills."""
+        tallies = [table for table in tables if table is not None]
+        return [*evidence.accumulators, *self.everywhere, *tallies]
 
     def finish(self, documents: DocumentCounts, gaps: Gaps | None, layer: int) -> LayerState:
         clusters = self.source.index.clusters

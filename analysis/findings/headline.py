@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import bdtrik
 
-from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
-from moe_probe.analysis.report.idle_readings import (
+from moe_probe.analysis.findings.idle_readings import (
     CHANCE,
     SIGNIFICANT,
     favoured_subjects,
     idle_readings,
     telling_window,
 )
+from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
 from moe_probe.analysis.statistics.intervals import few_documents
 
 NUM_NAMED = 3

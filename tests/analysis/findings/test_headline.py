@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moe_probe.analysis.findings.headline import headline
+from moe_probe.analysis.findings.idle_readings import idle_readings, telling_window
 from moe_probe.analysis.metrics.idle import burstiness, rate_deficit
 from moe_probe.analysis.metrics.tiers import tiers
-from moe_probe.analysis.report.headline import headline
-from moe_probe.analysis.report.idle_readings import idle_readings, telling_window
 from moe_probe.analysis.statistics.idle_null import expected_longest_run
 from moe_probe.analysis.statistics.intervals import rate_certifiable, share_interval
 

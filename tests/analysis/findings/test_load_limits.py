@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis.report.headline import load_limits
+from moe_probe.analysis.findings.headline import load_limits
 
 EXPERTS, TOP_K, LENGTH = 16, 2, 50
 

@@ -1,0 +1,1 @@
+"""The three answers of a report, in sentences made of its tables."""
