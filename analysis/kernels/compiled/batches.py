@@ -1,0 +1,75 @@
+"""How uneven batches of consecutive tokens are.
+
+Shape suffixes: T tokens of a part, K slots, P pieces, G rows of a table, N experts of a layer,
+C clusters, W windows, X lags, S groups, B batch sizes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from moe_probe.analysis.kernels.compiled.jit import compile_
+from moe_probe.analysis.pieces import Pieces
+
+
+def count_batches(
+    stats_B4: np.ndarray,
+    current_BN: np.ndarray,
+    filled_B: np.ndarray,
+    size_B: np.ndarray,
+    ids_TK: np.ndarray,
+    pieces: Pieces,
+) -> None:
+    _make_count_batches(ids_TK.shape[1])(
+        stats_B4, current_BN, filled_B, size_B, ids_TK, pieces.start_P, pieces.stop_P
+    )
+
+
+@lru_cache
+def _make_count_batches(slots: int) -> Any:
+    @compile_
+    def count_batches(stats_B4, current_BN, filled_B, size_B, ids_TK, start_P, stop_P):
+        num_experts = current_BN.shape[1]
+        current_N = current_BN[0]
+        for p in range(len(start_P)):
+            for t in range(start_P[p], stop_P[p]):
+                for k in range(slots):
+                    e = ids_TK[t, k]
+                    if e < num_experts:
+                        current_N[e] += 1
+                filled_B[0] += 1
+                if filled_B[0] == size_B[0]:
+                    _close_batch(stats_B4, current_BN, filled_B, size_B, 0)
+
+    return count_batches
+
+
+@compile_
+def _close_batch(stats_B4, current_BN, filled_B, size_B, number):
+    """Take the indices of a full batch, and hand its counts on to the next larger size."""
+    while filled_B[number] >= size_B[number]:
+        counts_N = current_BN[number]
+        total, square, most = np.int64(0), np.int64(0), np.int64(0)
+        for count in counts_N:
+            total += count
+            square += count * count
+            most = max(most, count)
+        mean = total / len(counts_N)
+        if total > 0:
+            ratio = most / mean
+            variance = square / len(counts_N) - mean * mean
+            stats_B4[number, 0] += 1
+            stats_B4[number, 1] += ratio
+            stats_B4[number, 2] += ratio * ratio
+            stats_B4[number, 3] += np.sqrt(max(variance, 0.0)) / mean
+        filled_B[number] = 0
+        if number + 1 < len(size_B):
+            current_BN[number + 1] += counts_N
+            filled_B[number + 1] += size_B[number]
+        counts_N[:] = 0
+        if number + 1 == len(size_B):
+            break
+        number += 1

@@ -1,0 +1,36 @@
+"""How the loops are compiled, and two instructions that numba has no name for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+compile_: Callable[[Any], Any] = njit(
+    nogil=True, cache=True, boundscheck=False, error_model="numpy"
+)
+intrinsic_: Callable[[Any], Any] = intrinsic
+
+
+@intrinsic_
+def ones(typing_context: Any, value: Any) -> Any:
+    """Number of bits that are set in a uint64."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic_
+def log2_bin(typing_context: Any, value: Any) -> Any:
+    """0 for 0, else one more than the floor of log2 of an int64: bits that the number needs."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        zeros = builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
+        return builder.sub(ir.Constant(ir.IntType(64), 64), zeros)
+
+    return types.int64(types.int64), generate

@@ -1,0 +1,35 @@
+"""The inner loops of the scan in numpy, for traces too small to wait for a compiler.
+
+Same functions, same arguments and same results as `compiled`; they add to arrays in place.
+"""
+
+from moe_probe.analysis.kernels.plain.counting import (
+    count_flows,
+    count_pairs,
+    count_rows,
+    count_slots,
+    inspect_rows,
+)
+from moe_probe.analysis.kernels.plain.idle import (
+    add_windows,
+    join_documents,
+    join_longest,
+    longest_absence,
+    trace_gaps,
+)
+from moe_probe.analysis.kernels.plain.overlaps import count_batches, count_overlaps
+
+__all__ = [
+    "add_windows",
+    "count_batches",
+    "count_flows",
+    "count_overlaps",
+    "count_pairs",
+    "count_rows",
+    "count_slots",
+    "inspect_rows",
+    "join_documents",
+    "join_longest",
+    "longest_absence",
+    "trace_gaps",
+]
