@@ -17,7 +17,6 @@ from scipy.special import bdtrik
 
 from moe_probe.analysis.findings.idle_readings import (
     CHANCE,
-    SIGNIFICANT,
     favoured_subjects,
     idle_readings,
     telling_window,
@@ -27,6 +26,9 @@ from moe_probe.analysis.statistics.intervals import few_documents
 
 NUM_NAMED = 3
 """Subjects that a sentence names before it only counts them."""
+BEYOND_CHANCE = 2.5
+"""Excess of mutual information over its mean by chance, in units of that of the 95 % quantile: 4
+standard deviations, which too few permutations to see one chance in 1,000 can tell."""
 
 _EMPTY = "No token was counted."
 _READINGS = {
@@ -70,7 +72,8 @@ def headline(
             max_vio, max_vio_null, max_vio_noise, unseen_null.
         idle_windows: window, in tokens.
         subjects: layer, expert, subject, count, frequency, log_odds, q_value; may be empty.
-        specialization: mutual_information_bits, its null, p_value, pooled_kl (nats); may be empty.
+        specialization: mutual_information_bits, documents_bits with null and null_95, pooled_kl
+            (nats); may be empty.
     """
     if not (layers["tokens"] > 0).any():
         return Headline(_EMPTY, _EMPTY, _EMPTY)
@@ -127,9 +130,11 @@ def _unevenness(layers: pd.DataFrame) -> str:
 
 
 def _specialised(specialization: pd.DataFrame) -> list[str]:
-    if specialization["p_value"].isna().all():
+    known = specialization.dropna(subset="null")
+    if known.empty:
         return []
-    if not specialization["p_value"].median() < SIGNIFICANT:
+    excess, usual = known["documents_bits"] - known["null"], known["null_95"] - known["null"]
+    if not (excess - BEYOND_CHANCE * usual).median() > 0:
         return ["Subjects do not differ in their experts beyond chance."]
     bits = specialization["mutual_information_bits"] - specialization["null"]
     between, pooled = bits.sum() * math.log(2), specialization["pooled_kl"].sum()

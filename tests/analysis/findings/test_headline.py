@@ -24,9 +24,8 @@ WINDOWS = pd.DataFrame({"window": [100, 1000]})
 NO_SUBJECTS = pd.DataFrame(
     columns=["layer", "expert", "subject", "count", "frequency", "log_odds", "q_value"]
 )
-NO_SPECIALIZATION = pd.DataFrame(
-    columns=["mutual_information_bits", "null", "p_value", "pooled_kl"], dtype=float
-)
+SPECIALIZATION = ("mutual_information_bits", "documents_bits", "null", "null_95", "pooled_kl")
+NO_SPECIALIZATION = pd.DataFrame(columns=list(SPECIALIZATION), dtype=float)
 RESERVED, STARVED, ORDERED, BURSTING = range(4)
 
 
@@ -123,6 +122,21 @@ def test_readings_of_planted_experts(planted: Any) -> None:
     assert experts["tier"][STARVED] in ("rare", "near-idle")
 
 
+@pytest.mark.parametrize(
+    ("documents_bits", "differ"), [(0.12, False), (0.149, False), (0.151, True), (0.3, True)]
+)
+def test_subjects_differ_only_far_beyond_chance(
+    planted: Any, documents_bits: float, differ: bool
+) -> None:
+    """One trace in 20 exceeds the 95 % quantile by chance, and one in 1,000 the mean so far."""
+    experts, layers, subjects = planted
+    row = (documents_bits, documents_bits, 0.1, 0.12, 0.2)
+    specialization = pd.DataFrame([row], columns=SPECIALIZATION)
+    text = headline(experts, layers, WINDOWS, subjects, specialization).uneven
+    assert ("is specialisation that evens out" in text) == differ
+    assert ("Subjects do not differ in their experts beyond chance." in text) != differ
+
+
 def test_reserved_expert_is_known_by_its_subject_alone(planted: Any) -> None:
     experts, layers, subjects = planted
     plain = experts.assign(tier=experts["tier"].str.replace(", subject-locked", ""))
@@ -149,9 +163,7 @@ def test_without_shuffled_orders_only_the_kept_are_told(planted: Any) -> None:
 
 def test_sentences_of_planted_experts(planted: Any) -> None:
     experts, layers, subjects = planted
-    specialization = pd.DataFrame(
-        {"mutual_information_bits": [0.31], "null": [0.01], "p_value": [0.001], "pooled_kl": [0.2]}
-    )
+    specialization = pd.DataFrame([(0.31, 0.3, 0.01, 0.02, 0.2)], columns=SPECIALIZATION)
     found = headline(experts, layers, WINDOWS, subjects, specialization)
     assert found.uneven.startswith("Yes, beyond chance in 1 of 1 layers: MaxVio")
     share = 0.3 * math.log(2) / (0.3 * math.log(2) + 0.2)
@@ -192,9 +204,7 @@ def test_never_selected_expert_is_idle_on_this_corpus() -> None:
 
 def test_fair_routing_exceeds_chance_in_nothing() -> None:
     """200 layers, in traces of 20."""
-    specialization = pd.DataFrame(
-        {"mutual_information_bits": [0.1], "null": [0.1], "p_value": [0.4], "pooled_kl": [0.0]}
-    )
+    specialization = pd.DataFrame([(0.1, 0.1, 0.1, 0.12, 0.0)], columns=SPECIALIZATION)
     windows = pd.DataFrame({"window": [100, 200, 1000]})
     for trace in range(10):
         made = [
