@@ -10,6 +10,7 @@ Shape suffixes: none; every table says what its rows are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -79,7 +80,7 @@ class Analysis:
             f"{worth}; by chance: tokens that choose k of N experts uniformly"
         )
 
-    @property
+    @cached_property
     def headline(self) -> Headline:
         """The three answers in words; say them only if no check failed."""
         return headline(
