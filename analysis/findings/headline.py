@@ -134,7 +134,7 @@ def _specialised(specialization: pd.DataFrame) -> list[str]:
     if known.empty:
         return []
     excess, usual = known["documents_bits"] - known["null"], known["null_95"] - known["null"]
-    if not (excess - BEYOND_CHANCE * usual).median() > 0:
+    if not excess.sum() > BEYOND_CHANCE * usual.sum():
         return ["Subjects do not differ in their experts beyond chance."]
     bits = specialization["mutual_information_bits"] - specialization["null"]
     between, pooled = bits.sum() * math.log(2), specialization["pooled_kl"].sum()
@@ -224,7 +224,7 @@ def _certifiable(layers: pd.DataFrame) -> list[str]:
         return [f"No load below a fair share can be certified on so little text {effective}."]
     return [
         f"An expert that this trace never selects can be certified below "
-        f"{_share(worst['certifiable_load'])} of its fair share, and no lower {effective}."
+        f"{_share(worst['certifiable_load'])} of its fair share in every layer {effective}."
     ]
 
 

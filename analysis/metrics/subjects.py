@@ -83,7 +83,7 @@ def lift(counts_SN: np.ndarray, tokens_S: np.ndarray) -> np.ndarray:
 
 
 def log_odds(
-    counts_SN: np.ndarray, deff_S: np.ndarray | float = 1.0, prior: float = 0.01
+    counts_SN: np.ndarray, deff_SN: np.ndarray | float = 1.0, prior: float = 0.01
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the log-odds of an expert in a subject against the others, and its z.
 
@@ -91,7 +91,7 @@ def log_odds(
     rare expert, whose lift explodes, is drawn towards 0.
 
         delta = ln (c_eS + a_e) / (A_S + a - c_eS - a_e), less the same of the others
-        z = delta / sqrt(deff_S (f_S / (c_eS + a_e) + f_others / (c_e,others + a_e)))
+        z = delta / sqrt(deff_eS (f_S / (c_eS + a_e) + f_others / (c_e,others + a_e)))
 
     with a the sum of the a_e and f_S = A_S / (A_S + a), the part of a side's counts that is not
     prior: only that part varies. Without f, which is not in the source, z of a small subject would
@@ -99,7 +99,8 @@ def log_odds(
 
     Args:
         counts_SN: Selections by subject, [S, N].
-        deff_S: Design effect of each subject.
+        deff_SN: Design effects, [S, 1] or [S, N]: where experts are used in bursts, one value for
+            all makes z of some several times too large.
         prior: Prior counts as a share of all selections; a_e = prior c_e.
 
     Returns:
@@ -114,8 +115,7 @@ def log_odds(
     compared_S1 = ((size_S > 0) & (size_S < total_N.sum()))[:, None]
     delta_SN = _logit(inside_SN, compared_S1) - _logit(outside_SN, compared_S1)
     variance_SN = _variance(inside_SN, prior_N) + _variance(outside_SN, prior_N)
-    deff_S1 = np.broadcast_to(deff_S, size_S.shape)[:, None]
-    return delta_SN, delta_SN / np.sqrt(variance_SN * positive(deff_S1))
+    return delta_SN, delta_SN / np.sqrt(variance_SN * positive(deff_SN))
 
 
 def two_sided_p(z: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ def subjects_table(
     counts_SN: np.ndarray,
     tokens_S: np.ndarray,
     documents_S: np.ndarray,
-    deff_S: np.ndarray,
+    deff_SN: np.ndarray,
     subjects: Sequence[str],
 ) -> pd.DataFrame:
     """Tabulate every expert and subject of one layer, experts first.
@@ -136,7 +136,7 @@ def subjects_table(
         counts_SN: Selections by subject, int64 [S, N].
         tokens_S: T_S.
         documents_S: Documents of each subject; with fewer than 30 its inference is null.
-        deff_S: Design effect of each subject; null where unknown, and then z is.
+        deff_SN: Design effects, [S, 1] or [S, N]; null where unknown, and then z is.
         subjects: Names, distinct.
 
     Returns:
@@ -151,7 +151,7 @@ def subjects_table(
     """
     num_subjects, num_experts = counts_SN.shape
     blank_S1 = (documents_S < LEAST_DOCUMENTS)[:, None]
-    delta_SN, z_SN = (np.where(blank_S1, np.nan, part) for part in log_odds(counts_SN, deff_S))
+    delta_SN, z_SN = (np.where(blank_S1, np.nan, part) for part in log_odds(counts_SN, deff_SN))
     code = np.tile(np.arange(num_subjects), num_experts)
     return pd.DataFrame(
         {

@@ -27,6 +27,7 @@ from moe_probe.analysis.statistics.clusters import (
     cluster_variance,
     design_effect,
     layer_quantiles,
+    stratified_variance,
 )
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.statistics.undefined import positive
@@ -45,15 +46,18 @@ def subjects(sums: Sums) -> pd.DataFrame:
         frequency  share of the subject's tokens that select the expert
         lift  that over the same of all other subjects
         log_odds  against the other subjects, in nats, drawn towards 0 (Monroe et al. 2008)
-        z  log_odds over its standard error, with the subject's design effect
+        z  log_odds over its standard error, with the subject's design effect, or the expert's own
+            where that is larger
         q_value  of z, Benjamini-Hochberg over the whole table
         Subjects with fewer than 30 documents have no log_odds, z and q_value.
     """
     tables = []
     for layer, spec in sums.specs.items():
         counts_SN, tokens_S = sums.by_group(layer)
-        deff_S = subject_deffs(sums.layers.get(layer), len(tokens_S), spec.num_experts)
-        table = subjects_table(counts_SN, tokens_S, sums.documents_S, deff_S, sums.subjects)
+        state = sums.layers.get(layer)
+        deff_S = subject_deffs(state, len(tokens_S), spec.num_experts)
+        deff_SN = np.fmax(deff_S[:, None], within_deffs(state, spec.num_experts))
+        table = subjects_table(counts_SN, tokens_S, sums.documents_S, deff_SN, sums.subjects)
         table.insert(0, "layer", layer)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
@@ -69,6 +73,15 @@ def subject_deffs(state: LayerState | None, groups: int, num_experts: int) -> np
     share_SN = moments.c_SN / positive(moments.n_S)[:, None]
     deff_SN = design_effect(cluster_variance(moments), share_SN, moments.n_S[:, None])
     return np.asarray(layer_quantiles(deff_SN, (0.5,))[0])
+
+
+def within_deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
+    """Return each expert's design effect inside subjects: float64 [N], NaN where undefined."""
+    if state is None:
+        return np.full(num_experts, np.nan)
+    pooled = state.moments.pooled()
+    share_N = pooled.c_SN[0] / positive(pooled.n_S)
+    return design_effect(stratified_variance(state.moments), share_N, int(pooled.n_S[0]))
 
 
 def specialization(sums: Sums) -> pd.DataFrame:

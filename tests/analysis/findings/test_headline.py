@@ -122,19 +122,14 @@ def test_readings_of_planted_experts(planted: Any) -> None:
     assert experts["tier"][STARVED] in ("rare", "near-idle")
 
 
-@pytest.mark.parametrize(
-    ("documents_bits", "differ"), [(0.12, False), (0.149, False), (0.151, True), (0.3, True)]
-)
-def test_subjects_differ_only_far_beyond_chance(
-    planted: Any, documents_bits: float, differ: bool
-) -> None:
+@pytest.mark.parametrize(("bits", "differ"), [(0.12, False), (0.149, False), (0.151, True)])
+def test_subjects_differ_only_far_beyond_chance(planted: Any, bits: float, differ: bool) -> None:
     """One trace in 20 exceeds the 95 % quantile by chance, and one in 1,000 the mean so far."""
     experts, layers, subjects = planted
-    row = (documents_bits, documents_bits, 0.1, 0.12, 0.2)
-    specialization = pd.DataFrame([row], columns=SPECIALIZATION)
+    specialization = pd.DataFrame([(bits, bits, 0.1, 0.12, 0.2)], columns=SPECIALIZATION)
     text = headline(experts, layers, WINDOWS, subjects, specialization).uneven
     assert ("is specialisation that evens out" in text) == differ
-    assert ("Subjects do not differ in their experts beyond chance." in text) != differ
+    assert ("do not differ in their experts beyond chance" in text) != differ
 
 
 def test_reserved_expert_is_known_by_its_subject_alone(planted: Any) -> None:

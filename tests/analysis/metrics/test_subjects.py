@@ -58,8 +58,9 @@ def test_frequency_purity_and_lift_of_every_cell(data: Documents) -> None:
 
 
 def test_log_odds_of_every_cell(data: Documents) -> None:
-    counts_SN, deff_S = data.counts_SN, np.array([1.0, 2.5, np.nan, 1.0])
-    delta_SN, z_SN = log_odds(counts_SN, deff_S)
+    counts_SN = data.counts_SN
+    deff_SN = np.array([1.0, 2.5, np.nan, 1.0])[:, None] * np.linspace(1, 3, 7)
+    delta_SN, z_SN = log_odds(counts_SN, deff_SN)
     total_N = counts_SN.sum(axis=0)
     assignments, prior = total_N.sum(), 0.01 * total_N.sum()
     for subject in range(3):
@@ -76,7 +77,7 @@ def test_log_odds_of_every_cell(data: Documents) -> None:
             assert delta_SN[subject, expert] == pytest.approx(delta)
             rest = assignments - size
             variance = size / (size + prior) / inside + rest / (rest + prior) / outside
-            z = delta / math.sqrt(variance * deff_S[subject])
+            z = delta / math.sqrt(variance * deff_SN[subject, expert])
             assert z_SN[subject, expert] == pytest.approx(z, nan_ok=True)
     assert np.isnan(delta_SN[EMPTY]).all()
     assert np.isnan(z_SN[2]).all()
@@ -143,11 +144,11 @@ def test_two_sided_p() -> None:
 def test_table(data: Documents) -> None:
     documents_S = np.array([30, 29, 400, 0])
     names = ["law", "anatomy", "virology", "empty"]
-    table = subjects_table(data.counts_SN, data.tokens_S, documents_S, np.full(4, 2.0), names)
+    table = subjects_table(data.counts_SN, data.tokens_S, documents_S, np.full((4, 1), 2.0), names)
     assert table["expert"].tolist() == [expert for expert in range(7) for _ in names]
     assert table["subject"].tolist() == names * 7
     cell = table[(table["expert"] == 5) & (table["subject"] == "virology")].iloc[0]
-    delta_SN, z_SN = log_odds(data.counts_SN, np.full(4, 2.0))
+    delta_SN, z_SN = log_odds(data.counts_SN, 2.0)
     assert cell["count"] == data.counts_SN[2, 5]
     assert cell["frequency"] == data.counts_SN[2, 5] / data.tokens_S[2]
     assert (cell["log_odds"], cell["z"]) == (delta_SN[2, 5], z_SN[2, 5])
