@@ -46,7 +46,7 @@ def test_blocks_compute_what_they_say(names: dict[str, Any]) -> None:
     assert sum(names["tokens_of"].values()) == names["found"].layers["tokens"][0]
     stored = names["stored"]
     in_question = stored[(stored["layer"] == 1) & (stored["segment"] == "question")]
-    by_expert = in_question.groupby("expert")["count"].sum()
+    by_expert = in_question.groupby("expert")["unique_count"].sum()
     expected_N = by_expert.reindex(range(len(counts_N)), fill_value=0).to_numpy()
     assert names["question"].counts_N.tolist() == expected_N.tolist()
     assert names["load_N"] == pytest.approx(expected_N * len(expected_N) / expected_N.sum())
