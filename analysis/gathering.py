@@ -40,6 +40,8 @@ from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import poisson_weights
 from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
+GROUP = 2
+"""Layers at a time for each thread: more would keep more tables of documents, fewer read slower."""
 Progress = Callable[[int, int], None]
 """Called with the number of layers done, and of all."""
 
@@ -118,8 +120,8 @@ def gather(
     done: dict[int, LayerState] = {}
     # Layers are worked on side by side; libraries that start threads of their own get in the way.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        for begin in range(0, len(layers), threads):
-            group = layers[begin : begin + threads]
+        for begin in range(0, len(layers), GROUP * threads):
+            group = layers[begin : begin + GROUP * threads]
             tables = state.document_tables(group)
             accumulators = state.accumulators(evidence, tables)
             scan(source, accumulators, layers=group, threads=threads, kernels=loops)

@@ -122,8 +122,11 @@ def analysis(path: str) -> Any:
 
 
 def _groups(layers: list[int]) -> list[list[int]]:
-    """As many layers at a time as there are threads: tables of documents are large."""
-    return [layers[start : start + THREADS] for start in range(0, len(layers), THREADS)]
+    """Some layers at a time, as the analysis takes them: tables of documents are large."""
+    from moe_probe.analysis.gathering import GROUP
+
+    size = GROUP * THREADS
+    return [layers[start : start + size] for start in range(0, len(layers), size)]
 
 
 PASSES: dict[str, Callable[[str], Any]] = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moe_probe.errors import TraceError
 from moe_probe.trace.blocks import Block, typed
@@ -31,7 +32,7 @@ from moe_probe.trace.schema import (
 )
 from moe_probe.trace.settling import by_sequence, with_outcomes
 from moe_probe.trace.sharing import SharingIndex
-from moe_probe.trace.tables import read_part, read_sequences, read_tables
+from moe_probe.trace.tables import read_footer, read_part, read_sequences, read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,7 @@ class Trace:
         self.capture = Capture(run["capture"])
         # Of a recording that goes on, every table and scan shows the same parts.
         self._claimed = files.claimed()
+        self._footers: dict[Path, pq.FileMetaData] = {}
 
     def __repr__(self) -> str:
         model, status = self.run.get("model", "?"), self.run.get("status", "?")
@@ -119,7 +121,9 @@ class Trace:
         chosen, capture = self._chosen(layers, weights=weights)
         identity = identity_schema(token_ids=True).names
         fields = [f for f in routing_schema(chosen.values(), capture) if f.name not in identity]
-        return Block(read_part(path, pa.schema(fields)), chosen)
+        if path not in self._footers:
+            self._footers[path] = read_footer(path)
+        return Block(read_part(path, pa.schema(fields), self._footers[path]), chosen)
 
     def _chosen(
         self, layers: list[int] | None, *, weights: bool
