@@ -61,6 +61,9 @@ class TraceIndex:
     """Cluster of the tokens before `prefix_end`."""
     cluster_S: np.ndarray
     """Cluster of all others."""
+    leads_S: np.ndarray
+    """Whether the sequence's document is the first of its cluster, as all are while each has its
+    own."""
     extra_E: np.ndarray
     """Runs of stored rows for sequences other than their owner, all owners joined."""
     extra_offset_S: np.ndarray
@@ -78,7 +81,7 @@ class TraceIndex:
         ends = ("prefix_end", "question_end", "cue_end", "choice_end")
         sequence_id_S = column(table, "sequence_id")
         group_S, groups = _groups(table)
-        clusters, prefix_cluster_S, cluster_S = _clusters(table, group_S, groups)
+        clusters, prefix_cluster_S, cluster_S, leads_S = _clusters(table, group_S, groups)
         extra_E, extra_offset_S = _extra_runs(trace, sequence_id_S)
         return cls(
             sequence_id_S=sequence_id_S,
@@ -92,6 +95,7 @@ class TraceIndex:
             clusters=clusters,
             prefix_cluster_S=prefix_cluster_S,
             cluster_S=cluster_S,
+            leads_S=leads_S,
             extra_E=extra_E,
             extra_offset_S=extra_offset_S,
         )
@@ -120,7 +124,7 @@ def _groups(table: pa.Table) -> tuple[np.ndarray, tuple[tuple[str, str, str], ..
 
 def _clusters(
     table: pa.Table, group_S: np.ndarray, groups: tuple[tuple[str, str, str], ...]
-) -> tuple[Clusters, np.ndarray, np.ndarray]:
+) -> tuple[Clusters, np.ndarray, np.ndarray, np.ndarray]:
     rank_of = {group: rank for rank, group in enumerate(sorted(groups))}
     rank_S = np.array([rank_of[groups[number]] for number in group_S.tolist()], np.int64)
     doc_S, sequence_S = column(table, "doc_id"), column(table, "sequence_id")
@@ -134,12 +138,14 @@ def _clusters(
     joined = np.concatenate([prefixes_S4[has_prefix_S], documents_S4])
     unique_D4, index = np.unique(joined, axis=0, return_inverse=True)
     cluster_D = _bounded(unique_D4)
-    index = cluster_D[index.ravel()]
+    is_first_D = np.diff(cluster_D, prepend=-1) != 0
     number = int(has_prefix_S.sum())
+    leads_S = is_first_D[index.ravel()[number:]]
+    index = cluster_D[index.ravel()]
     prefix_cluster_S = np.full(len(rank_S), -1, np.int64)
     prefix_cluster_S[has_prefix_S] = index[:number]
     cluster_S = index[number:]
-    first_C = np.flatnonzero(np.diff(cluster_D, prepend=-1))
+    first_C = np.flatnonzero(is_first_D)
     by_rank = sorted(groups)
     keys = tuple(
         "\x1f".join((*by_rank[r], *map(str, rest))) for r, *rest in unique_D4[first_C].tolist()
@@ -155,6 +161,7 @@ def _clusters(
         ),
         prefix_cluster_S,
         cluster_S,
+        leads_S,
     )
 
 

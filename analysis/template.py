@@ -20,6 +20,7 @@ _NEARLY_ALL = 0.99
 """Share of a task's documents that contain a template's token, like line breaks and labels."""
 _MIN_DOCUMENTS = 20
 _QUESTION_END = 1
+_CUE_END = 2
 _MAX_HEAD = 4096
 
 
@@ -29,7 +30,7 @@ class Template:
 
     They are: the leading tokens that all sequences of the task have in common (the BOS token, the
     header), the answer cue and what follows it, and, with 20 documents or more, every token id that
-    at least 99 % of them contain between prefix and cue.
+    at least 99 % of them contain between prefix and choice, wherever it is.
     """
 
     index: TraceIndex
@@ -90,26 +91,33 @@ def _shorten(
     heads: dict[int, np.ndarray], task_S: np.ndarray, stretches: Stretches, token_id_T: np.ndarray
 ) -> None:
     """Cut each task's common head to what the part's sequences begin with."""
-    length_R = stretches.length_R
-    for stretch in np.flatnonzero((stretches.position_R == 0) & (stretches.sequence_R >= 0)):
-        task = int(task_S[stretches.sequence_R[stretch]])
+    position_R, length_R = stretches.position_R, stretches.length_R
+    for stretch in np.flatnonzero((position_R < _MAX_HEAD) & (stretches.sequence_R >= 0)):
+        task, first = int(task_S[stretches.sequence_R[stretch]]), int(position_R[stretch])
         start = stretches.start_R[stretch]
-        begin = token_id_T[start : start + min(length_R[stretch], _MAX_HEAD)]
-        head = heads.setdefault(task, begin)
-        shared = min(len(head), len(begin))
-        differs = np.flatnonzero(head[:shared] != begin[:shared])
-        heads[task] = head[: differs[0] if len(differs) else shared]
+        own = token_id_T[start : start + min(length_R[stretch], _MAX_HEAD - first)]
+        if first == 0:
+            heads.setdefault(task, own)
+        # What comes before its own rows, a sequence shares with one that cut the head before.
+        rest = heads.get(task, own[:0])[first:]
+        shared = min(len(rest), len(own))
+        differs = np.flatnonzero(rest[:shared] != own[:shared])
+        if len(rest):
+            heads[task] = heads[task][: first + (differs[0] if len(differs) else shared)]
 
 
 def _document_tokens(index: TraceIndex, stretches: Stretches, token_id_T: np.ndarray) -> np.ndarray:
-    """Pairs (cluster, token id) between prefix and cue, each once: int64 [*, 2]."""
+    """Pairs (cluster, token id) between prefix and choice, each once: int64 [*, 2].
+
+    Of a cluster of several documents the first speaks for all: together they contain too much.
+    """
     sequence_T = np.repeat(stretches.sequence_R, stretches.length_R)
     position_T = np.arange(stretches.rows) + np.repeat(
         stretches.position_R - stretches.start_R, stretches.length_R
     )
     ends_T4 = index.ends_S4[sequence_T]
-    is_asked_T = (position_T >= ends_T4[:, 0]) & (position_T < ends_T4[:, _QUESTION_END])
-    is_asked_T &= sequence_T >= 0
+    is_asked_T = (position_T >= ends_T4[:, 0]) & (position_T < ends_T4[:, _CUE_END])
+    is_asked_T &= (sequence_T >= 0) & index.leads_S[sequence_T]
     pairs = np.stack([index.cluster_S[sequence_T], token_id_T], axis=1)[is_asked_T]
     return np.unique(pairs.astype(np.int64), axis=0)
 
