@@ -27,8 +27,7 @@ from moe_probe.analysis.statistics.intervals import few_documents
 NUM_NAMED = 3
 """Subjects that a sentence names before it only counts them."""
 BEYOND_CHANCE = 2.5
-"""Excess of mutual information over its mean by chance, in units of that of the 95 % quantile: 4
-standard deviations, which too few permutations to see one chance in 1,000 can tell."""
+"""Excess of mutual information over chance, in units of that of the 95 % quantile: 4 sd or so."""
 
 _EMPTY = "No token was counted."
 _READINGS = {
@@ -192,6 +191,8 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
 def _idle(
     experts: pd.DataFrame, layers: pd.DataFrame, idle_windows: pd.DataFrame, subjects: pd.DataFrame
 ) -> list[str]:
+    if experts["longest_idle"].isna().all():
+        return ["Idle runs are unknown: they need rows, and each counted once."]
     window = telling_window(idle_windows, layers)
     if window is None:
         return ["The trace is too short to tell a long idle run from chance."]

@@ -1,0 +1,222 @@
+"""The tables of experts, layers and windows as assembled, against loops over single tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_probe.analysis.metrics.tiers import tiers
+from moe_probe.analysis.orders import Order
+from moe_probe.analysis.results import Analysis, analyse
+from moe_probe.analysis.statistics.idle_null import (
+    expected_longest_run,
+    expected_runs,
+    p_longest_at_least,
+)
+from moe_probe.analysis.statistics.intervals import few_documents, share_interval
+from tests.analysis.naive import Document, NaiveLayer, entropy
+from tests.analysis.streams import LAYERS, NEVER, make_stream
+
+WINDOWS, SHUFFLES = (4, 12, 40), 3
+CASES = ["many", "question", "one document"]
+
+
+class Case(NamedTuple):
+    found: Analysis
+    layers: list[NaiveLayer]
+    documents: list[Document]
+    """In canonical order, with prefixes that the rule does not count."""
+
+    def rows(self, name: str) -> Iterator[tuple[NaiveLayer, Any]]:
+        """Every row of a table with its layer."""
+        layers = {layer.spec.layer: layer for layer in self.layers}
+        for row in self.found.table(name).to_dict("records"):
+            yield layers[row["layer"]], row
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Case:
+    folder = tmp_path_factory.mktemp("stream")
+    number, rule, prefix = {
+        "many": (14, "unique", 3),
+        "question": (9, "question", 3),
+        "one document": (1, "unique", 0),
+    }[request.param]
+    trace, tokens = make_stream(
+        folder / "trace", CASES.index(request.param), documents=number, prefix=prefix
+    )
+    documents = sorted({(token.subject, token.document) for token in tokens})
+    if rule == "question":
+        tokens = [token for token in tokens if token.document[0]]
+    options: Any = {"shuffles": SHUFFLES, "replicates": 5, "permutations": 5}
+    found = analyse(trace, rule=rule, windows=WINDOWS, **options)
+    return Case(found, [NaiveLayer.of(tokens, spec) for spec in LAYERS], documents)
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Equal up to rounding; null is NaN."""
+    return bool(
+        (pd.isna(found) and math.isnan(expected))
+        or (not pd.isna(found) and found == pytest.approx(expected, abs=1e-9))
+    )
+
+
+def test_cases_have_what_is_to_be_covered(case: Case) -> None:
+    assert {layer.spec.top_k for layer in case.layers} == {1, 2, 3}
+    slots = {len(case.layers[3].slots(token)) for token in case.layers[3].tokens}
+    assert len(slots) > 1
+    assert all(layer.count(NEVER) == 0 for layer in case.layers)
+    assert len({len(part) for part in case.layers[0].documents.values()}) > 1 or (
+        len(case.layers[0].documents) == 1
+    )
+
+
+def test_loads(case: Case) -> None:
+    for layer, row in case.rows("experts"):
+        expert, tokens = row["expert"], len(layer.tokens)
+        assert row["count"] == layer.count(expert)
+        assert same(row["frequency"], layer.count(expert) / tokens)
+        assert same(row["relative_load"], layer.loads[expert])
+
+
+def test_documents_and_subjects(case: Case) -> None:
+    for layer, row in case.rows("experts"):
+        uses = [layer.count(row["expert"], part) > 0 for part in layer.proper_documents]
+        assert row["documents"] == sum(uses)
+        longest = max(map(len, "".join("x" if used else "." for used in uses).split("x")))
+        assert row["idle_documents"] == longest
+        loads = []
+        for subject in layer.subjects:
+            tokens = layer.of_subject(subject)
+            total = sum(len(layer.slots(token)) for token in tokens)
+            if total:
+                loads.append(layer.count(row["expert"], tokens) * layer.spec.num_experts / total)
+        assert row["idle_subjects"] == sum(load == 0 for load in loads)
+        assert row["low_subjects"] == sum(load < 0.1 for load in loads)
+
+
+def test_design_effects_and_intervals(case: Case) -> None:
+    for layer in case.layers:
+        table = case.found.experts.query("layer == @layer.spec.layer")
+        deffs = [layer.deff(expert) for expert in layer.experts]
+        assert all(map(same, table["deff"], deffs))
+        few = float(few_documents(len(layer.documents)))
+        counts_N = np.array([layer.count(expert) for expert in layer.experts])
+        widened = np.array(deffs) * few, layer.median_deff() * few
+        bounds = share_interval(counts_N, len(layer.tokens), *widened)
+        mean_k = counts_N.sum() / len(layer.tokens)
+        low_N, high_N = (p_N * layer.spec.num_experts / mean_k for p_N in bounds)
+        # Zero at the lower end where nothing selects the expert, whatever is known.
+        assert all(map(same, table["ci_low"], low_N))
+        assert all(map(same, table["ci_high"], high_N))
+        counts_SN = np.array(
+            [[layer.count(e, layer.of_subject(s)) for e in layer.experts] for s in layer.subjects]
+        )
+        ratio_N = table["longest_idle_shuffled"] / table["longest_idle_expected"]
+        assert table["tier"].tolist() == tiers(counts_SN, high_N, ratio_N.to_numpy()).tolist()
+
+
+def test_idle_runs(case: Case) -> None:
+    for layer in case.layers:
+        orders = [Order("shuffle-docs", seed) for seed in range(SHUFFLES)]
+        streams = [
+            [
+                token
+                for number in order.documents(np.zeros(len(case.documents))).tolist()
+                for token in layer.documents.get(case.documents[number], [])
+            ]
+            for order in orders
+        ]
+        table = case.found.experts.query("layer == @layer.spec.layer")
+        for row in table.to_dict("records"):
+            runs = layer.runs(row["expert"])
+            assert row["longest_idle"] == max(runs)
+            assert (row["leading_idle"], row["current_idle"]) == (runs[0], runs[-1])
+            longest = [max(layer.runs(row["expert"], stream)) for stream in streams]
+            assert row["longest_idle_shuffled"] == np.median(longest)
+            steps = np.array(runs[1:-1]) + 1
+            index = math.nan
+            if len(steps) > 1:
+                index = (steps.std() - steps.mean()) / (steps.std() + steps.mean())
+            assert same(row["burstiness_index"], index)
+
+
+def test_runs_against_chance(case: Case) -> None:
+    for layer, row in case.rows("experts"):
+        tokens, p = len(layer.tokens), row["frequency"]
+        fair = sum(len(layer.slots(t)) for t in layer.tokens) / tokens / layer.spec.num_experts
+        own_run, fair_run = (float(expected_longest_run(rate, tokens)) for rate in (p, fair))
+        assert same(row["longest_idle_expected"], own_run)
+        longest = row["longest_idle_shuffled"]
+        assert same(row["rate_deficit"], math.log(own_run / fair_run) if own_run else math.nan)
+        known = longest > 0 and own_run > 0
+        assert same(row["burstiness"], math.log(longest / own_run) if known else math.nan)
+        p_own = float(p_longest_at_least(p, tokens, longest)) if p else math.nan
+        assert same(row["p_own"], p_own)
+        assert same(row["p_fair"], float(p_longest_at_least(fair, tokens, longest)))
+
+
+def test_idle_windows(case: Case) -> None:
+    for layer, row in case.rows("idle_windows"):
+        tokens, window = len(layer.tokens), row["window"]
+        runs = [run for run in layer.runs(row["expert"]) if run >= window]
+        assert row["runs"] == len(runs)
+        assert same(row["share"], sum(runs) / tokens)
+        assert row["sliding"] == sum(run - window + 1 for run in runs)
+        p = layer.count(row["expert"]) / tokens
+        assert same(row["expected_runs"], float(expected_runs(p, tokens, window)))
+    assert len(case.found.idle_windows) == 3 * sum(layer.spec.num_experts for layer in case.layers)
+
+
+def test_first_choices(case: Case) -> None:
+    for layer, row in case.rows("experts"):
+        chosen = [layer.slots(t) for t in layer.tokens if row["expert"] in layer.slots(t)]
+        first = [slots[0] == row["expert"] for slots in chosen]
+        assert same(row["first_choice_share"], float(np.mean(first)) if first else math.nan)
+
+
+def test_layers(case: Case) -> None:
+    for layer, row in case.rows("layers"):
+        num, tokens = layer.spec.num_experts, len(layer.tokens)
+        counts = [layer.count(expert) for expert in layer.experts]
+        total = sum(counts)
+        assert (row["tokens"], row["assignments"]) == (tokens, total)
+        loads = np.array(layer.loads)
+        assert same(row["max_vio"], loads.max() - 1)
+        assert same(row["cv"], loads.std())
+        assert same(row["gini"], np.abs(loads[:, None] - loads).mean() / 2)
+        assert same(row["entropy"], entropy(counts))
+        assert same(row["effective_experts"], math.exp(entropy(counts)))
+        assert same(row["kl_uniform"], math.log(num) - entropy(counts))
+        assert same(row["total_variation"], sum(abs(c / total - 1 / num) for c in counts) / 2)
+        assert row["unseen"] == counts.count(0)
+        assert same(row["deff_median"], layer.median_deff())
+        assert same(row["tokens_effective"], tokens / layer.median_deff())
+        assert row["documents"] == len(layer.documents)
+        cover = next(m for m in range(1, num + 1) if 2 * sum(sorted(counts)[-m:]) >= total)
+        assert row["experts_for_half"] == cover
+
+
+def test_halves_and_what_is_unseen(case: Case) -> None:
+    for layer, row in case.rows("layers"):
+        parts = layer.proper_documents
+        halves = [list(chain(*parts[half::2])) for half in (0, 1)]
+        shares = [[layer.count(e, half) for e in layer.experts] for half in halves]
+        divergence = math.nan
+        if all(map(any, shares)):
+            unit = [np.array(counts) / sum(counts) for counts in shares]
+            divergence = (
+                entropy(list(unit[0] + unit[1])) - (entropy(unit[0]) + entropy(unit[1])) / 2
+            )
+        assert same(row["split_half_divergence"], divergence / math.log(2))
+        seen = [sum(layer.count(e, part) > 0 for part in parts) for e in layer.experts]
+        once, twice = seen.count(1), seen.count(2)
+        assert same(row["unseen_mass"], once / sum(seen))
+        more = once**2 / (2 * twice) if twice else once * (once - 1) / 2
+        assert same(row["chao2"], min(sum(n > 0 for n in seen) + more, layer.spec.num_experts))

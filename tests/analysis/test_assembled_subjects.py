@@ -1,0 +1,249 @@
+"""The tables of subjects, pairs and repeats as assembled, against loops over single tokens."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_probe.analysis.results import TABLES, Analysis, analyse
+from moe_probe.trace import LayerSpec, TraceWriter
+from moe_probe.trace.schema import Sequence
+from tests.analysis.naive import NaiveLayer, entropy
+from tests.analysis.streams import LAYERS, NEVER, Token, make_stream
+
+SMALL = (LAYERS[0], LAYERS[2], LAYERS[3])
+LAGS = (1, 2, 4, 8, 16, 32, 64)
+EMPTY = "statistics"
+"""A subject that has a prefix and no documents."""
+
+
+class Case(NamedTuple):
+    found: Analysis
+    layers: list[NaiveLayer]
+    recorded: list[Token]
+    """The counted tokens, as recorded."""
+
+    def table(self, name: str, layer: NaiveLayer) -> pd.DataFrame:
+        table = self.found.table(name)
+        return table[table["layer"] == layer.spec.layer]
+
+
+@pytest.fixture(scope="module", params=["unique", "question"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Case:
+    rule = request.param
+    path = tmp_path_factory.mktemp("stream") / "trace"
+    _, tokens = make_stream(path, 6, documents=100, layers=SMALL)
+    tokens += add_prefix_alone(path, SMALL)
+    if rule == "question":
+        tokens = [token for token in tokens if token.subject != EMPTY and token.document[0]]
+    options: Any = {"shuffles": 1, "replicates": 3, "permutations": 9}
+    layers = [NaiveLayer.of(tokens, spec) for spec in SMALL]
+    return Case(analyse(path, rule=rule, **options), layers, tokens)
+
+
+def add_prefix_alone(path: Path, layers: tuple[LayerSpec, ...]) -> list[Token]:
+    with TraceWriter(path, layers=list(layers), segment_tokens=64, resume=True) as writer:
+        number = writer.next_sequence_id()
+        sequence = Sequence(
+            sequence_id=number, num_tokens=4, task="t", subject=EMPTY, doc_id=0, prefix_end=4
+        )
+        ids = [np.tile(np.array([0, 1, 3])[: spec.top_k], (4, 1)) for spec in layers]
+        token_id_T = np.arange(4, dtype=np.int32)
+        writer.write(sequence, writer.layout.pack(ids), token_id_T=token_id_T)
+    experts = {spec.layer: [0, 1, 3][: spec.top_k] for spec in layers}
+    facts = EMPTY, (1, 0), number
+    return [Token(*facts, position, position, experts) for position in range(4)]
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Equal up to rounding; null is NaN."""
+    if pd.isna(found) or math.isnan(expected):
+        return bool(pd.isna(found) and math.isnan(expected))
+    return bool(found == pytest.approx(expected, abs=1e-9))
+
+
+def test_a_subject_without_documents_is_null(case: Case) -> None:
+    table = case.found.subjects.query("subject == @EMPTY")
+    assert len(table) == sum(layer.spec.num_experts for layer in case.layers)
+    assert table[["log_odds", "z", "q_value"]].isna().all(axis=None)
+    is_counted = EMPTY in case.layers[0].subjects
+    assert table["frequency"].notna().all() == table["count"].any() == is_counted
+
+
+def test_subjects(case: Case) -> None:
+    for layer in case.layers:
+        total = [layer.count(expert) for expert in layer.experts]
+        for row in case.table("subjects", layer).to_dict("records"):
+            tokens, expert = layer.of_subject(row["subject"]), row["expert"]
+            here, others = layer.count(expert, tokens), [t for t in layer.tokens if t not in tokens]
+            assert row["count"] == here
+            assert same(row["frequency"], here / len(tokens) if tokens else math.nan)
+            rest = layer.count(expert, others) / len(others)
+            known = tokens and rest
+            assert same(row["lift"], here / len(tokens) / rest if known else math.nan)
+            assert row["expert"] != NEVER or math.isnan(row["log_odds"])
+            if row["subject"] != EMPTY and expert != NEVER:
+                size = sum(len(layer.slots(token)) for token in tokens)
+                odds = log_odds(here, size, total[expert], sum(total))
+                assert same(row["log_odds"], odds)
+
+
+def log_odds(here: int, size: int, count: int, total: int) -> float:
+    """With a hundredth of all selections as a prior."""
+    prior = 0.01 * count
+    inside, outside = here + prior, count - here + prior
+    odds = inside / (size + 0.01 * total - inside)
+    return math.log(odds / (outside / (total - size + 0.01 * total - outside)))
+
+
+def test_z_and_q_values(case: Case) -> None:
+    p_values = []
+    for layer in case.layers:
+        total = sum(layer.count(expert) for expert in layer.experts)
+        for row in case.table("subjects", layer).to_dict("records"):
+            if math.isnan(row["z"]):
+                continue
+            tokens = layer.of_subject(row["subject"])
+            documents = [
+                part for (name, _), part in layer.documents.items() if name == row["subject"]
+            ]
+            deff = max(layer.median_deff(documents), within_deff(layer, row["expert"]))
+            size = sum(len(layer.slots(token)) for token in tokens)
+            count, prior = layer.count(row["expert"]), 0.01 * layer.count(row["expert"])
+            variance = 0.0
+            for here, side in ((row["count"], size), (count - row["count"], total - size)):
+                variance += side / (side + 0.01 * total) / (here + prior)
+            assert same(row["z"], row["log_odds"] / math.sqrt(variance * deff))
+            p_values.append(math.erfc(abs(row["z"]) / math.sqrt(2)))
+    q_values = case.found.subjects["q_value"].dropna().to_numpy()
+    ordered = sorted(p_values)
+    for p, q in zip(p_values, q_values, strict=True):
+        later = range(ordered.index(p), len(ordered))
+        assert q == pytest.approx(min(ordered[i] * len(ordered) / (i + 1) for i in later))
+
+
+def within_deff(layer: NaiveLayer, expert: int) -> float:
+    """Variance inside subjects; a lone document is centred on all."""
+    tokens = len(layer.tokens)
+    p, variance = layer.count(expert) / tokens, 0.0
+    for subject in layer.subjects:
+        parts = [part for (name, _), part in layer.documents.items() if name == subject]
+        own = layer.of_subject(subject)
+        mean = layer.count(expert, own) / len(own) if len(parts) > 1 else p
+        squares = sum((layer.count(expert, part) - mean * len(part)) ** 2 for part in parts)
+        variance += squares * (len(parts) / (len(parts) - 1) if len(parts) > 1 else 1)
+    return variance / tokens / (p * (1 - p))
+
+
+def information(layer: NaiveLayer, groups: list[list[Token]]) -> float:
+    """Mutual information of expert and group, in nats."""
+    joint = [layer.count(e, group) for group in groups for e in layer.experts]
+    experts = [sum(layer.count(e, group) for group in groups) for e in layer.experts]
+    sizes = [sum(len(layer.slots(token)) for token in group) for group in groups]
+    return entropy(experts) + entropy(sizes) - entropy(joint)
+
+
+def test_specialization(case: Case) -> None:
+    for layer in case.layers:
+        row = case.table("specialization", layer).to_dict("records")[0]
+        groups = [layer.of_subject(subject) for subject in layer.subjects]
+        found = information(layer, groups)
+        assert same(row["mutual_information_bits"], found / math.log(2))
+        sizes = [sum(len(layer.slots(token)) for token in group) for group in groups]
+        assert same(row["uncertainty"], found / entropy(sizes))
+        within = sum(
+            size / sum(sizes) * (math.log(layer.spec.num_experts) - entropy(counts))
+            for size, group in zip(sizes, groups, strict=True)
+            for counts in [[layer.count(e, group) for e in layer.experts]]
+        )
+        assert same(row["mean_subject_kl"], within)
+        assert same(row["pooled_kl"], within - found)
+        documents = [[token for token in group if token.document[0]] for group in groups if group]
+        assert same(row["documents_bits"], information(layer, documents) / math.log(2))
+        assert row["balanced_decodability_null"] == 1 / len(groups)
+
+
+def test_repeats(case: Case) -> None:
+    for layer in case.layers:
+        table = case.table("repeats", layer)
+        assert len(table) == len(LAGS) * 4
+        for row in table.to_dict("records"):
+            tokens = layer.of_subject(row["subject"]) if row["subject"] else layer.tokens
+            pairs = [
+                (layer.slots(now), layer.slots(then), now.token_id != then.token_id)
+                for then, now in zip(case.recorded, case.recorded[row["lag"] :], strict=False)
+                if (now.sequence, now.document, now.position)
+                == (then.sequence, then.document, then.position + row["lag"])
+                and row["subject"] in ("", now.subject)
+            ]
+            size = sum(len(layer.slots(t)) for t in tokens) / len(tokens) if tokens else math.nan
+            for prefix, chosen in (("", pairs), ("other_token_", [p for p in pairs if p[2]])):
+                common = [len(set(now) & set(then)) for now, then, _ in chosen]
+                first = [now[:1] == then[:1] != [] for now, then, _ in chosen]
+                mean = np.mean(common) if chosen else math.nan
+                assert row[f"{prefix}pairs"] == len(chosen)
+                assert same(row[f"{prefix}overlap_ratio"], float(mean / size))
+                assert same(row[f"{prefix}first_choice"], float(np.mean(first)) if chosen else mean)
+                any_common = [number > 0 for number in common]
+                assert same(row[f"{prefix}any_overlap"], np.mean(any_common) if chosen else mean)
+
+
+def test_coactivation(case: Case) -> None:
+    for layer in case.layers:
+        table = case.table("coactivation", layer).set_index(["expert", "other"])
+        pairs = list(permutations(layer.experts, 2)) if layer.spec.top_k > 1 else []
+        assert table.index.tolist() == pairs
+        sets = [set(layer.slots(token)) for token in layer.tokens]
+        for (one, other), row in zip(pairs, table.to_dict("records"), strict=True):
+            both = sum({one, other} <= chosen for chosen in sets)
+            either = sum(bool({one, other} & chosen) for chosen in sets)
+            assert row["count"] == both
+            alone = layer.count(one)
+            assert same(row["conditional"], both / alone if alone else math.nan)
+            assert same(row["jaccard"], both / either if either else math.nan)
+        if pairs:
+            # The expected pairs have the margins of those counted: weights w_i w_j.
+            expected = table["expected"].unstack().fillna(0).to_numpy()
+            counted = table["count"].unstack().fillna(0).to_numpy()
+            assert expected.sum(axis=1) == pytest.approx(counted.sum(axis=1))
+            for a, b, c, d in combinations([e for e in layer.experts if e != NEVER], 4):
+                cross = expected[a, b] * expected[c, d]
+                assert cross == pytest.approx(expected[a, c] * expected[b, d])
+
+
+def test_counts_alone(tmp_path: Path) -> None:
+    """A trace without rows has the counts of one with rows, and nulls or no rows for the rest."""
+    tables = []
+    for name in ("ids", "counts"):
+        rng = np.random.default_rng(0)
+        layers = [LayerSpec(layer=2, num_experts=8, top_k=2)]
+        with TraceWriter(tmp_path / name, layers=layers, capture=name) as writer:
+            for number in range(8):
+                ids = np.argsort(rng.random((5, 8)), axis=1)[:, :2]
+                writer.add([ids], task="t", subject="ab"[number % 2], doc_id=number)
+        found = analyse(tmp_path / name, replicates=3, permutations=3, shuffles=2)
+        tables.append({name: found.table(name) for name in TABLES})
+    rows, counts = tables
+    known = ["count", "frequency", "relative_load", "idle_subjects", "low_subjects"]
+    pd.testing.assert_frame_equal(rows["experts"][known], counts["experts"][known])
+    blank = counts["experts"].drop(columns=[*known, "layer", "expert", "tier", "ci_low"])
+    assert blank.isna().all(axis=None)
+    assert set(counts["experts"]["tier"]) <= {"used", "not certified"}
+    for name in ("max_vio", "gini", "entropy", "unseen", "tokens", "experts_for_half"):
+        assert rows["layers"][name].tolist() == counts["layers"][name].tolist()
+    assert counts["layers"].filter(regex="noise|deff|split|certifi|uniform_p").isna().all(axis=None)
+    cells = ["layer", "expert", "subject", "count", "frequency", "lift"]
+    pd.testing.assert_frame_equal(rows["subjects"][cells], counts["subjects"][cells])
+    bits = "mutual_information_bits"
+    assert rows["specialization"][bits].tolist() == counts["specialization"][bits].tolist()
+    for name in ("idle_windows", "coactivation", "repeats", "transitions", "positions", "coverage"):
+        assert counts[name].empty, name
+    text = found.headline
+    assert text.uneven.startswith("There are too few documents to tell unevenness from chance: ")
+    assert text.idle == "Idle runs are unknown: they need rows, and each counted once."
