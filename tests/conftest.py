@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,21 @@ os.environ.update(
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put compiled loops last: with numba imported, vLLM's engine cannot start in this process,
+    since it compares the attributes of every module."""
+    items.sort(key=lambda item: item.get_closest_marker("compiled") is not None)
+
+
+@pytest.fixture(autouse=True)
+def compiler_comes_last(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that loads the compiler, or whose file does, without the mark; vLLM may."""
+    yield
+    is_marked = request.node.get_closest_marker("compiled") is not None
+    if not is_marked and "numba" in sys.modules and "vllm" not in sys.modules:
+        pytest.fail("numba is imported: mark what needs it as compiled, and import it inside")
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.support.routers import SHAPES, Router, Shape, alias_tables
-from benchmarks.synthetic import KINDS, write_synthetic
 from moe_probe.analysis.quality import Status, check_trace, failures
 from moe_probe.trace import Trace, open_trace
 
+pytestmark = pytest.mark.compiled
+KINDS = ("distinct", "5shot")
+SHAPES = ("v3", "qwen3", "mixtral")
+
+
+@pytest.fixture(scope="module")
+def routers() -> Any:
+    """The routers, whose loops load the compiler."""
+    return import_module("benchmarks.support.routers")
+
 
 def write(path: Path, kind: str, shape: str = "mixtral") -> Trace:
+    from benchmarks.synthetic import write_synthetic
+
     num_tokens = write_synthetic(path, 5000, shape=shape, kind=kind, num_subjects=2)
     trace = open_trace(path)
     assert num_tokens == sum(map(len, trace.scan())) >= 5000
@@ -25,6 +37,13 @@ def rows_by_sequence(trace: Trace) -> list[np.ndarray]:
     ids_TB = np.concatenate([block.topk_ids(layer) for layer in trace.layers], axis=1)
     rows_TB = np.column_stack([block.token_id_T, ids_TB])
     return np.split(rows_TB, np.flatnonzero(np.diff(block.sequence_id_T)) + 1)
+
+
+def test_no_shape_or_kind_is_left_out(routers: Any) -> None:
+    from benchmarks import synthetic
+
+    assert tuple(routers.SHAPES) == SHAPES
+    assert synthetic.KINDS == KINDS
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -57,30 +76,32 @@ def test_text_is_distinct_but_for_prefixes(tmp_path: Path, kind: str) -> None:
     assert False in answers
 
 
-def test_decisions_do_not_depend_on_batches() -> None:
+def test_decisions_do_not_depend_on_batches(routers: Any) -> None:
     token_id_T, lengths_D = np.arange(90) % 7, np.array([40, 20, 30])
-    whole = Router(SHAPES["qwen3"], 3).route(token_id_T, lengths_D, 1)
-    router = Router(SHAPES["qwen3"], 3)
+    whole = routers.Router(routers.SHAPES["qwen3"], 3).route(token_id_T, lengths_D, 1)
+    router = routers.Router(routers.SHAPES["qwen3"], 3)
     parts = [
         router.route(token_id_T[:40], lengths_D[:1], 1),
         router.route(token_id_T[40:], lengths_D[1:], 1),
     ]
     assert np.array_equal(whole, np.concatenate(parts))
-    assert not np.array_equal(whole, Router(SHAPES["qwen3"], 4).route(token_id_T, lengths_D, 1))
+    assert not np.array_equal(
+        whole, routers.Router(routers.SHAPES["qwen3"], 4).route(token_id_T, lengths_D, 1)
+    )
 
 
-def test_a_token_keeps_to_few_groups() -> None:
-    shape = Shape(0, 2, 32, 6, num_groups=8, groups_per_token=3)
-    ids_TK = Router(shape, 0).route(np.arange(2000), np.array([2000]), 0).reshape(-1, 6)
+def test_a_token_keeps_to_few_groups(routers: Any) -> None:
+    shape = routers.Shape(0, 2, 32, 6, num_groups=8, groups_per_token=3)
+    ids_TK = routers.Router(shape, 0).route(np.arange(2000), np.array([2000]), 0).reshape(-1, 6)
     groups = [len(set(row)) for row in (ids_TK // 4).tolist()]
     assert max(groups) == 3
     assert all(len(set(row)) == 6 for row in ids_TK.tolist())
 
 
-def test_token_ids_matter_most_in_early_layers() -> None:
-    shape, by_text = SHAPES["qwen3"], []
+def test_token_ids_matter_most_in_early_layers(routers: Any) -> None:
+    shape, by_text = routers.SHAPES["qwen3"], []
     for token_id_T in (np.zeros(400, int), np.arange(400)):
-        ids_TLK = Router(shape, 0).route(token_id_T, np.full(400, 1), 0)
+        ids_TLK = routers.Router(shape, 0).route(token_id_T, np.full(400, 1), 0)
         ids_TLK = ids_TLK.reshape(400, shape.num_layers, shape.top_k)
         by_text.append((ids_TLK[:-1, :, :, None] == ids_TLK[1:, :, None, :]).sum(axis=(0, 2, 3)))
     equal_L, distinct_L = by_text
@@ -88,9 +109,9 @@ def test_token_ids_matter_most_in_early_layers() -> None:
     assert 1.02 < equal_L[-8:].mean() / distinct_L[-8:].mean() < 1.4
 
 
-def test_alias_tables_have_the_weights() -> None:
+def test_alias_tables_have_the_weights(routers: Any) -> None:
     weights_LN = np.random.default_rng(0).lognormal(sigma=2.0, size=(3, 40))
-    keep_LN, other_LN = alias_tables(weights_LN)
+    keep_LN, other_LN = routers.alias_tables(weights_LN)
     for weights_N, keep_N, other_N in zip(weights_LN, keep_LN, other_LN, strict=True):
         kept_N = (keep_N + 1.0) / 2**16
         chance_N = kept_N + np.bincount(other_N, 1 - kept_N, minlength=40)

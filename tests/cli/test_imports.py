@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ HEAVY = [
     "pyarrow",
     "matplotlib",
     "numba",
+    "llvmlite",
     "numpy",
 ]
 
@@ -57,6 +59,34 @@ def test_command_line_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_package_imports_nothing_heavy() -> None:
     assert heavy_modules_after("import moe_probe, moe_probe.models, moe_probe.errors") == []
+
+
+USE = """
+import numpy as np, pkgutil
+from moe_probe import evaluation, hooks, recording
+from moe_probe.cli import app
+from moe_probe.trace import LayerSpec, TraceWriter
+with TraceWriter({trace!r}, layers=[LayerSpec(layer=0, num_experts=8, top_k=2)]) as writer:
+    for doc_id in range(4):
+        ids = np.random.default_rng(doc_id).random((50, 8)).argsort(axis=1)[:, :2]
+        writer.add([ids], subject="ab"[doc_id % 2], doc_id=doc_id)
+for command in ("check", "report"):
+    try:
+        app([command, {trace!r}])
+    except SystemExit as ended:
+        assert not ended.code, command
+for package in (evaluation, hooks, recording):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        __import__(module.name)
+"""
+
+
+def test_nothing_that_runs_beside_vllm_loads_a_compiler(tmp_path: Path) -> None:
+    """Of small traces, that is; vLLM's engine cannot start in a process that has numba."""
+    pytest.importorskip("lm_eval")
+    heavy = heavy_modules_after(USE.format(trace=str(tmp_path / "trace")))
+    assert {"torch", "matplotlib"} <= set(heavy)
+    assert not {"numba", "llvmlite"} & set(heavy)
 
 
 def test_heavy_imports_would_be_seen() -> None:

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, K slots, N experts of a layer.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import BatchStats
-from moe_probe.analysis.kernels import COMPILE_FROM, compiled, kernels_for, plain
+from moe_probe.analysis.kernels import COMPILE_FROM, kernels_for, plain
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.pieces import Pieces
 from moe_probe.analysis.rules import Rule
@@ -24,9 +25,17 @@ from moe_probe.analysis.source import Source
 from tests.analysis.accumulators.test_merge import KINDS, assert_same
 from tests.analysis.streams import make_stream
 
+pytestmark = pytest.mark.compiled
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    """The loops, which load the compiler: not before the first test that needs them."""
+    return import_module("moe_probe.analysis.kernels.compiled")
+
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_accumulator(tmp_path: Path, seed: int) -> None:
+def test_every_accumulator(tmp_path: Path, compiled: Any, seed: int) -> None:
     source = Source(make_stream(tmp_path / "trace", seed, documents=90)[0])
     kinds: list[tuple[Any, dict[str, Any]]] = [*KINDS, (BatchStats, {})]
 
@@ -43,10 +52,10 @@ def test_every_accumulator(tmp_path: Path, seed: int) -> None:
     stats = [found[-1].arrays[1]["stats_B4"], expected[-1].arrays[1]["stats_B4"]]
     assert stats[0][0, 0] > 1
     np.testing.assert_allclose(stats[0], stats[1], rtol=1e-12)
-    _assert_same_runs(found, expected)
+    _assert_same_runs(compiled, found, expected)
 
 
-def _assert_same_runs(found: list[Any], expected: list[Any]) -> None:
+def _assert_same_runs(compiled: Any, found: list[Any], expected: list[Any]) -> None:
     gaps = [next(a for a in side if isinstance(a, Gaps)) for side in (found, expected)]
     counts = next(a for a in found if isinstance(a, Counts))
     for layer in gaps[0].layers:
@@ -76,7 +85,9 @@ def pieces_of(length: list[int], weight: list[int]) -> Pieces:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("length", [[200_001], [65_535, 1, 70_000], [3, 65_533, 2]])
-def test_pair_counts_beyond_what_their_scratch_holds(length: list[int], dtype: Any) -> None:
+def test_pair_counts_beyond_what_their_scratch_holds(
+    compiled: Any, length: list[int], dtype: Any
+) -> None:
     """Every token has the same pair, so that 16 bits overflow; ids beyond the layer do no harm."""
     ids_TK = np.tile(np.array([1, 0, 200], dtype), (sum(length), 1))
     pieces = pieces_of(length, [1 + (number % 2) * 4 for number in range(len(length))])
@@ -87,14 +98,14 @@ def test_pair_counts_beyond_what_their_scratch_holds(length: list[int], dtype: A
     assert found_NN.tolist() == expected_NN.tolist()
 
 
-def test_rows_that_look_like_a_fault() -> None:
+def test_rows_that_look_like_a_fault(compiled: Any) -> None:
     ids_TK = np.array([[0, 0], [0, 1], [5, 5], [255, 255], [1, 0], [255, 9], [3, 2]], np.uint8)
     for none_id, expected in ((255, [2, 1, 1, 2]), (-1, [3, 1, 1, 3])):
         for kernels in (plain, compiled):
             assert kernels.inspect_rows(ids_TK, 5, none_id).tolist() == expected
 
 
-def test_longest_absence() -> None:
+def test_longest_absence(compiled: Any) -> None:
     rng = np.random.default_rng(0)
     counts_CN = (rng.random((70, 30)) < 0.1).astype(np.uint8)
     order_D = rng.permutation(70)[:50]
@@ -102,7 +113,7 @@ def test_longest_absence() -> None:
     assert np.array_equal(compiled.longest_absence(counts_CN, order_D), expected)
 
 
-def test_ids_that_the_layer_lacks_are_not_counted() -> None:
+def test_ids_that_the_layer_lacks_are_not_counted(compiled: Any) -> None:
     ids_TK = np.array([[0, 9], [65_535, 1], [1, 65_535]], np.uint16)
     pieces = pieces_of([3], [2])
     for kernels in (plain, compiled):
@@ -113,6 +124,6 @@ def test_ids_that_the_layer_lacks_are_not_counted() -> None:
         assert slots_KN.tolist() == [[2, 2], [0, 2]]
 
 
-def test_small_traces_do_not_wait_for_a_compiler() -> None:
+def test_small_traces_do_not_wait_for_a_compiler(compiled: Any) -> None:
     assert kernels_for(COMPILE_FROM - 1) is plain
     assert kernels_for(COMPILE_FROM) is compiled

@@ -5,10 +5,12 @@ Shape suffixes: C documents, N experts, R permutations.
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 import pytest
 
-from moe_probe.analysis.kernels import permuted
 from moe_probe.analysis.metrics.information import (
     expert_information,
     information_null,
@@ -34,12 +36,19 @@ def naive(counts_CN: np.ndarray, label_RC: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
+@pytest.fixture(scope="module")
+def permuted() -> Any:
+    """The compiled loop; it loads the compiler."""
+    return import_module("moe_probe.analysis.kernels.permuted")
+
+
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("most", "labels", "documents"),
     # 8-bit counts; sums that need several chunks; counts that no 16-bit sum holds; many labels.
     [(9, 3, 20), (20_000, 3, 60), (60_000, 3, 30), (9, 300, 400)],
 )
-def test_both_loops_add_up_documents(most: int, labels: int, documents: int) -> None:
+def test_both_loops_add_up_documents(permuted: Any, most: int, labels: int, documents: int) -> None:
     rng = np.random.default_rng(most + labels)
     counts_CN = rng.integers(0, most + 1, (documents, 5)).astype(np.uint16)
     counts_CN[:, IDLE] = 0
@@ -50,7 +59,8 @@ def test_both_loops_add_up_documents(most: int, labels: int, documents: int) -> 
     assert compiled_RN == pytest.approx(expected_RN, abs=1e-12)
 
 
-def test_the_compiled_loop_takes_what_the_plain_one_does() -> None:
+@pytest.mark.compiled
+def test_the_compiled_loop_takes_what_the_plain_one_does(permuted: Any) -> None:
     label_RC = np.array([[0, 2, 2]], np.uint8)
     empty_CN = np.zeros((3, 4), np.uint8)
     assert np.isnan(permuted.expert_information(empty_CN, label_RC, 3)).all()
