@@ -35,7 +35,7 @@ class PermutedInformation:
     expert_information_N: np.ndarray
     """I_e of these documents."""
     expert_null_N: np.ndarray
-    """Mean of I_e over the permutations."""
+    """Mean of I_e over the permutations; NaN without any."""
     expert_p_value_N: np.ndarray
     """For multiplicity control over layers and experts; NaN for an expert without selections."""
 
@@ -85,7 +85,7 @@ def permuted_information(
         null_R=null_R,
         p_value=float(permutation_p_value(information, null_R)) if selected_N.any() else np.nan,
         expert_information_N=observed_N,
-        expert_null_N=null_RN.mean(axis=0),
+        expert_null_N=null_RN.mean(axis=0) if len(null_RN) else np.full(len(observed_N), np.nan),
         expert_p_value_N=np.where(selected_N, permutation_p_value(observed_N, null_RN), np.nan),
     )
 

@@ -112,6 +112,7 @@ def _information_row(sums: Sums, layer: int) -> dict[str, Any]:
     counts_SN, _ = sums.by_group(layer)
     found = None if state is None else state.information
     guess = None if state is None else state.decodability
+    null_R = np.full(1, np.nan) if found is None or not len(found.null_R) else found.null_R
     parts = decompose(counts_SN)
     used = int((counts_SN.sum(axis=0) > 0).sum())
     deff_S = subject_deffs(state, len(counts_SN), spec.num_experts)
@@ -119,8 +120,8 @@ def _information_row(sums: Sums, layer: int) -> dict[str, Any]:
     return {
         "layer": layer,
         "mutual_information_bits": parts.information / math.log(2),
-        "null": np.nan if found is None else float(found.null_R.mean()),
-        "null_95": np.nan if found is None else float(np.quantile(found.null_R, 0.95)),
+        "null": float(null_R.mean()),
+        "null_95": float(np.quantile(null_R, 0.95)),
         "p_value": np.nan if found is None else found.p_value,
         "mean_subject_kl": parts.within_kl,
         "pooled_kl": parts.pooled_kl,

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from moe_probe.analysis.quality import failures
-from moe_probe.analysis.results import Analysis, analyse
+from moe_probe.analysis.results import TABLES, Analysis, analyse
 from moe_probe.trace import LayerSpec
 from tests.analysis.planted import ragged, write
 
@@ -156,6 +156,21 @@ def test_small_sample_certifies_nothing(tmp_path: Path) -> None:
     assert text.idle.startswith("The trace is too short to tell a long idle run from chance.")
     certifiable = found.layers["certifiable_load"].max()
     assert f"can be certified below {certifiable:.0%} of its fair share" in text.idle
+
+
+def test_nothing_resampled(tmp_path: Path) -> None:
+    """All that takes shuffled orders, replicates or permutations is null, and nothing else."""
+    names, tokens_D = ragged(subjects=2, each=30, length=10, seed=6)
+    path = write(tmp_path / "trace", {2: np.ones((60, 8))}, names, tokens_D, top_k=2, seed=7)
+    found = analyse(path, windows=(100,), shuffles=0, replicates=0, permutations=0)
+    tables = {name: found.table(name) for name in TABLES}
+    main = [tables[name] for name in ("experts", "layers", "subjects", "specialization")]
+    null = {name for table in main for name in table if table[name].isna().all()}
+    assert null >= {"longest_idle_shuffled", "burstiness", "max_vio_noise", "rank_low", "null"}
+    assert not null & {"ci_low", "ci_high", "rate_deficit", "z", "q_value", "documents_bits"}
+    assert (found.specialization["p_value"] == 1).all()
+    assert "moves it by about" not in found.headline.uneven
+    assert "specialisation" not in found.headline.uneven
 
 
 def faulty(new_trace: Any, fault: Any, **facts: Any) -> Analysis:
