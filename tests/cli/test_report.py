@@ -216,6 +216,19 @@ def test_what_is_not_a_trace_is_one_sentence(probe: Any, tmp_path: Path) -> None
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize("order", ["x", "canonical:1", "shuffle-docs:one", "forward-passes"])
+def test_an_order_that_there_is_not_is_a_usage_error(
+    probe: Any, new_trace: Any, order: str
+) -> None:
+    trace = new_trace()
+    result = probe("report", trace, "--order", order)
+    assert result.code == 2
+    assert "order" in result.err
+    assert "Use canonical, execution" in " ".join(result.err.split())
+    assert "Traceback" not in result.err
+    assert not (trace / "report").exists()
+
+
 @pytest.mark.parametrize("command", ["report", "check"])
 def test_help_shows_an_example_and_loads_nothing_heavy(command: str) -> None:
     code = (
