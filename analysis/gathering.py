@@ -42,6 +42,7 @@ from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
 GROUP = 2
 """Layers at a time for each thread: more would keep more tables of documents, fewer read slower."""
+_COMPARED = (Rule.UNIQUE, Rule.QUESTION, Rule.DECISION, Rule.NO_TEMPLATE)
 Progress = Callable[[int, int], None]
 """Called with the number of layers done, and of all."""
 
@@ -141,8 +142,9 @@ class DefaultScan:
         self.counts = Counts(*facts)
         # Rules that count the same rows share one table.
         self.by_rule: dict[Rule, Counts] = {}
-        for rule in (Rule.UNIQUE, Rule.QUESTION):
-            if rule is not settings.rule:
+        for rule in _COMPARED:
+            known = rule is not Rule.NO_TEMPLATE or source.has_token_ids
+            if rule is not settings.rule and known:
                 own = Counts(source.layers, rule, source.index)
                 self.by_rule[rule] = self.counts_by(rule) or own
         has_weights = source.trace.capture is Capture.WEIGHTS

@@ -39,6 +39,7 @@ TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
     "rules": subjects.rules,
     "correctness": subjects.correctness,
     "variance": subjects.variance,
+    "slots": structure.slots,
     "transitions": structure.transitions,
     "positions": structure.positions,
     "batches": layers.batches,

@@ -113,9 +113,8 @@ class Source:
     @cached_property
     def has_token_ids(self) -> bool:
         """Whether the trace says which token each row is."""
-        # Either all of a recording has them or none.
-        first = next((part for part in self.parts if part.stretches.rows), None)
-        return first is not None and bool((self.token_ids(first) >= 0).any())
+        filled = [part for part in self.parts if part.stretches.rows]
+        return bool(filled) and all((self.token_ids(part) >= 0).all() for part in filled)
 
     @cached_property
     def has_repeated_rows(self) -> bool:

@@ -22,6 +22,7 @@ _MIN_DOCUMENTS = 20
 _QUESTION_END = 1
 _CUE_END = 2
 _MAX_HEAD = 4096
+_TOKEN_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Template:
                 )
             _shorten(heads, task_S, stretches, token_id_T)
             pairs.append(_document_tokens(index, stretches, token_id_T))
-        found = np.unique(np.concatenate([np.empty((0, 2), np.int64), *pairs]), axis=0)
+        keys = np.unique(np.concatenate([np.empty(0, np.int64), *pairs]))
+        found = np.stack([keys >> _TOKEN_BITS, keys & ((1 << _TOKEN_BITS) - 1)], axis=1)
         return cls(
             index=index,
             task_S=task_S,
@@ -107,7 +109,7 @@ def _shorten(
 
 
 def _document_tokens(index: TraceIndex, stretches: Stretches, token_id_T: np.ndarray) -> np.ndarray:
-    """Pairs (cluster, token id) between prefix and choice, each once: int64 [*, 2].
+    """Pairs cluster * 2^32 + token id between prefix and choice, each once: int64.
 
     Of a cluster of several documents the first speaks for all: together they contain too much.
     """
@@ -118,8 +120,9 @@ def _document_tokens(index: TraceIndex, stretches: Stretches, token_id_T: np.nda
     ends_T4 = index.ends_S4[sequence_T]
     is_asked_T = (position_T >= ends_T4[:, 0]) & (position_T < ends_T4[:, _CUE_END])
     is_asked_T &= (sequence_T >= 0) & index.leads_S[sequence_T]
-    pairs = np.stack([index.cluster_S[sequence_T], token_id_T], axis=1)[is_asked_T]
-    return np.unique(pairs.astype(np.int64), axis=0)
+    keys_T = (index.cluster_S[sequence_T] << _TOKEN_BITS) + token_id_T
+    # Of one number each, unlike of pairs, the distinct ones are found quickly.
+    return np.unique(keys_T[is_asked_T])
 
 
 def _common(

@@ -13,7 +13,7 @@ from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
 from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table
 from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
-from moe_probe.analysis.metrics.ranking import bottom_probability, first_choice_share, rank_interval
+from moe_probe.analysis.metrics.ranking import bottom_probability, rank_interval
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.statistics.clusters import (
     cluster_variance,
@@ -61,7 +61,6 @@ def experts_table(sums: Sums) -> pd.DataFrame:
             not, in canonical order
         idle_subjects, low_subjects  subjects on which it is never selected, or carries less than a
             tenth of a fair share
-        first_choice_share  share of its selections that are in the first slot
         information_bits, information_null, information_q  I_e, what it tells about the subject;
             mean and adjusted p-value by permutation of documents
     """
@@ -119,7 +118,6 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
             **_ranks(state, spec.num_experts),
             **{name: idle[name] for name in _IDLE_COLUMNS if name not in _IDLE_FIRST},
             **_presence(state, counts_SN),
-            "first_choice_share": _first_choice(sums, layer),
             **_information(state, spec.num_experts),
         }
     )
@@ -155,12 +153,6 @@ def _presence(state: LayerState | None, counts_SN: np.ndarray) -> dict[str, obje
         "idle_subjects": idle_subjects(counts_SN),
         "low_subjects": low_subjects(counts_SN),
     }
-
-
-def _first_choice(sums: Sums, layer: int) -> np.ndarray:
-    if sums.slots is None or not sums.has_ranks:
-        return np.full(sums.specs[layer].num_experts, np.nan)
-    return first_choice_share(sums.slots.arrays[layer]["slot_counts_KN"])
 
 
 def _information(state: LayerState | None, num_experts: int) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from moe_probe.analysis.metrics.coactivation import coactivation_table
 from moe_probe.analysis.metrics.confidence import confidence_table
 from moe_probe.analysis.metrics.locality import repeats_table
 from moe_probe.analysis.metrics.positions import positions_table
+from moe_probe.analysis.metrics.ranking import rank_frequency
 from moe_probe.analysis.metrics.transitions import layer_information
 from moe_probe.analysis.metrics.weights import (
     conditional_weight,
@@ -24,6 +25,7 @@ from moe_probe.analysis.metrics.weights import (
     contribution,
     gate_share,
 )
+from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.tables.experts import deffs, median_deff
 
 MOST_PAIRS = 2016
@@ -44,6 +46,38 @@ def coactivation(sums: Sums) -> pd.DataFrame:
         return coactivation_table(pairs_NN, counts.counts_N, *facts)
 
     return _by_layer(sums, table) if sums.pairs is not None else _nothing()
+
+
+def slots(sums: Sums) -> pd.DataFrame:
+    """Tabulate in which slot experts are selected; empty where the order of slots is unknown.
+
+    Slots are in the order that run.json names, router's rank or descending weight; which of two
+    experts of equal weight comes first, engines decide differently.
+
+    Returns:
+        layer, expert
+        slot  from 1
+        count  selections in that slot
+        frequency  share of tokens; 1 / N by chance
+        share  of the expert's selections; 1 / k by chance. In slot 1: a lead, or a filler
+    """
+
+    def table(layer: int) -> pd.DataFrame:
+        assert sums.slots is not None
+        counts_KN, tokens = sums.slots.arrays[layer]["slot_counts_KN"], sums.counts.layer(layer)
+        slots, experts = counts_KN.shape
+        totals_N = positive(counts_KN.sum(axis=0).astype(np.float64))
+        return pd.DataFrame(
+            {
+                "expert": np.repeat(np.arange(experts), slots),
+                "slot": np.tile(np.arange(1, slots + 1), experts),
+                "count": counts_KN.T.ravel(),
+                "frequency": rank_frequency(counts_KN, tokens.tokens).T.ravel(),
+                "share": (counts_KN / totals_N).T.ravel(),
+            }
+        )
+
+    return _by_layer(sums, table) if sums.slots is not None and sums.has_ranks else _nothing()
 
 
 def repeats(sums: Sums) -> pd.DataFrame:

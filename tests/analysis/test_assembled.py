@@ -174,11 +174,16 @@ def test_idle_windows(case: Case) -> None:
     assert len(case.found.idle_windows) == 3 * sum(layer.spec.num_experts for layer in case.layers)
 
 
-def test_first_choices(case: Case) -> None:
-    for layer, row in case.rows("experts"):
+def test_slots(case: Case) -> None:
+    for layer, row in case.rows("slots"):
         chosen = [layer.slots(t) for t in layer.tokens if row["expert"] in layer.slots(t)]
-        first = [slots[0] == row["expert"] for slots in chosen]
-        assert same(row["first_choice_share"], float(np.mean(first)) if first else math.nan)
+        here = [slots.index(row["expert"]) == row["slot"] - 1 for slots in chosen]
+        assert row["count"] == sum(here)
+        assert same(row["frequency"], sum(here) / len(layer.tokens))
+        assert same(row["share"], float(np.mean(here)) if here else math.nan)
+    assert len(case.found.table("slots")) == sum(
+        layer.spec.num_experts * layer.spec.top_k for layer in case.layers
+    )
 
 
 def test_layers(case: Case) -> None:

@@ -20,8 +20,8 @@ from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 HOSTILE = "\"'><script>alert(1)</script>&\x1b[31m\nnew"
 NAMES = (
     "experts layers idle_windows subjects specialization coactivation repeats quality divergence "
-    "segments rules correctness variance transitions positions batches devices coverage weights "
-    "confidence"
+    "segments rules correctness variance slots transitions positions batches devices coverage "
+    "weights confidence"
 )
 TABLES = [f"tables/{name}.{kind}" for name in NAMES.split() for kind in ("csv", "parquet")]
 FILES = ["report.json", *TABLES, "figures/relative_load.png", "report.html"]

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,15 +44,31 @@ def choices(trace: Trace) -> dict[tuple[str, int, int], float]:
     }
 
 
-@pytest.mark.parametrize("source", ["mmlu_sample", "mmlu"])
-def test_both_backends_give_the_same_table_of_experts(tmp_path: Path, source: str) -> None:
-    extra: list[object] = []
-    if source == "mmlu":
-        if not MMLU.is_dir():
-            pytest.skip("the original MMLU files are not beside the checkout")
-        moe_probe("mmlu", "prepare", "--src", MMLU, "--out", tmp_path / "copy")
-        extra = ["--mmlu-dir", tmp_path / "copy"]
-    common: list[object] = ["record", "--model", "tiny-moe", "--task", source, "--limit", 2, *extra]
+def assert_same_experts(folder: Path, num_questions: int) -> None:
+    """Compare the traces `hf` and `vllm` of MMLU in a folder, table and scores."""
+    names = ("hf", "vllm")
+    traces = {name: open_trace(folder / name) for name in names}
+    tables = [experts_table(folder / name, folder / f"report-{name}") for name in names]
+    assert len(tables[0].splitlines()) == 1 + 4 * 32
+    assert tables[0] == tables[1]
+    scores = [choices(trace) for trace in traces.values()]
+    assert scores[0].keys() == scores[1].keys()
+    np.testing.assert_allclose(
+        list(scores[0].values()), [scores[1][name] for name in scores[0]], atol=1e-4
+    )
+    rows = traces["vllm"].sequences.to_pylist()
+    assert len(rows) == num_questions * 4
+    # Of a question's four prompts one stores the context, and the others their last token.
+    stored = [row["num_tokens"] - row["prefix_tokens"] for row in rows]
+    assert sorted(stored)[: num_questions * 3] == [1] * (num_questions * 3)
+    assert {row["multiplicity"] for row in rows} == {1}
+    books = traces["vllm"].run["completeness"]
+    assert books["expected_tokens"] == sum(row["num_tokens"] for row in rows)
+    assert traces["vllm"].run["status"] == "complete"
+
+
+def test_both_backends_give_the_same_table_of_experts(tmp_path: Path) -> None:
+    common: list[object] = ["record", "--model", "tiny-moe", "--task", "mmlu_sample", "--limit", 1]
     common += ["--num-fewshot", 0, "--capture", "weights"]
     arguments = {**ZOO["tiny_moe"].arguments, "enforce_eager": True, "max_model_len": 2048}
     runs: dict[str, list[object]] = {
@@ -65,24 +82,24 @@ def test_both_backends_give_the_same_table_of_experts(tmp_path: Path, source: st
         assert run.stdout.startswith("|")
         assert "INFO" not in run.stdout
         assert "MISSING" not in run.stdout
-    traces = {backend: open_trace(tmp_path / backend) for backend in runs}
-    tables = [experts_table(tmp_path / name, tmp_path / f"report-{name}") for name in runs]
-    assert len(tables[0].splitlines()) == 1 + 4 * 32
-    assert tables[0] == tables[1]
-    scores = [choices(trace) for trace in traces.values()]
-    assert scores[0].keys() == scores[1].keys()
-    np.testing.assert_allclose(
-        list(scores[0].values()), [scores[1][name] for name in scores[0]], atol=1e-4
-    )
-    rows = traces["vllm"].sequences.to_pylist()
-    assert len(rows) == 57 * 2 * 4
-    # Of a question's four prompts one stores the context, and the others their last token.
-    stored = [row["num_tokens"] - row["prefix_tokens"] for row in rows]
-    assert sorted(stored)[: 57 * 2 * 3] == [1] * (57 * 2 * 3)
-    assert {row["multiplicity"] for row in rows} == {1}
-    books = traces["vllm"].run["completeness"]
-    assert books["expected_tokens"] == sum(row["num_tokens"] for row in rows)
-    assert traces["vllm"].run["status"] == "complete"
+    assert_same_experts(tmp_path, 57)
+
+
+def test_both_backends_give_the_same_table_of_experts_of_the_original_mmlu(tmp_path: Path) -> None:
+    if not MMLU.is_dir():
+        pytest.skip("the original MMLU files are not beside the checkout")
+    moe_probe("mmlu", "prepare", "--src", MMLU, "--out", tmp_path / "copy")
+    options: dict[str, Any] = {
+        "mmlu_dir": tmp_path / "copy",
+        "limit": 2,
+        "num_fewshot": 0,
+        "capture": "weights",
+    }
+    arguments = {**ZOO["tiny_moe"].arguments, "max_model_len": 2048}
+    own = record_with_vllm("tiny-moe", ["mmlu"], tmp_path / "vllm", model_args=arguments, **options)
+    other = record("tiny-moe", ["mmlu"], tmp_path / "hf", batch_size="16", **options)
+    assert own.completeness.shortfall == other.completeness.shortfall == 0
+    assert_same_experts(tmp_path, 57 * 2)
 
 
 @pytest.fixture(scope="module")
