@@ -37,6 +37,15 @@ def count_overlaps(
         _make_count_overlaps(slots)(sums_SX5, other_SX5, stamp_N, ids_TK, *facts, repeats_T)
 
 
+@compile_
+def _add(sums_5, weight, pairs, total, touching, leading, equal):
+    sums_5[0] += pairs * weight
+    sums_5[1] += total * weight
+    sums_5[2] += touching * weight
+    sums_5[3] += leading * weight
+    sums_5[4] += equal * weight
+
+
 @lru_cache
 def _make_pack_rows(slots: int) -> Any:
     @compile_
@@ -101,19 +110,18 @@ def _make_count_packed(slots: int) -> Any:
                         other_touching += np.int64(common > 0) * differs
                         other_leading += leads * differs
                         other_equal += np.int64(common == slots) * differs
-                sums_5, weight = sums_SX5[row_P[p], x], weight_P[p]
-                sums_5[0] += max(stop_P[p] - begin, 0) * weight
-                sums_5[1] += total * weight
-                sums_5[2] += touching * weight
-                sums_5[3] += leading * weight
-                sums_5[4] += equal * weight
+                row, weight, pairs = row_P[p], weight_P[p], max(stop_P[p] - begin, 0)
+                _add(sums_SX5[row, x], weight, pairs, total, touching, leading, equal)
                 if has_tokens:
-                    other_5 = other_SX5[row_P[p], x]
-                    other_5[0] += other_pairs * weight
-                    other_5[1] += other_total * weight
-                    other_5[2] += other_touching * weight
-                    other_5[3] += other_leading * weight
-                    other_5[4] += other_equal * weight
+                    _add(
+                        other_SX5[row, x],
+                        weight,
+                        other_pairs,
+                        other_total,
+                        other_touching,
+                        other_leading,
+                        other_equal,
+                    )
 
     return count_packed
 
@@ -171,18 +179,17 @@ def _make_count_overlaps(slots: int) -> Any:
                         other_touching += common > 0
                         other_leading += leads
                         other_equal += is_same
-                sums_5, weight = sums_SX5[row_P[p], x], weight_P[p]
-                sums_5[0] += max(stop_P[p] - begin, 0) * weight
-                sums_5[1] += total * weight
-                sums_5[2] += touching * weight
-                sums_5[3] += leading * weight
-                sums_5[4] += equal * weight
+                row, weight, pairs = row_P[p], weight_P[p], max(stop_P[p] - begin, 0)
+                _add(sums_SX5[row, x], weight, pairs, total, touching, leading, equal)
                 if has_tokens:
-                    other_5 = other_SX5[row_P[p], x]
-                    other_5[0] += other_pairs * weight
-                    other_5[1] += other_total * weight
-                    other_5[2] += other_touching * weight
-                    other_5[3] += other_leading * weight
-                    other_5[4] += other_equal * weight
+                    _add(
+                        other_SX5[row, x],
+                        weight,
+                        other_pairs,
+                        other_total,
+                        other_touching,
+                        other_leading,
+                        other_equal,
+                    )
 
     return count_overlaps
