@@ -116,25 +116,25 @@ def asked_ends(trace: Trace, table: pa.Table) -> np.ndarray:
 
 
 def _groups(table: pa.Table) -> tuple[np.ndarray, tuple[tuple[str, str, str], ...]]:
-    names = zip(*(table[name].to_pylist() for name in ("task", "subject", "area")), strict=True)
-    numbers: dict[tuple[str, str, str], int] = {}
-    group_S = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
-    return group_S, tuple(numbers)
+    columns = (table[name].to_pylist() for name in ("task", "subject", "area"))
+    names = list(zip(*columns, strict=True))
+    # By name, not as they come: two engines that ran the same text give the same numbers.
+    groups = sorted(set(names))
+    number_of = {group: number for number, group in enumerate(groups)}
+    return np.array([number_of[name] for name in names], np.int64), tuple(groups)
 
 
 def _clusters(
     table: pa.Table, group_S: np.ndarray, groups: tuple[tuple[str, str, str], ...]
 ) -> tuple[Clusters, np.ndarray, np.ndarray, np.ndarray]:
-    rank_of = {group: rank for rank, group in enumerate(sorted(groups))}
-    rank_S = np.array([rank_of[groups[number]] for number in group_S.tolist()], np.int64)
     doc_S, sequence_S = column(table, "doc_id"), column(table, "sequence_id")
     has_doc_S = doc_S >= 0
-    # Rows: rank of the group, 0 for a prefix, the document, and the sequence where there is none.
-    zero_S = np.zeros_like(rank_S)
-    prefixes_S4 = np.stack([rank_S, zero_S, zero_S, zero_S], axis=1)
+    # Rows: the group, 0 for a prefix, the document, and the sequence where there is none.
+    zero_S = np.zeros_like(group_S)
+    prefixes_S4 = np.stack([group_S, zero_S, zero_S, zero_S], axis=1)
     alone_S = np.where(has_doc_S, 0, sequence_S + 1)
-    documents_S4 = np.stack([rank_S, zero_S + 1, np.where(has_doc_S, doc_S, 0), alone_S], axis=1)
-    has_prefix_S = _shares_prefix(table, rank_S)
+    documents_S4 = np.stack([group_S, zero_S + 1, np.where(has_doc_S, doc_S, 0), alone_S], axis=1)
+    has_prefix_S = _shares_prefix(table, group_S)
     joined = np.concatenate([prefixes_S4[has_prefix_S], documents_S4])
     unique_D4, index = np.unique(joined, axis=0, return_inverse=True)
     cluster_D = _bounded(unique_D4)
@@ -142,19 +142,17 @@ def _clusters(
     number = int(has_prefix_S.sum())
     leads_S = is_first_D[index.ravel()[number:]]
     index = cluster_D[index.ravel()]
-    prefix_cluster_S = np.full(len(rank_S), -1, np.int64)
+    prefix_cluster_S = np.full(len(group_S), -1, np.int64)
     prefix_cluster_S[has_prefix_S] = index[:number]
     cluster_S = index[number:]
     first_C = np.flatnonzero(is_first_D)
-    by_rank = sorted(groups)
     keys = tuple(
-        "\x1f".join((*by_rank[r], *map(str, rest))) for r, *rest in unique_D4[first_C].tolist()
+        "\x1f".join((*groups[g], *map(str, rest))) for g, *rest in unique_D4[first_C].tolist()
     )
-    number_of = {group: number for number, group in enumerate(groups)}
     return (
         Clusters(
             keys=keys,
-            group_C=np.array([number_of[by_rank[r]] for r in unique_D4[first_C, 0]], np.int64),
+            group_C=unique_D4[first_C, 0],
             is_prefix_C=unique_D4[first_C, 1] == 0,
             correct_C=_correct(table, cluster_S, len(keys)),
             documents_C=np.bincount(cluster_D, minlength=len(keys)),
@@ -165,14 +163,14 @@ def _clusters(
     )
 
 
-def _shares_prefix(table: pa.Table, rank_S: np.ndarray) -> np.ndarray:
+def _shares_prefix(table: pa.Table, group_S: np.ndarray) -> np.ndarray:
     """Whether a sequence's prefix is its group's: not where most sequences bring a new one."""
     prefix_end_S, new_from_S = column(table, "prefix_end"), column(table, "new_from")
     has_prefix_S = prefix_end_S > 0
     is_new_S = has_prefix_S & (new_from_S < prefix_end_S) & (new_from_S >= 0)
-    new_R = np.bincount(rank_S, is_new_S)
-    is_shared_R = 2 * new_R <= np.bincount(rank_S, has_prefix_S)
-    return np.asarray(has_prefix_S & is_shared_R[rank_S])
+    new_G = np.bincount(group_S, is_new_S)
+    is_shared_G = 2 * new_G <= np.bincount(group_S, has_prefix_S)
+    return np.asarray(has_prefix_S & is_shared_G[group_S])
 
 
 def _bounded(unique_D4: np.ndarray) -> np.ndarray:
