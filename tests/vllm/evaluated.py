@@ -7,13 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pandas as pd
 import torch
 
+from moe_probe.analysis.report import write_report
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.settings import Settings
 from moe_probe.evaluation.run import RunResult
+from moe_probe.trace import open_trace
 from tests.evaluation.record_helpers import record
 from tests.vllm.engines import EAGER, ENVIRONMENT, ONE_PROCESS, ROOT
 
@@ -61,3 +67,19 @@ def moe_probe(
         timeout=timeout,
         check=False,
     )
+
+
+def experts_table(path: Path, output: Path) -> str:
+    """The table `experts` of a trace's report by the rule `question`, as CSV."""
+    write_report(open_trace(path), output, Settings(Rule.QUESTION), tables_only=True)
+    return (output / "tables" / "experts.csv").read_text()
+
+
+def counted_columns(table: str) -> str:
+    """Its columns that depend on no order of documents.
+
+    Leading tokens that subjects share belong to the document that ran first, and engines have
+    orders of their own.
+    """
+    columns = ["layer", "expert", "count", "frequency", "relative_load"]
+    return pd.read_csv(StringIO(table), dtype=str)[columns].to_csv(index=False)

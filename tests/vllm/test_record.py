@@ -15,25 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis.report import write_report
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import count
-from moe_probe.analysis.settings import Settings
 from moe_probe.errors import CaptureError, UsageError
 from moe_probe.trace import Trace, open_trace
 from tests.evaluation.record_helpers import record
 from tests.vllm.engines import ONE_PROCESS
-from tests.vllm.evaluated import moe_probe, record_with_vllm
+from tests.vllm.evaluated import (
+    counted_columns,
+    experts_table,
+    moe_probe,
+    record_with_vllm,
+)
 from tests.vllm.recorded import assert_as_reference, sequences_of
 from tests.vllm.reference import Reference
 from tests.vllm.zoo import ZOO
 
 MMLU = Path(__file__).parents[3] / "shared" / "data" / "mmlu"
-
-
-def experts_table(path: Path, output: Path) -> str:
-    write_report(open_trace(path), output, Settings(Rule.QUESTION), tables_only=True)
-    return (output / "tables" / "experts.csv").read_text()
 
 
 def choices(trace: Trace) -> dict[tuple[str, int, int], float]:
@@ -45,13 +43,16 @@ def choices(trace: Trace) -> dict[tuple[str, int, int], float]:
     }
 
 
-def assert_same_experts(folder: Path, num_questions: int) -> None:
+def assert_same_experts(folder: Path, num_questions: int, *, is_original: bool) -> None:
     """Compare the traces `hf` and `vllm` of MMLU in a folder, table and scores."""
     names = ("hf", "vllm")
     traces = {name: open_trace(folder / name) for name in names}
     tables = [experts_table(folder / name, folder / f"report-{name}") for name in names]
     assert len(tables[0].splitlines()) == 1 + 4 * 32
-    assert tables[0] == tables[1]
+    assert counted_columns(tables[0]) == counted_columns(tables[1])
+    # The subjects of the original MMLU, without examples, share no token after its header.
+    if is_original:
+        assert tables[0] == tables[1]
     scores = [choices(trace) for trace in traces.values()]
     assert scores[0].keys() == scores[1].keys()
     np.testing.assert_allclose(
@@ -83,7 +84,7 @@ def test_both_backends_give_the_same_table_of_experts(tmp_path: Path) -> None:
         assert run.stdout.startswith("|")
         assert "INFO" not in run.stdout
         assert "MISSING" not in run.stdout
-    assert_same_experts(tmp_path, 57)
+    assert_same_experts(tmp_path, 57, is_original=False)
 
 
 def test_both_backends_give_the_same_table_of_experts_of_the_original_mmlu(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_both_backends_give_the_same_table_of_experts_of_the_original_mmlu(tmp_p
     own = record_with_vllm("tiny-moe", ["mmlu"], tmp_path / "vllm", model_args=arguments, **options)
     other = record("tiny-moe", ["mmlu"], tmp_path / "hf", batch_size="16", **options)
     assert own.completeness.shortfall == other.completeness.shortfall == 0
-    assert_same_experts(tmp_path, 57 * 2)
+    assert_same_experts(tmp_path, 57 * 2, is_original=True)
 
 
 @pytest.fixture(scope="module")

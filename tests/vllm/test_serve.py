@@ -13,12 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.report import write_report
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.settings import Settings
 from moe_probe.trace import Trace, open_trace
 from tests.evaluation.record_helpers import record
-from tests.vllm.evaluated import moe_probe
+from tests.vllm.evaluated import counted_columns, experts_table, moe_probe
 from tests.vllm.recorded import sequences_of
 from tests.vllm.reference import Reference, assert_same_routing
 from tests.vllm.served import Exchange, Server, load, server
@@ -115,11 +112,6 @@ def opened_at_rest(path: Path) -> Trace:
     return trace
 
 
-def experts_of(path: Path, output: Path) -> str:
-    write_report(open_trace(path), output, Settings(Rule.QUESTION), tables_only=True)
-    return (output / "tables" / "experts.csv").read_text()
-
-
 def test_an_evaluation_against_a_server_gives_the_table_of_transformers(
     checkpoint: Callable[[str], Path], toy_tasks: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +152,6 @@ def test_an_evaluation_against_a_server_gives_the_table_of_transformers(
         list(logliks[0].values()), [logliks[1][name] for name in logliks[0]], atol=1e-4
     )
     assert len([row for row in own if row["response"] is not None]) == 8
-    assert experts_of(tmp_path / "t", tmp_path / "r1") == experts_of(
-        tmp_path / "hf", tmp_path / "r2"
-    )
+    tables = [experts_table(tmp_path / name, tmp_path / f"r-{name}") for name in ("t", "hf")]
+    assert counted_columns(tables[0]) == counted_columns(tables[1])
     assert json.loads((tmp_path / "t" / "run.json").read_text())["engine"]["name"] == "vllm"
