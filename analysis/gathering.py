@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -231,7 +231,7 @@ def _from_tables(trace: Trace, settings: Settings) -> Sums:
     groups = counts.axes.groups
     return Sums(
         trace=trace,
-        settings=replace(settings),
+        settings=settings,
         subjects=subject_names(groups),
         areas=tuple(area for _, _, area in groups),
         documents_S=np.zeros(len(groups), np.int64),

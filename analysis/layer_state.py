@@ -21,7 +21,11 @@ from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
 from moe_probe.analysis.index import Clusters
 from moe_probe.analysis.metrics.correctness import correctness_table
 from moe_probe.analysis.metrics.decodability import Decodability, decodability
-from moe_probe.analysis.metrics.permutation import PermutedInformation, permuted_information
+from moe_probe.analysis.metrics.permutation import (
+    PermutedInformation,
+    permute_labels,
+    permuted_information,
+)
 from moe_probe.analysis.metrics.variance_partition import variance_table
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.clusters import ClusterMoments, replicate_sums
@@ -139,8 +143,6 @@ def resampling_of(
         weights_BC: Of the bootstrap.
         settings: Number of permutations, and seed.
     """
-    from moe_probe.analysis.metrics.permutation import permute_labels
-
     label_C = document_labels(clusters, tokens_C)
     document_D = np.flatnonzero(label_C >= 0)
     rng = np.random.default_rng(settings.seed)

@@ -31,6 +31,12 @@ class Stretches:
     def length_R(self) -> np.ndarray:
         return np.diff(self.start_R, append=self.rows)
 
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return sequence (index, or -1) and position of each row: two int64 [T]."""
+        sequence_T = np.repeat(self.sequence_R, self.length_R)
+        shift_T = np.repeat(self.position_R - self.start_R, self.length_R)
+        return sequence_T, np.arange(self.rows) + shift_T
+
     @classmethod
     def of(cls, index: TraceIndex, sequence_id_T: np.ndarray, position_T: np.ndarray) -> Stretches:
         """Find the stretches; raises TraceError for a row outside its sequence."""
@@ -171,11 +177,7 @@ def by_octave(pieces: Pieces) -> tuple[Pieces, np.ndarray]:
 
 
 def _located(index: TraceIndex, stretches: Stretches) -> Located:
-    length_R = stretches.length_R
-    sequence_T = np.repeat(np.maximum(stretches.sequence_R, 0), length_R)
-    position_T = np.arange(stretches.rows) + np.repeat(
-        stretches.position_R - stretches.start_R, length_R
-    )
+    sequence_T, position_T = stretches.tokens()
     # Rows of unknown sequences weigh nothing; any position that exists will do for them.
-    position_T = np.where(np.repeat(stretches.sequence_R < 0, length_R), 0, position_T)
-    return locate(index, sequence_T, position_T)
+    position_T = np.where(sequence_T < 0, 0, position_T)
+    return locate(index, np.maximum(sequence_T, 0), position_T)

@@ -14,13 +14,14 @@ import numpy as np
 
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.pieces import Stretches
+from moe_probe.analysis.rules import CUE_END
 from moe_probe.errors import TraceError
+from moe_probe.trace import SEGMENTS
 
 _NEARLY_ALL = 0.99
 """Share of a task's documents that contain a template's token, like line breaks and labels."""
 _MIN_DOCUMENTS = 20
-_QUESTION_END = 1
-_CUE_END = 2
+_QUESTION_END = SEGMENTS.index("question")
 _MAX_HEAD = 4096
 _TOKEN_BITS = 32
 
@@ -78,10 +79,8 @@ class Template:
 
     def covers(self, stretches: Stretches, token_id_T: np.ndarray) -> np.ndarray:
         """Tell which rows of a part belong to the template: bool [T]."""
-        sequence_T = np.repeat(np.maximum(stretches.sequence_R, 0), stretches.length_R)
-        position_T = np.arange(stretches.rows) + np.repeat(
-            stretches.position_R - stretches.start_R, stretches.length_R
-        )
+        sequence_T, position_T = stretches.tokens()
+        sequence_T = np.maximum(sequence_T, 0)
         task_T = self.task_S[sequence_T]
         is_head_T = position_T < self.head_by_task[task_T]
         is_tail_T = position_T >= self.index.ends_S4[sequence_T, _QUESTION_END]
@@ -113,12 +112,9 @@ def _document_tokens(index: TraceIndex, stretches: Stretches, token_id_T: np.nda
 
     Of a cluster of several documents the first speaks for all: together they contain too much.
     """
-    sequence_T = np.repeat(stretches.sequence_R, stretches.length_R)
-    position_T = np.arange(stretches.rows) + np.repeat(
-        stretches.position_R - stretches.start_R, stretches.length_R
-    )
+    sequence_T, position_T = stretches.tokens()
     ends_T4 = index.ends_S4[sequence_T]
-    is_asked_T = (position_T >= ends_T4[:, 0]) & (position_T < ends_T4[:, _CUE_END])
+    is_asked_T = (position_T >= ends_T4[:, 0]) & (position_T < ends_T4[:, CUE_END])
     is_asked_T &= (sequence_T >= 0) & index.leads_S[sequence_T]
     keys_T = (index.cluster_S[sequence_T] << _TOKEN_BITS) + token_id_T
     # Of one number each, unlike of pairs, the distinct ones are found quickly.

@@ -173,7 +173,6 @@ class Gaps(LayerAccumulator):
             state["square_sum_N"],
             state["windows_W3N"],
             state["histogram_H"],
-            int((counts_N > 0).sum()),
         )
         gaps_N = np.maximum(counts_N - 1, 0)
         idle_N = int(arrays["next_C"].sum()) - first_seen_N - current_N - counts_N

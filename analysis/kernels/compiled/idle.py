@@ -111,7 +111,6 @@ def join_documents(
     square_sum_N,
     windows_W3N,
     histogram_H,
-    unseen,
 ):
     num_experts = len(longest_N)
     shortest = window_W.min() if len(window_W) else np.iinfo(np.int64).max

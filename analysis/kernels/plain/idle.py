@@ -86,7 +86,6 @@ def join_documents(
     square_sum_N: np.ndarray,
     windows_W3N: np.ndarray,
     histogram_H: np.ndarray,
-    unseen: int,
 ) -> None:
     """Put clusters one after another and note the idle runs that cross their borders.
 
