@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,14 +33,12 @@ from moe_probe.analysis.layer_state import LayerState, Resampling, finish_layer,
 from moe_probe.analysis.quality import Check
 from moe_probe.analysis.quality.suite import Evidence
 from moe_probe.analysis.rules import Rule, default_rule
-from moe_probe.analysis.scan import Accumulator, default_threads, scan
+from moe_probe.analysis.scan import Accumulator, chunks, default_threads, scan_layers
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import poisson_weights
 from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
-GROUP = 2
-"""Layers at a time for each thread: more would keep more tables of documents, fewer read slower."""
 _COMPARED = (Rule.UNIQUE, Rule.QUESTION, Rule.DECISION, Rule.NO_TEMPLATE)
 Progress = Callable[[int, int], None]
 """Called with the number of layers done, and of all."""
@@ -119,15 +116,16 @@ def gather(
     threads = chosen.threads or default_threads()
     layers = list(source.layers)
     done: dict[int, LayerState] = {}
+
+    def take(some: Sequence[int]) -> dict[int, LayerState]:
+        tables = state.document_tables(some)
+        scan_layers(source, state.accumulators(evidence, tables), some, loops)
+        return {layer: state.finish(*tables, layer) for layer in some}
+
     # Layers are worked on side by side; libraries that start threads of their own get in the way.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        for begin in range(0, len(layers), GROUP * threads):
-            group = layers[begin : begin + GROUP * threads]
-            tables = state.document_tables(group)
-            accumulators = state.accumulators(evidence, tables)
-            scan(source, accumulators, layers=group, threads=threads, kernels=loops)
-            finish = partial(state.finish, *tables)
-            done |= dict(zip(group, pool.map(finish, group), strict=True))
+        for finished in pool.map(take, chunks(layers, threads)):
+            done |= finished
             if progress:
                 progress(len(done), len(layers))
     return state.sums(evidence.checks(), done)

@@ -9,12 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Protocol
 
+import numpy as np
+
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.kernels import kernels_for
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows, Source
 from moe_probe.trace import Capture, LayerSpec, Trace
+
+# Layers that a thread takes at a time: more would keep more tables of documents, fewer read slower.
+_CHUNK = 2
 
 
 class Accumulator(Protocol):
@@ -51,8 +56,9 @@ def scan(
 ) -> None:
     """Fill accumulators from the tokens of a trace.
 
-    Memory is one part's columns beside the accumulators, however long the trace is. Layers are
-    shared out among threads, so the result does not depend on how many there are.
+    Memory is some columns of a part beside the accumulators, however long the trace is. Every
+    thread reads the layers it adds, from the first part to the last, and waits for no other; the
+    result does not depend on how many there are.
 
     Args:
         trace: The trace, or a source made of it, which knows its rows already.
@@ -67,20 +73,34 @@ def scan(
     source = trace if isinstance(trace, Source) else Source(trace)
     wanted = list(source.layers if layers is None else layers)
     loops = kernels or kernels_for(source.num_selections)
+    workers = threads or default_threads()
+    with ThreadPoolExecutor(workers) as pool:
+        shares = chunks(wanted, workers)
+        # A list, so that what a layer raises is raised here.
+        list(pool.map(lambda some: scan_layers(source, accumulators, some, loops), shares))
+
+
+def chunks(layers: Sequence[int], threads: int) -> list[Sequence[int]]:
+    """Cut layers into what one thread takes at a time: few neighbours, equally often for each."""
+    rounds = -(-len(layers) // (_CHUNK * threads))
+    bounds = np.linspace(0, len(layers), rounds * threads + 1).round().astype(int).tolist()
+    return [layers[start:stop] for start, stop in itertools.pairwise(bounds) if stop > start]
+
+
+def scan_layers(
+    source: Source,
+    accumulators: Sequence[Accumulator],
+    layers: Sequence[int],
+    kernels: ModuleType,
+) -> None:
+    """Fill accumulators from some layers of every part, in this thread; see `scan`."""
     weights = any(accumulator.weights for accumulator in accumulators)
-    read = _with_next(source, wanted) if any(a.lookahead for a in accumulators) else wanted
-
-    def add(rows: Rows, layer: int) -> None:
-        for accumulator in accumulators:
-            if layer in accumulator.layers:
-                accumulator.add(rows, layer, loops)
-
-    with ThreadPoolExecutor(threads or default_threads()) as pool:
-        for rows in source.read(read, weights=weights):
+    ahead = any(accumulator.lookahead for accumulator in accumulators)
+    for rows in source.read(_with_next(source, layers) if ahead else layers, weights=weights):
+        for layer in layers:
             for accumulator in accumulators:
-                rows.pieces(getattr(accumulator, "rule", Rule.RAW))
-            # A list, so that what a layer raises is raised here.
-            list(pool.map(lambda layer, rows=rows: add(rows, layer), wanted))
+                if layer in accumulator.layers:
+                    accumulator.add(rows, layer, kernels)
 
 
 def count(trace: Trace, rule: Rule = Rule.UNIQUE) -> Counts:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 
@@ -99,6 +100,8 @@ class Source:
         for path in trace.routing_parts:
             self.parts.append(self._part(path))
         self._template: Template | None = None
+        # What is made once and kept is asked for by several threads at a time.
+        self._making = RLock()
 
     @property
     def num_rows(self) -> int:
@@ -129,12 +132,13 @@ class Source:
 
     def pieces(self, part: Part, rule: Rule) -> Pieces:
         """Return the pieces of a part; they are kept for the next group of layers."""
-        if rule not in part.pieces:
-            is_template_T = None
-            if rule is Rule.NO_TEMPLATE:
-                is_template_T = self.template.covers(part.stretches, self.token_ids(part))
-            part.pieces[rule] = cut(self.index, part.stretches, rule, is_template_T)
-        return part.pieces[rule]
+        with self._making:
+            if rule not in part.pieces:
+                is_template_T = None
+                if rule is Rule.NO_TEMPLATE:
+                    is_template_T = self.template.covers(part.stretches, self.token_ids(part))
+                part.pieces[rule] = cut(self.index, part.stretches, rule, is_template_T)
+            return part.pieces[rule]
 
     def counts_alike(self, one: Rule, other: Rule) -> bool:
         """Whether two rules count every row of this trace equally often."""
@@ -147,28 +151,31 @@ class Source:
     def octaves(self, part: Part, rule: Rule) -> tuple[Pieces, np.ndarray]:
         """Return the pieces of a part cut where their position passes a power of two, and the bin
         of each; they are kept likewise."""
-        if rule not in part.octaves:
-            part.octaves[rule] = by_octave(self.pieces(part, rule))
-        return part.octaves[rule]
+        with self._making:
+            if rule not in part.octaves:
+                part.octaves[rule] = by_octave(self.pieces(part, rule))
+            return part.octaves[rule]
 
     def repeats(self, part: Part, lags: tuple[int, ...]) -> np.ndarray:
         """Return which earlier tokens each row of a part repeats: see `Rows.repeats_T`."""
-        if lags not in part.repeats:
-            token_id_T = self.token_ids(part)
-            bits_T = np.zeros(len(token_id_T), np.uint8)
-            for number, lag in enumerate(lags):
-                equal_T = token_id_T[lag:] == token_id_T[:-lag]
-                bits_T[lag:] |= (equal_T << number).astype(np.uint8)
-            part.repeats[lags] = bits_T
-        return part.repeats[lags]
+        with self._making:
+            if lags not in part.repeats:
+                token_id_T = self.token_ids(part)
+                bits_T = np.zeros(len(token_id_T), np.uint8)
+                for number, lag in enumerate(lags):
+                    equal_T = token_id_T[lag:] == token_id_T[:-lag]
+                    bits_T[lag:] |= (equal_T << number).astype(np.uint8)
+                part.repeats[lags] = bits_T
+            return part.repeats[lags]
 
     @property
     def template(self) -> Template:
         """What all documents of a task share; raises TraceError without token ids."""
-        if self._template is None:
-            parts = ((part.stretches, self.token_ids(part)) for part in self.parts)
-            self._template = Template.of(self.index, parts)
-        return self._template
+        with self._making:
+            if self._template is None:
+                parts = ((part.stretches, self.token_ids(part)) for part in self.parts)
+                self._template = Template.of(self.index, parts)
+            return self._template
 
     def token_ids(self, part: Part) -> np.ndarray:
         """Vocabulary ids int32 [T] of a part; -1 where they were not stored."""

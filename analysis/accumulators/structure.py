@@ -79,8 +79,8 @@ class FlowCounts(LayerAccumulator):
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         following = self.following(layer)
         if following is not None:
-            from_T = np.ascontiguousarray(rows.topk_ids(layer)[:, 0])
-            to_T = np.ascontiguousarray(rows.topk_ids(following.layer)[:, 0])
+            from_T = rows.topk_ids(layer)[:, 0]
+            to_T = rows.topk_ids(following.layer)[:, 0]
             table_NM = self.arrays[layer]["flows_NM"]
             kernels.count_flows(table_NM, from_T, to_T, rows.pieces(self.rule))
 

@@ -78,8 +78,9 @@ def core_scan(path: str) -> Any:
     from moe_probe.analysis.accumulators.gaps import Gaps
     from moe_probe.analysis.accumulators.locality import Overlaps
     from moe_probe.analysis.accumulators.structure import PairCounts, SlotCounts
+    from moe_probe.analysis.kernels import kernels_for
     from moe_probe.analysis.rules import Rule
-    from moe_probe.analysis.scan import scan
+    from moe_probe.analysis.scan import chunks, scan_layers
     from moe_probe.analysis.source import Source
 
     source, rule = Source(open_trace(path)), Rule.UNIQUE
@@ -87,9 +88,14 @@ def core_scan(path: str) -> Any:
     most = int(cluster_tokens(source, rule).max())
     overlaps = Overlaps(*common, lags=(1,))
     kept: list[Any] = [Counts(*common), SlotCounts(*common), PairCounts(*common), overlaps]
-    for group in _groups(list(source.layers)):
-        gaps = Gaps({n: source.layers[n] for n in group}, rule, source.index, most=most)
-        scan(source, [*kept, gaps], layers=group, threads=THREADS)
+    kernels = kernels_for(source.num_selections)
+
+    def take(some: Sequence[int]) -> None:
+        gaps = Gaps({n: source.layers[n] for n in some}, rule, source.index, most=most)
+        scan_layers(source, [*kept, gaps], some, kernels)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(take, chunks(list(source.layers), THREADS)))
     return kept
 
 
@@ -99,7 +105,7 @@ def default_scan(path: str) -> Any:
     from moe_probe.analysis.kernels import kernels_for
     from moe_probe.analysis.quality.suite import Evidence
     from moe_probe.analysis.rules import Rule
-    from moe_probe.analysis.scan import scan
+    from moe_probe.analysis.scan import chunks, scan_layers
     from moe_probe.analysis.settings import Settings
     from moe_probe.analysis.source import Source
 
@@ -107,9 +113,13 @@ def default_scan(path: str) -> Any:
     kernels = kernels_for(source.num_selections)
     state = DefaultScan(source, Settings(), kernels)
     evidence = Evidence(source.trace, source, state.counts_by(Rule.RAW))
-    for group in _groups(list(source.layers)):
-        wanted = state.accumulators(evidence, state.document_tables(group))
-        scan(source, wanted, layers=group, threads=THREADS, kernels=kernels)
+
+    def take(some: Sequence[int]) -> None:
+        wanted = state.accumulators(evidence, state.document_tables(some))
+        scan_layers(source, wanted, some, kernels)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(take, chunks(list(source.layers), THREADS)))
     return state
 
 
@@ -119,14 +129,6 @@ def analysis(path: str) -> Any:
     from moe_probe.analysis.settings import Settings
 
     return gather(path, Settings(threads=THREADS))
-
-
-def _groups(layers: list[int]) -> list[list[int]]:
-    """Some layers at a time, as the analysis takes them: tables of documents are large."""
-    from moe_probe.analysis.gathering import GROUP
-
-    size = GROUP * THREADS
-    return [layers[start : start + size] for start in range(0, len(layers), size)]
 
 
 PASSES: dict[str, Callable[[str], Any]] = {

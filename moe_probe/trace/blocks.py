@@ -5,7 +5,7 @@ Shape suffixes: T tokens, K slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +21,7 @@ class Block:
 
     table: pa.Table
     layers: dict[int, LayerSpec]
+    _ids: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -44,7 +45,9 @@ class Block:
         An empty slot holds the layer's `none_id`. Other ids are below `num_experts` in every
         trace that TraceWriter made from valid ids; in a foreign one they may be anything.
         """
-        return layer_arrays(self.table, self.layers[layer], weights=False)[0]
+        if layer not in self._ids:
+            self._ids[layer] = layer_arrays(self.table, self.layers[layer], weights=False)[0]
+        return self._ids[layer]
 
     def topk_weights(self, layer: int) -> np.ndarray:
         """Gate weights float16 [T, K] of one layer, slot by slot beside the ids."""

@@ -74,10 +74,11 @@ def read_footer(path: Path) -> pq.FileMetaData:
 def read_part(path: Path, schema: pa.Schema, footer: pq.FileMetaData | None = None) -> pa.Table:
     """Read a part's columns that `schema` names; raises TraceError unless their types agree.
 
-    With the `footer` at hand, reading a part column by column costs no more than all at once.
+    With the `footer` at hand, reading a part column by column costs no more than all at once; that
+    is done in this thread, since others read other columns.
     """
     with _readable(path, footer) as file:
-        table = file.read(schema.names).select(schema.names)
+        table = file.read(schema.names, use_threads=footer is None).select(schema.names)
         for field in schema:
             if table.schema.field(field.name).type != field.type:
                 raise ValueError(f"{field.name} is not of type {field.type}")

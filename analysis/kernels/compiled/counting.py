@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_
+from moe_probe.analysis.kernels.compiled.words import as_words, fit_words
 from moe_probe.analysis.pieces import Pieces
 
 # Rows after which 16-bit pair counts are added to the table, before they can overflow.
@@ -37,10 +38,11 @@ def count_pairs(table_NN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces) -> Non
     width = 256 if ids_TK.itemsize == 1 else len(table_NN) + 1
     if ids_TK.itemsize > 1:
         ids_TK = np.minimum(ids_TK, ids_TK.dtype.type(len(table_NN)))
-    _make_count_pairs(ids_TK.shape[1])(
+    is_packed = fit_words(ids_TK)
+    _make_count_pairs(ids_TK.shape[1], is_packed)(
         table_NN,
         np.zeros((width, width), np.uint16),
-        ids_TK,
+        as_words(ids_TK, 0) if is_packed else ids_TK,
         pieces.start_P,
         pieces.stop_P,
         pieces.weight_P,
@@ -51,10 +53,42 @@ def count_flows(table_NM: np.ndarray, from_T: np.ndarray, to_T: np.ndarray, piec
     _count_flows(table_NM, from_T, to_T, pieces.start_P, pieces.stop_P, pieces.weight_P)
 
 
-@compile_
-def inspect_rows(ids_TK, num_experts, none_id):
+def inspect_rows(ids_TK: np.ndarray, num_experts: int, none_id: int) -> np.ndarray:
     found_4 = np.zeros(4, np.int64)
+    slots = ids_TK.shape[1]
+    if slots > 1 and fit_words(ids_TK) and ids_TK.max(initial=0) < num_experts:
+        # Most rows are sound, and that is seen at once; the others are looked at id by id.
+        words_T = as_words(ids_TK, 0)
+        ids_TK = ids_TK[_make_find_odd(slots)(words_T)]
     stamp_E = np.full(max(num_experts, 256), -1, np.int64)
+    _inspect_rows(found_4, stamp_E, ids_TK, num_experts, none_id)
+    return found_4
+
+
+@lru_cache
+def _make_find_odd(slots: int) -> Any:
+    ordered = sum(k << (8 * k) for k in range(slots))
+
+    @compile_
+    def find_odd(words_T):
+        """Rows that name an expert twice, as those of zeros do, or read 0, 1, 2, ..."""
+        low, high = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+        is_odd_T = np.zeros(len(words_T), np.bool_)
+        for t in range(len(words_T)):
+            word, found = words_T[t], np.uint64(0)
+            for distance in range(1, slots):
+                # Byte k against byte k + distance, in the low bytes; a byte of 0 sets a high bit.
+                differing = word ^ (word >> np.uint64(8 * distance))
+                equal = (differing - low) & ~differing
+                found |= equal & (high >> np.uint64(8 * (8 - slots + distance)))
+            is_odd_T[t] = found != 0 or word == np.uint64(ordered)
+        return is_odd_T
+
+    return find_odd
+
+
+@compile_
+def _inspect_rows(found_4, stamp_E, ids_TK, num_experts, none_id):
     for t in range(len(ids_TK)):
         twice, zero, ordered, foreign = False, True, True, False
         for k in range(ids_TK.shape[1]):
@@ -71,7 +105,6 @@ def inspect_rows(ids_TK, num_experts, none_id):
         found_4[1] += zero
         found_4[2] += ordered
         found_4[3] += foreign
-    return found_4
 
 
 @lru_cache
@@ -108,7 +141,7 @@ def _make_count_slots(slots: int) -> Any:
 
 
 @lru_cache
-def _make_count_pairs(slots: int) -> Any:
+def _make_count_pairs(slots: int, is_packed: bool) -> Any:
     @compile_
     def flush(table_NN, scratch_MM, weight):
         for a in range(len(table_NN)):
@@ -117,26 +150,38 @@ def _make_count_pairs(slots: int) -> Any:
                 scratch_MM[a, b] = 0
 
     @compile_
-    def count_pairs(table_NN, scratch_MM, ids_TK, start_P, stop_P, weight_P):
+    def add_rows(scratch_MM, rows, begin, end):
         one = np.uint16(1)
-        rows, weight = 0, np.int64(1)
+        for t in range(begin, end):
+            if is_packed:
+                # A number is loaded once; ids in memory would be loaded after every store again.
+                word = rows[t]
+                for i in range(slots - 1):
+                    a = (word >> np.uint64(8 * i)) & np.uint64(0xFF)
+                    for j in range(i + 1, slots):
+                        scratch_MM[a, (word >> np.uint64(8 * j)) & np.uint64(0xFF)] += one
+            else:
+                for i in range(slots - 1):
+                    a = rows[t, i]
+                    for j in range(i + 1, slots):
+                        scratch_MM[a, rows[t, j]] += one
+
+    @compile_
+    def count_pairs(table_NN, scratch_MM, rows, start_P, stop_P, weight_P):
+        used, weight = 0, np.int64(1)
         for p in range(len(start_P)):
             if weight_P[p] != weight:
                 flush(table_NN, scratch_MM, weight)
-                rows, weight = 0, weight_P[p]
+                used, weight = 0, weight_P[p]
             begin = start_P[p]
             while begin < stop_P[p]:
-                end = min(begin + _FLUSH - rows, stop_P[p])
-                for t in range(begin, end):
-                    for i in range(slots - 1):
-                        a = ids_TK[t, i]
-                        for j in range(i + 1, slots):
-                            scratch_MM[a, ids_TK[t, j]] += one
-                rows += end - begin
+                end = min(begin + _FLUSH - used, stop_P[p])
+                add_rows(scratch_MM, rows, begin, end)
+                used += end - begin
                 begin = end
-                if rows == _FLUSH:
+                if used == _FLUSH:
                     flush(table_NN, scratch_MM, weight)
-                    rows = 0
+                    used = 0
         flush(table_NN, scratch_MM, weight)
 
     return count_pairs

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_, ones
+from moe_probe.analysis.kernels.compiled.words import BYTES, as_words, fit_words
 from moe_probe.analysis.pieces import Pieces
 
 
@@ -27,10 +28,11 @@ def count_overlaps(
 ) -> None:
     facts = (pieces.start_P, pieces.stop_P, pieces.weight_P, pieces.joins_P, row_P, lag_X)
     slots = ids_TK.shape[1]
-    fits = ids_TK.itemsize == 1 and slots <= 8 and (slots == 8 or num_experts < 255)
+    # Blanks of a later and of an earlier token differ from each other and from every id.
+    fits = fit_words(ids_TK) and (slots == BYTES or num_experts < 255)
     if fits and ids_TK.max(initial=0) < num_experts:
-        later_T = _make_pack_rows(slots)(ids_TK, 0xFF)
-        earlier_T = later_T if slots == 8 else _make_pack_rows(slots)(ids_TK, 0xFE)
+        later_T = as_words(ids_TK, 0xFF)
+        earlier_T = later_T if slots == BYTES else as_words(ids_TK, 0xFE)
         _make_count_packed(slots)(sums_SX5, other_SX5, later_T, earlier_T, *facts, repeats_T)
     else:
         stamp_N = np.empty(num_experts, np.int32)
@@ -44,22 +46,6 @@ def _add(sums_5, weight, pairs, total, touching, leading, equal):
     sums_5[2] += touching * weight
     sums_5[3] += leading * weight
     sums_5[4] += equal * weight
-
-
-@lru_cache
-def _make_pack_rows(slots: int) -> Any:
-    @compile_
-    def pack_rows(ids_TK, blank):
-        rows_T = np.empty(len(ids_TK), np.uint64)
-        for t in range(len(ids_TK)):
-            row = np.uint64(0)
-            for k in range(8):
-                value = np.uint64(ids_TK[t, k]) if k < slots else np.uint64(blank)
-                row |= value << np.uint64(8 * k)
-            rows_T[t] = row
-        return rows_T
-
-    return pack_rows
 
 
 @lru_cache
