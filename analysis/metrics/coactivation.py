@@ -9,6 +9,7 @@ Shape suffixes: N experts of a layer, T tokens, K slots, P pairs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -58,8 +59,6 @@ def expected_pairs(pairs_NN: np.ndarray) -> np.ndarray:
     if 2 * margin_N[largest] == margin_N.sum():
         # All pairs have one expert in common, or there are none: the row sums leave no choice.
         return pairs_NN.astype(np.float64)
-    from scipy.optimize import brentq
-
     scaled_N = margin_N / margin_N[largest]
 
     def smaller_roots_N(u: float) -> np.ndarray:
@@ -73,7 +72,7 @@ def expected_pairs(pairs_NN: np.ndarray) -> np.ndarray:
         root_N = smaller_roots_N(u)
         return float(root_N.sum() - 2 * root_N[largest] if is_larger else u * root_N.sum() - 1)
 
-    u = brentq(excess, 0, 0.25, xtol=1e-300, rtol=1e-15)
+    u = _root(excess, 0.0, 0.25)
     x_N = u * smaller_roots_N(u)
     if is_larger:
         x_N[largest] = 1 - x_N[largest]
@@ -173,3 +172,17 @@ def _off_diagonal(part_NN: np.ndarray, whole_NN: np.ndarray) -> np.ndarray:
     ratio_NN = np.full(whole_NN.shape, np.nan)
     np.divide(part_NN, whole_NN, out=ratio_NN, where=is_defined_NN)
     return ratio_NN
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Halve an interval at whose ends the function has two signs, until its ends are neighbours.
+
+    scipy's root finders are quicker and take longer to import than a report has roots to find.
+    """
+    is_positive = function(low) > 0
+    while low < (middle := (low + high) / 2) < high:
+        if (function(middle) > 0) == is_positive:
+            low = middle
+        else:
+            high = middle
+    return high
