@@ -71,6 +71,11 @@ class Analysis:
     @property
     def caption(self) -> str:
         """What every figure made of these numbers has to say."""
+        return f"{self.counted}; by chance: tokens that choose k of N experts uniformly"
+
+    @property
+    def counted(self) -> str:
+        """What was counted: rule, order, T and, where it is known, T_eff."""
         settings = self.sums.settings
         table = self.layers
         tokens = int(table["tokens"].max()) if len(table) else 0
@@ -78,7 +83,7 @@ class Analysis:
         worth = f", worth {effective:,.0f} independent ones (T_eff)" if effective > 0 else ""
         return (
             f"counting rule {settings.rule}, token order {settings.order}, T = {tokens:,} tokens"
-            f"{worth}; by chance: tokens that choose k of N experts uniformly"
+            f"{worth}"
         )
 
     @cached_property
