@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Protocol
@@ -53,6 +53,7 @@ def scan(
     layers: Sequence[int] | None = None,
     threads: int | None = None,
     kernels: ModuleType | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Fill accumulators from the tokens of a trace.
 
@@ -66,6 +67,7 @@ def scan(
         layers: The layers to read; all if None.
         threads: How many work at once; all processors if None.
         kernels: The inner loops; by the trace's size if None.
+        progress: Called with the number of layers done, and of all, after every group of layers.
 
     Raises:
         TraceError: the trace has no per-token rows or no weights, or is damaged.
@@ -74,10 +76,18 @@ def scan(
     wanted = list(source.layers if layers is None else layers)
     loops = kernels or kernels_for(source.num_selections)
     workers = threads or default_threads()
+    done = 0
+
+    def take(some: Sequence[int]) -> int:
+        scan_layers(source, accumulators, some, loops)
+        return len(some)
+
     with ThreadPoolExecutor(workers) as pool:
-        shares = chunks(wanted, workers)
-        # A list, so that what a layer raises is raised here.
-        list(pool.map(lambda some: scan_layers(source, accumulators, some, loops), shares))
+        # Taken one by one, so that what a layer raises is raised here.
+        for number in pool.map(take, chunks(wanted, workers)):
+            done += number
+            if progress:
+                progress(done, len(wanted))
 
 
 def chunks(layers: Sequence[int], threads: int) -> list[Sequence[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.repeats import Repeats
@@ -107,8 +107,12 @@ class Evidence:
         ]
 
 
-def check_trace(trace: Trace) -> list[Check]:
+def check_trace(trace: Trace, *, progress: Callable[[int, int], None] | None = None) -> list[Check]:
     """Run every check that applies to a trace.
+
+    Args:
+        trace: The trace.
+        progress: Called with the number of layers done, and of all, after every group of layers.
 
     Raises:
         TraceError: the trace is damaged, or of a model without routers.
@@ -116,7 +120,7 @@ def check_trace(trace: Trace) -> list[Check]:
     source = None if trace.capture is Capture.COUNTS or not trace.layers else Source(trace)
     evidence = Evidence(trace, source)
     if source is not None:
-        scan(source, evidence.accumulators)
+        scan(source, evidence.accumulators, progress=progress)
     return evidence.checks()
 
 

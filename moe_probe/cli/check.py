@@ -15,6 +15,7 @@ def check(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the checks as one JSON document.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints.")] = False,
 ) -> None:
     """Check that a trace holds what the model did; exit code 1 if it does not.
 
@@ -22,9 +23,13 @@ def check(
     """
     from moe_probe.analysis.quality import check_trace, failures
     from moe_probe.analysis.tables.files import quality_table, to_records
+    from moe_probe.cli.progress import ScanProgress
     from moe_probe.recording.stages import open_trace
 
-    checks = check_trace(open_trace(trace))
+    output.set_quiet(quiet)
+    opened = open_trace(trace)
+    with ScanProgress(len(opened.layers), quiet=quiet) as progress:
+        checks = check_trace(opened, progress=progress.update)
     failed = failures(checks)
     if as_json:
         records = to_records(quality_table(checks))

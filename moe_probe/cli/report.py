@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +69,7 @@ def report(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the numbers as one JSON document.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints.")] = False,
 ) -> None:
     """Write the numbers, plots and one HTML file of a trace.
 
@@ -81,8 +83,10 @@ def report(
     from moe_probe.analysis.report.terminal import summary
     from moe_probe.analysis.rules import Rule, default_rule
     from moe_probe.analysis.settings import Settings
+    from moe_probe.cli.progress import ScanProgress
     from moe_probe.recording.stages import open_trace
 
+    output.set_quiet(quiet)
     chosen_order = Order.parse(order)
     directory, opened = output_directory or trace / "report", open_trace(trace)
     settings = Settings(
@@ -92,13 +96,19 @@ def report(
         seed=seed,
         threads=threads,
     )
-    contents, paths = write_report(
-        opened, directory, settings, tables_only=tables_only, force=force
-    )
+    with ScanProgress(len(opened.layers), quiet=quiet) as progress:
+        contents, paths = write_report(
+            opened,
+            directory,
+            settings,
+            tables_only=tables_only,
+            force=force,
+            progress=progress.update,
+        )
     if as_json:
         output.document({**contents.to_json(), "files": [str(path) for path in paths]})
     else:
-        for line in summary(contents):
+        for line in summary(contents, styled=output.is_terminal(sys.stdout)):
             output.result(line)
         output.result()
         # Of forty tables their folder is enough.

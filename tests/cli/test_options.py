@@ -14,9 +14,10 @@ from moe_probe.cli import app
 
 OPTIONS = {
     "": "--version -V --install-completion --show-completion",
-    "check": "trace --json",
+    "check": "trace --json --quiet -q",
     "demo": "--output -o --force -f",
     "env": "--json",
+    "export": "trace --format --output -o --rule --layers --subject --force -f --json",
     "ls": "kind search --json",
     "mmlu": "",
     "mmlu prepare": "--src --out --force -f",
@@ -26,7 +27,8 @@ OPTIONS = {
         "--mmlu-dir --include-path --dry-run --quiet -q"
     ),
     "report": (
-        "trace --output -o --rule --order --window --seed --threads --tables-only --force -f --json"
+        "trace --output -o --rule --order --window --seed --threads --tables-only --force -f "
+        "--json --quiet -q"
     ),
 }
 RUNNABLE = [name for name in OPTIONS if name not in ("", "mmlu")]
