@@ -1,0 +1,51 @@
+"""The report as one HTML file: figures that answer, readable offline, and words without scripts."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from html import escape
+from io import BytesIO
+from string import Template
+
+from moe_probe import __version__
+from moe_probe.analysis.report.contents import Contents, one_line
+from moe_probe.analysis.report.page.assets import bokeh, script, text
+from moe_probe.analysis.report.page.data import payload_of
+from moe_probe.analysis.report.page.summary import summary
+
+__all__ = ["render"]
+_WIDTH = 1000
+
+
+def render(contents: Contents, heatmap: bytes) -> str:
+    """Return the page.
+
+    Args:
+        contents: What the report says.
+        heatmap: The map of relative loads as PNG, for readers without scripts.
+    """
+    title = f"Expert use of {one_line(contents.run.get('model', 'a model'))}"
+    return Template(text("page.html")).substitute(
+        title=escape(title),
+        style=text("style.css"),
+        summary=summary(contents),
+        png=b64encode(_small(heatmap)).decode("ascii"),
+        alt=escape(f"Map of the relative load of layers by experts: {contents.analysis.caption}."),
+        version=escape(__version__),
+        data=payload_of(contents).encode(),
+        bokeh=bokeh(),
+        script=script(),
+    )
+
+
+def _small(png: bytes) -> bytes:
+    """Return a picture in few colours and no wider than a page."""
+    # Comes with matplotlib, which has drawn the picture.
+    from PIL import Image
+
+    with Image.open(BytesIO(png)) as picture:
+        whole = picture.convert("RGB")
+    whole.thumbnail((_WIDTH, 4 * _WIDTH), Image.Resampling.BOX)
+    buffer = BytesIO()
+    whole.quantize(64).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

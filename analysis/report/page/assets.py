@@ -1,0 +1,65 @@
+"""Styles and scripts of the page: our own files, and BokehJS from the installed package."""
+
+from __future__ import annotations
+
+import zlib
+from base64 import b64encode
+from importlib.metadata import distribution
+from importlib.resources import files
+from pathlib import Path
+
+from moe_probe.errors import MoeProbeError
+
+CORE = (
+    "decode.js",
+    "data.js",
+    "format.js",
+    "intervals.js",
+    "colors.js",
+    "page.js",
+    "controls.js",
+    "table.js",
+    "figure.js",
+    "card.js",
+    "selection.js",
+    "theme.js",
+    "navigation.js",
+)
+VIEWS = (
+    "heatmap.js",
+    "heatmap_view.js",
+)
+"""Files with calls of `MoeProbe.view`; the page shows them in this order inside a section."""
+SCRIPTS = (*CORE, *VIEWS, "start.js")
+_BOKEH = ("bokeh.min.js", "bokeh-api.min.js")
+
+
+def text(name: str) -> str:
+    """Return a file of this package."""
+    return files(__package__).joinpath(name).read_text("utf-8")
+
+
+def script() -> str:
+    """Return our scripts as one function that sees no names but its own."""
+    parts = "\n".join(text(f"js/{name}") for name in SCRIPTS)
+    return f'(() => {{\n"use strict";\n{parts}\n}})();'
+
+
+def bokeh() -> str:
+    """Return BokehJS, deflated, as base64 text.
+
+    Importing bokeh would take longer than writing a report.
+
+    Raises:
+        MoeProbeError: the package bokeh lacks them.
+    """
+    parts = []
+    for name in _BOKEH:
+        path = Path(str(distribution("bokeh").locate_file(f"bokeh/server/static/js/{name}")))
+        try:
+            parts.append(path.read_bytes())
+        except OSError as error:
+            raise MoeProbeError(
+                f"Cannot read {path}: {error.strerror or error}. Install bokeh again."
+            ) from error
+    return b64encode(zlib.compress(b"\n".join(parts), 9)).decode("ascii")

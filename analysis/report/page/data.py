@@ -1,0 +1,24 @@
+"""What the page is given: every section adds its own part to one payload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moe_probe.analysis.report.contents import Contents
+from moe_probe.analysis.report.page.data_core import counts, facts, tables
+from moe_probe.analysis.report.page.payload import Payload
+
+SECTIONS: tuple[Callable[[Contents, Payload], None], ...] = (
+    facts,
+    counts,
+    tables,
+)
+"""Called in this order."""
+
+
+def payload_of(contents: Contents) -> Payload:
+    """Return all that the page's figures and tables are made of."""
+    payload = Payload()
+    for add in SECTIONS:
+        add(contents, payload)
+    return payload

@@ -1,0 +1,71 @@
+/* What the page is given: one deflated block, see payload.py. */
+
+const ARRAYS = {
+  uint8: Uint8Array,
+  uint16: Uint16Array,
+  uint32: Uint32Array,
+  int32: Int32Array,
+  float32: Float32Array,
+  float64: Float64Array,
+};
+const NO_INTEGER = -(2 ** 31);
+
+/**
+ * Inflate base64 text.
+ * @param {string} text
+ * @returns {Promise<Uint8Array>}
+ */
+async function inflate(text) {
+  const letters = atob(text.trim());
+  const bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/**
+ * Bring bytes that stand by significance back together.
+ * @param {Uint8Array} planes
+ * @param {string} type
+ */
+function joinPlanes(planes, type) {
+  const size = ARRAYS[type].BYTES_PER_ELEMENT;
+  const length = planes.length / size;
+  const bytes = new Uint8Array(planes.length);
+  for (let plane = 0; plane < size; plane++) {
+    for (let i = 0; i < length; i++) bytes[i * size + plane] = planes[plane * length + i];
+  }
+  return new ARRAYS[type](bytes.buffer);
+}
+
+/**
+ * @param {Uint8Array} bytes
+ * @returns {{meta: object, arrays: Map<string, {values: *, shape: number[]}>, tables: object}}
+ */
+function decode(bytes) {
+  const length = new DataView(bytes.buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
+  let offset = 8 + Math.ceil(length / 8) * 8;
+  const arrays = new Map();
+  for (const { name, type, shape } of header.arrays) {
+    const size = shape.reduce((product, n) => product * n, 1) * ARRAYS[type].BYTES_PER_ELEMENT;
+    arrays.set(name, { values: joinPlanes(bytes.subarray(offset, offset + size), type), shape });
+    offset += Math.ceil(size / 8) * 8;
+  }
+  return { meta: header.meta, arrays, tables: header.tables };
+}
+
+/**
+ * One column as views read it: null is NaN in numbers and null in texts.
+ * @param {{kind: string, texts: string[]}} column
+ * @param {ArrayLike<number>} values
+ */
+function decodeColumn(column, values) {
+  if (column.kind === "text") {
+    return Array.from(values, (code) => (code ? column.texts[code - 1] : null));
+  }
+  if (column.kind === "integer" && values instanceof Int32Array && values.includes(NO_INTEGER)) {
+    return Float64Array.from(values, (value) => (value === NO_INTEGER ? NaN : value));
+  }
+  return values;
+}

@@ -1,0 +1,122 @@
+/* Bokeh figures in the page's style. */
+
+/** Every figure drawn so far; themes recolour them. */
+const figures = new Set();
+
+/**
+ * Make a figure: Bokeh's own attributes, `height` in pixels; its width is that of the page.
+ * Its data are added by Bokeh's methods (`figure.scatter` ...); `page.show` puts it into a view.
+ * @param {object} [attributes]
+ */
+function figure(attributes = {}) {
+  const isTouch = matchMedia("(pointer: coarse)").matches;
+  const made = new Bokeh.Plotting.figure({
+    height: 380,
+    sizing_mode: "stretch_width",
+    // A finger scrolls the page, so it does not drag the figure.
+    tools: isTouch ? ["tap"] : ["pan", "box_zoom", "wheel_zoom", "tap"],
+    active_drag: isTouch ? null : "pan",
+    active_scroll: null,
+    toolbar_location: isTouch ? null : "right",
+    min_border_right: 8,
+    output_backend: "canvas",
+    ...attributes,
+  });
+  made.toolbar.logo = null;
+  recolour(made);
+  figures.add(made);
+  return made;
+}
+
+/** Give a figure the colours of the theme in force. */
+function recolour(made) {
+  made.background_fill_color = colors.plot;
+  made.border_fill_color = colors.page;
+  made.outline_line_color = colors.line;
+  for (const axis of made.axes) {
+    axis.axis_label_text_font_style = "normal";
+    axis.axis_label_text_color = colors.text;
+    axis.major_label_text_color = colors.text;
+    axis.axis_line_color = colors.faint;
+    axis.major_tick_line_color = colors.faint;
+    axis.minor_tick_line_color = null;
+  }
+  for (const grid of made.grids) grid.grid_line_color = colors.line;
+  for (const panel of [...made.left, ...made.right, ...made.above, ...made.below, ...made.center]) {
+    if (panel instanceof Bokeh.ColorBar || panel instanceof Bokeh.Legend) recolourPanel(panel);
+  }
+}
+
+function recolourPanel(panel) {
+  panel.background_fill_color = colors.page;
+  panel.title_text_color = colors.text;
+  if (panel instanceof Bokeh.ColorBar) {
+    panel.major_label_text_color = colors.text;
+    panel.major_tick_line_color = colors.text;
+    return;
+  }
+  panel.label_text_color = colors.text;
+  panel.border_line_color = colors.line;
+  panel.background_fill_alpha = 0.85;
+}
+
+/** Give every figure the colours of the theme in force. */
+function recolourAll() {
+  for (const made of figures) recolour(made);
+}
+
+/**
+ * Put a figure into a view.
+ * @param {object} made
+ * @param {HTMLElement} host
+ * @returns {Promise<object>} Bokeh's view of it
+ */
+function show(made, host) {
+  recolour(made);
+  const box = element("div", { class: "plot" });
+  host.append(box);
+  return Bokeh.Plotting.show(made, box);
+}
+
+/**
+ * Call back with data coordinates where the pointer clicks or taps.
+ * @param {object} made
+ * @param {(x: number, y: number) => void} callback
+ */
+function onTap(made, callback) {
+  made.on_event("tap", ({ x, y }) => callback(x, y));
+}
+
+/**
+ * Show a text beside the pointer: `text(x, y)` gives its lines, or null for none.
+ * @param {object} made
+ * @param {HTMLElement} host which contains the figure
+ * @param {(x: number, y: number) => string[]|null} text
+ */
+function onHover(made, host, text) {
+  const tip = element("div", { class: "tip", hidden: true });
+  host.append(tip);
+  const hide = () => void (tip.hidden = true);
+  made.on_event("mousemove", ({ x, y, sx, sy }) => {
+    const lines = text(x, y);
+    tip.hidden = !lines;
+    if (!lines) return;
+    tip.replaceChildren(...lines.map((line) => element("div", {}, line)));
+    const room = host.clientWidth - tip.offsetWidth;
+    tip.style.left = `${Math.max(0, Math.min(sx + 14, room))}px`;
+    tip.style.top = `${sy + 14}px`;
+  });
+  made.on_event("mouseleave", hide);
+  host.addEventListener("pointerleave", hide);
+}
+
+/**
+ * Numbers in rows as Bokeh's image glyph wants them.
+ * @param {Float64Array} values row by row
+ */
+function matrix(values, rows, columns) {
+  const { ndarray } = Bokeh.require("core/util/ndarray");
+  return ndarray(values, { dtype: "float64", shape: [rows, columns] });
+}
+
+Object.assign(page, { figure, show, onTap, onHover, matrix });

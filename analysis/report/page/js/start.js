@@ -1,0 +1,29 @@
+/* Start: read the data, then BokehJS, then draw what is on the screen. */
+
+/** @param {string} id text of a script element that is no script */
+const block = (id) => document.getElementById(id).textContent;
+
+async function start() {
+  performance.mark("moe-probe-start");
+  page.data = makeData(decode(await inflate(block("moe-probe-data"))));
+  const library = element("script");
+  library.textContent = new TextDecoder().decode(await inflate(block("moe-probe-bokeh")));
+  document.head.append(library);
+  startTheme();
+  const cards = buildSections();
+  document.getElementById("foot").append(selectionBar());
+  cards[0]?.draw();
+  requestAnimationFrame(() => performance.mark("moe-probe-first-view"));
+  drawWhenNear(cards);
+  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  document.documentElement.dataset.ready = "";
+}
+
+globalThis.MoeProbe = { view, select, slider, checkbox, number, element, layerOptions, subjectOptions, wholeTable, page };
+
+start().catch((error) => {
+  const message = document.getElementById("problem");
+  message.textContent = `The figures cannot be shown: ${error.message}. A browser of 2023 or later is needed.`;
+  message.hidden = false;
+  console.error(error);
+});

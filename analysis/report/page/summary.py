@@ -1,0 +1,52 @@
+"""The first screen: can this be trusted, the three answers, and what was run."""
+
+from __future__ import annotations
+
+from moe_probe.analysis.quality import Status
+from moe_probe.analysis.report.contents import Contents, one_line
+from moe_probe.analysis.report.markup import description, listing, paragraph, section, table
+from moe_probe.analysis.tables.files import quality_table
+
+
+def summary(contents: Contents) -> str:
+    """Return it as HTML; a failing check stands above all and withholds the answers."""
+    parts = [paragraph(text, "warning") for text in contents.warnings()]
+    if contents.failed:
+        parts.append(
+            listing(
+                f"{check.check} {check.name}: {check.value}, expected {check.expected}"
+                for check in contents.failed
+            )
+        )
+    findings = contents.findings()
+    if findings:
+        parts.append(f'<div class="findings">{section("Findings", listing(findings))}</div>')
+    parts.append(section("What was run", description(run_facts(contents))))
+    parts.append(section("Quality", paragraph(completeness(contents)), _checks(contents)))
+    return "\n".join(parts)
+
+
+def run_facts(contents: Contents) -> dict[str, str]:
+    """Name what was run and how it was counted."""
+    facts = {name.replace("_", " "): one_line(value) for name, value in contents.run.items()}
+    return facts | {
+        "sequences": f"{contents.num_sequences:,}",
+        "tokens counted": f"{contents.tokens:,}",
+        "counting rule": f"{contents.rule}: {contents.rule.description}",
+        "trace": one_line(contents.trace),
+    }
+
+
+def completeness(contents: Contents) -> str:
+    """Say in one sentence whether the trace is whole and how its checks ended."""
+    number = {status: sum(check.status is status for check in contents.checks) for status in Status}
+    complete = next((check for check in contents.checks if check.check == "Q0"), None)
+    state = complete and (complete.value or f"not checked: {complete.reason}")
+    counted = ", ".join(f"{count} {status}" for status, count in number.items() if count)
+    return f"Completeness: {state or 'not checked'}. Checks: {counted}."
+
+
+def _checks(contents: Contents) -> str:
+    checks = quality_table(contents.checks)
+    rows = table(list(checks.columns), checks.itertuples(index=False))
+    return f"<details{' open' if contents.failed else ''}><summary>All checks</summary>{rows}</details>"
