@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 
 from moe_probe.analysis.gathering import subject_names
-from moe_probe.analysis.report.contents import one_line
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Source
 from moe_probe.errors import UsageError
@@ -73,8 +72,8 @@ class Choice:
             if subject not in names:
                 near = get_close_matches(subject, names) or sorted(names)[:5]
                 raise UsageError(
-                    f"{self.trace.path} has no subject {subject!r}. It has {len(names)}, such as "
-                    f"{one_line(near)}."
+                    f"{self.trace.path} has no subject {subject!r}. "
+                    f"It has {len(names)}, such as {', '.join(map(repr, near))}."
                 )
         return np.array([not self.subjects or name in self.subjects for name in names], bool)
 

@@ -5,6 +5,7 @@ Shape suffixes: T tokens of a part, K slots, G strata, N experts of a layer, R r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
@@ -45,17 +46,20 @@ def count_table(choice: Choice) -> Rows:
     counts = count(choice, weights)
     wants_G = np.repeat(choice.wants_S(counts.axes.groups), len(SEGMENTS))
     names = list(zip(*counts.axes.strata, strict=True)) or [()] * len(Stratum._fields)
-    tables = []
-    for layer in choice.layers:
-        counts_GN = counts.arrays[layer]["counts_GN"] * wants_G[:, None]
-        stratum_R, expert_R = chosen = np.nonzero(counts_GN)
-        columns = [np.full(len(expert_R), layer), expert_R]
-        columns += [np.array(values, object)[stratum_R] for values in names]
-        sums = None if weights is None else weights.arrays[layer]["weight_sum_GN"][chosen]
-        columns += [counts_GN[chosen], pa.nulls(len(expert_R)) if sums is None else sums]
-        typed = [pa.array(c).cast(f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
-        tables.append(pa.table(typed, _SCHEMA))
-    return Rows(_SCHEMA, tables)
+
+    def tables() -> Iterator[pa.Table]:
+        for layer in choice.layers:
+            counts_GN = counts.arrays[layer]["counts_GN"] * wants_G[:, None]
+            stratum_R, expert_R = chosen = np.nonzero(counts_GN)
+            texts = [np.array(values, object)[stratum_R] for values in names]
+            sums = pa.nulls(len(expert_R))
+            if weights is not None:
+                sums = weights.arrays[layer]["weight_sum_GN"][chosen]
+            columns = [np.full(len(expert_R), layer), expert_R, *texts, counts_GN[chosen], sums]
+            typed = [pa.array(c).cast(f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+            yield pa.table(typed, _SCHEMA)
+
+    return Rows(_SCHEMA, tables())
 
 
 def count(choice: Choice, *more: Accumulator | None) -> Counts:
