@@ -17,7 +17,7 @@ import pandas as pd
 
 DIGITS = 6
 """Significant digits of floats unless a table asks for fewer."""
-_LEVEL = 9
+_LEVEL = 6
 _NO_INTEGER = -(2**31)
 
 

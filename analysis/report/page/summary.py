@@ -7,6 +7,12 @@ from moe_probe.analysis.report.contents import Contents, one_line
 from moe_probe.analysis.report.markup import description, listing, paragraph, section, table
 from moe_probe.analysis.tables.files import quality_table
 
+_QUESTIONS = (
+    "Are experts loaded unevenly?",
+    "Which experts are used least?",
+    "Do experts idle for long?",
+)
+
 
 def summary(contents: Contents) -> str:
     """Return it as HTML; a failing check stands above all and withholds the answers."""
@@ -20,7 +26,11 @@ def summary(contents: Contents) -> str:
         )
     findings = contents.findings()
     if findings:
-        parts.append(f'<div class="findings">{section("Findings", listing(findings))}</div>')
+        answers = "".join(
+            f"<h3>{question}</h3>{paragraph(answer)}"
+            for question, answer in zip(_QUESTIONS, findings, strict=True)
+        )
+        parts.append(section("Findings", f'<div class="findings">{answers}</div>'))
     parts.append(section("What was run", description(run_facts(contents))))
     parts.append(section("Quality", paragraph(completeness(contents)), _checks(contents)))
     return "\n".join(parts)
@@ -49,4 +59,5 @@ def completeness(contents: Contents) -> str:
 def _checks(contents: Contents) -> str:
     checks = quality_table(contents.checks)
     rows = table(list(checks.columns), checks.itertuples(index=False))
-    return f"<details{' open' if contents.failed else ''}><summary>All checks</summary>{rows}</details>"
+    is_open = " open" if contents.failed else ""
+    return f"<details{is_open}><summary>All checks</summary>{rows}</details>"

@@ -13,16 +13,12 @@ function figure(attributes = {}) {
   const made = new Bokeh.Plotting.figure({
     height: 380,
     sizing_mode: "stretch_width",
-    // A finger scrolls the page, so it does not drag the figure.
-    tools: isTouch ? ["tap"] : ["pan", "box_zoom", "wheel_zoom", "tap"],
-    active_drag: isTouch ? null : "pan",
-    active_scroll: null,
-    toolbar_location: isTouch ? null : "right",
+    // A finger and the wheel scroll the page; buttons below the figure zoom.
+    tools: isTouch ? ["tap"] : ["pan", "tap"],
+    toolbar_location: null,
     min_border_right: 8,
-    output_backend: "canvas",
     ...attributes,
   });
-  made.toolbar.logo = null;
   recolour(made);
   figures.add(made);
   return made;
@@ -66,16 +62,39 @@ function recolourAll() {
 }
 
 /**
- * Put a figure into a view.
+ * Put a figure into a view, with buttons that zoom and save it.
  * @param {object} made
  * @param {HTMLElement} host
- * @returns {Promise<object>} Bokeh's view of it
+ * @returns {Promise<void>} when it is drawn
  */
-function show(made, host) {
+async function show(made, host) {
   recolour(made);
   const box = element("div", { class: "plot" });
-  host.append(box);
-  return Bokeh.Plotting.show(made, box);
+  const tools = element("div", { class: "buttons tools" });
+  host.append(box, tools);
+  const drawn = await Bokeh.Plotting.show(made, box);
+  // The figure itself answers to no key.
+  drawn.canvas_view.events_el.tabIndex = -1;
+  const add = (label, click) => tools.append(element("button", { type: "button", click }, label));
+  add("Zoom in", () => zoom(made, 0.5));
+  add("Zoom out", () => zoom(made, 2));
+  add("Reset view", () => drawn.reset());
+  add("Save image", async () => {
+    const name = host.closest(".view")?.id ?? "figure";
+    download(`${name}.png`, await drawn.export("png").to_blob(), "image/png");
+  });
+}
+
+/** Make both ranges so many times as wide, about their middles. */
+function zoom(made, factor) {
+  for (const [range, scale] of [[made.x_range, made.x_scale], [made.y_range, made.y_scale]]) {
+    const isLog = scale instanceof Bokeh.LogScale;
+    const [to, from] = isLog ? [Math.log, Math.exp] : [Number, Number];
+    const [start, end] = [to(range.start), to(range.end)];
+    const middle = (start + end) / 2;
+    const half = ((end - start) / 2) * factor;
+    range.setv({ start: from(middle - half), end: from(middle + half) });
+  }
 }
 
 /**
