@@ -1,0 +1,95 @@
+"""What the page's views of subjects need beside the counts: they compute the tables' numbers anew.
+
+Log-odds, q-values and the divergences of one layer follow from counts and design effects, which
+take a hundredth of the space.
+
+Shape suffixes: S groups (task, subject, area), L layers, M layers after one for all of them,
+N experts of the widest layer, I joins of a tree; 2 what a join joins.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moe_probe.analysis.metrics.clustering import Dendrogram, area_agreement, average_linkage
+from moe_probe.analysis.metrics.subjects import LEAST_DOCUMENTS
+from moe_probe.analysis.report.contents import Contents
+from moe_probe.analysis.report.page.payload import DIGITS, Payload, round_float32
+from moe_probe.analysis.tables.subjects import subject_deffs, within_deffs
+
+
+def subjects(contents: Contents, payload: Payload) -> None:
+    """Add design effects, and the trees of subjects.
+
+    subjects.documents int [S]; subjects.deff float32 [L, S] and subjects.deff_within [L, N], NaN
+    where unknown; and `_trees`.
+    """
+    sums = contents.analysis.sums
+    width = max(spec.num_experts for spec in sums.specs.values())
+    deff_LS = np.full((len(sums.specs), len(sums.subjects)), np.nan)
+    within_LN = np.full((len(sums.specs), width), np.nan)
+    for place, (layer, spec) in enumerate(sums.specs.items()):
+        state = sums.layers.get(layer)
+        deff_LS[place] = subject_deffs(state, len(sums.subjects), spec.num_experts)
+        within_LN[place, : spec.num_experts] = within_deffs(state, spec.num_experts)
+    payload.meta["least_documents"] = LEAST_DOCUMENTS
+    payload.array("subjects.documents", sums.documents_S)
+    payload.array("subjects.deff", round_float32(deff_LS, DIGITS))
+    payload.array("subjects.deff_within", round_float32(within_LN, DIGITS))
+    _trees(contents, payload)
+
+
+def _trees(contents: Contents, payload: Payload) -> None:
+    """Add the trees of subjects: average linkage of the root of their divergence.
+
+    subjects.order int [M, S], as in `Dendrogram`; subjects.leaves int [M], how many of them the
+    tree has; subjects.joined int [M, I, 2], subjects below S and S + i for join i;
+    subjects.height float32 [M, I], in root bits; subjects.area_agreement float32 [M]; and
+    subjects.mean_divergence float32 [S, S], in bits.
+    """
+    sums = contents.analysis.sums
+    bits_MSS = divergences(contents)
+    area_of = {area: number for number, area in enumerate(sorted(set(sums.areas)))}
+    area_S = np.array([area_of[area] for area in sums.areas])
+    trees = [average_linkage(np.sqrt(bits_SS)) for bits_SS in bits_MSS]
+    joins = max(len(tree.links) for tree in trees)
+    joined_MI2 = np.zeros((len(trees), joins, 2), np.int64)
+    height_MI = np.full((len(trees), joins), np.nan)
+    for place, tree in enumerate(trees):
+        number = len(tree.links)
+        joined_MI2[place, :number] = _joined(tree)
+        height_MI[place, :number] = tree.links[:, 2]
+    payload.array("subjects.order", np.stack([tree.order_S for tree in trees]))
+    payload.array("subjects.leaves", np.array([len(tree.known_S) for tree in trees]))
+    payload.array("subjects.joined", joined_MI2)
+    payload.array("subjects.height", round_float32(height_MI, 4))
+    payload.array("subjects.mean_divergence", round_float32(bits_MSS[0], DIGITS))
+    agreement_M = np.array([area_agreement(tree, area_S) for tree in trees])
+    payload.array("subjects.area_agreement", round_float32(agreement_M, 4))
+
+
+def divergences(contents: Contents) -> np.ndarray:
+    """Return the table `divergence` as matrices, the mean of all layers first: float64 [M, S, S].
+
+    NaN in rows and columns of subjects without selections.
+    """
+    sums = contents.analysis.sums
+    number = len(sums.subjects)
+    first, second = np.triu_indices(number, 1)
+    bits = contents.analysis.table("divergence")["divergence_bits"].to_numpy(np.float64)
+    bits_LP = bits.reshape(len(sums.specs), len(first))
+    bits_MP = np.concatenate([bits_LP.mean(axis=0, keepdims=True), bits_LP])
+    bits_MSS = np.zeros((len(bits_MP), number, number))
+    bits_MSS[:, first, second] = bits_MSS[:, second, first] = bits_MP
+    has_LS = np.stack([sums.by_group(layer)[0].sum(axis=1) > 0 for layer in sums.specs])
+    has_MS = np.concatenate([has_LS.all(axis=0, keepdims=True), has_LS])
+    bits_MSS[~(has_MS[:, :, None] & has_MS[:, None, :])] = np.nan
+    return bits_MSS
+
+
+def _joined(tree: Dendrogram) -> np.ndarray:
+    """Return what each join joins, leaves numbered as subjects are: int64 [I, 2]."""
+    child_I2 = tree.links[:, :2].astype(np.int64)
+    leaves = len(tree.known_S)
+    subject_I2 = tree.known_S[np.minimum(child_I2, leaves - 1)]
+    return np.where(child_I2 < leaves, subject_I2, child_I2 - leaves + len(tree.order_S))
