@@ -28,6 +28,17 @@ CORE = (
 VIEWS = (
     "heatmap.js",
     "heatmap_view.js",
+    "load_math.js",
+    "load_common.js",
+    "load_sorted.js",
+    "load_imbalance.js",
+    "load_decomposition.js",
+    "load_coverage.js",
+    "idle_common.js",
+    "idle_scatter.js",
+    "idle_longest.js",
+    "idle_windows.js",
+    "devices.js",
 )
 """Files with calls of `MoeProbe.view`; the page shows them in this order inside a section."""
 SCRIPTS = (*CORE, *VIEWS, "start.js")

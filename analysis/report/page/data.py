@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.data_core import counts, facts, tables
+from moe_probe.analysis.report.page.data_load import load
 from moe_probe.analysis.report.page.payload import Payload
 
 SECTIONS: tuple[Callable[[Contents, Payload], None], ...] = (
     facts,
     counts,
     tables,
+    load,
 )
 """Called in this order."""
 

@@ -1,0 +1,162 @@
+"""What chance alone would give beside the figures of loads, idle windows and devices.
+
+Shape suffixes: L layers, N experts of a layer, D devices, R simulated traces.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.metrics.devices import Balancedness, device_null
+from moe_probe.analysis.metrics.tiers import BURSTY, RARE
+from moe_probe.analysis.report.contents import Contents
+from moe_probe.analysis.report.page.payload import Payload
+from moe_probe.analysis.statistics.idle_null import expected_longest_run
+from moe_probe.analysis.statistics.nulls import expected_indices
+
+_TRACES = 64
+_OUTSIDE = 0.025
+"""Part of a band's chance on either side of it."""
+
+
+def load(contents: Contents, payload: Payload) -> None:
+    """Nulls at the effective number of tokens, and the idle windows that occur."""
+    layers = contents.layers
+    payload.meta["quadrants"] = quadrants(layers)
+    payload.table("layers_chance", layers_chance(layers))
+    for number in sorted(set(layers["num_experts"].tolist())):
+        payload.array(f"order.{number}", order_scores(number))
+    windows = contents.analysis.idle_windows
+    if len(windows):
+        occurs = (windows["runs"] > 0) | (windows["runs_shuffled"] > 0)
+        names = ["layer", "expert", "window", "runs", "share", "runs_shuffled"]
+        windows = windows.loc[occurs, names]
+    payload.table("idle_windows", windows)
+    sizes = contents.analysis.table("devices")["devices"].tolist()
+    payload.table("devices_chance", devices_chance(layers, sizes))
+    payload.table("device_layers_chance", device_layers_chance(layers, sizes))
+
+
+def layers_chance(layers: pd.DataFrame) -> pd.DataFrame:
+    """Return what N0 gives if only T_eff tokens were counted, T where T_eff is not known.
+
+    Returns:
+        layer; one column for each imbalance index; tokens, the number that was used.
+    """
+    rows = []
+    for row in layers.itertuples():
+        tokens = _effective(row.tokens, row.tokens_effective)
+        null = expected_indices(row.num_experts, row.top_k, tokens)
+        rows.append({"layer": row.layer, **asdict(null), "tokens": tokens})
+    return pd.DataFrame(rows)
+
+
+def quadrants(layers: pd.DataFrame) -> dict[str, float | None]:
+    """Return where an expert is called rare and where bursty, in nats.
+
+    Returns:
+        rate_deficit  of a relative load of 0.1, median over layers; None without tokens
+        burstiness  of a run 5 times as long as expected
+    """
+    tokens_L, fair_L = layers["tokens"].to_numpy(), (layers["top_k"] / layers["num_experts"])
+    rare_L, even_L = (expected_longest_run(load * fair_L, tokens_L) for load in (RARE, 1.0))
+    is_defined_L = (rare_L > 0) & (even_L > 0)
+    deficit_L = np.log(rare_L[is_defined_L] / even_L[is_defined_L])
+    deficit = float(np.median(deficit_L)) if len(deficit_L) else None
+    return {"rate_deficit": deficit, "burstiness": math.log(BURSTY)}
+
+
+def order_scores(num_experts: int) -> np.ndarray:
+    """Return where the sorted ones of N independent standard normals lie: float64 [3, N].
+
+    From the least: the 2.5 % point, the median and the 97.5 % point of each, from the beta
+    distribution of a sorted uniform.
+    """
+    from scipy.special import betaincinv, ndtri
+
+    rank_N = np.arange(1, num_experts + 1)
+    points = [_OUTSIDE, 0.5, 1 - _OUTSIDE]
+    return np.stack([ndtri(betaincinv(rank_N, rank_N[::-1], point)) for point in points])
+
+
+def device_layers_chance(layers: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
+    """Return how uneven chance alone makes the devices of every layer.
+
+    Returns:
+        devices, layer
+        max_vio  expected (max - mean) / mean of the devices' loads under N0
+        max_vio_effective  the same for T_eff tokens
+    """
+    rows = [
+        {
+            "devices": size,
+            "layer": row.layer,
+            "max_vio": device_null(row.num_experts, row.top_k, size, row.tokens).max_vio,
+            "max_vio_effective": device_null(
+                row.num_experts, row.top_k, size, _effective(row.tokens, row.tokens_effective)
+            ).max_vio,
+        }
+        for size in sizes
+        for row in layers.itertuples()
+    ]
+    names = ["devices", "layer", "max_vio", "max_vio_effective"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def devices_chance(layers: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
+    """Return what every definition of balancedness gives for fair routing of T_eff tokens.
+
+    The mean of simulated traces: loads of devices are normal, with the variance that N0 gives,
+    and add up to what they must. The seed is fixed.
+
+    Returns:
+        devices, and one column for each definition; null where no token counts.
+    """
+    rng = np.random.default_rng(0)
+    counted = layers[layers["tokens"] > 0]
+    names = [field.name for field in fields(Balancedness)]
+    rows = []
+    for size in sizes:
+        cv_L = np.array(
+            [
+                device_null(
+                    row.num_experts, row.top_k, size, _effective(row.tokens, row.tokens_effective)
+                ).cv
+                for row in counted.itertuples()
+            ]
+        )
+        values = _simulated(cv_L, size, rng) if len(cv_L) else [np.nan] * len(names)
+        rows.append({"devices": size, **dict(zip(names, values, strict=True))})
+    table = pd.DataFrame(rows, columns=["devices", *names])
+    # This one is of experts, whatever the number of devices.
+    table["max_vio"] = layers_chance(counted)["max_vio"].mean() if len(counted) else np.nan
+    return table
+
+
+def _simulated(cv_L: np.ndarray, devices: int, rng: np.random.Generator) -> list[float]:
+    """The definitions of `Balancedness`, in its order, from loads with mean 1; the last is NaN."""
+    normal_RLD = rng.standard_normal((_TRACES, len(cv_L), devices))
+    normal_RLD -= normal_RLD.mean(axis=-1, keepdims=True)
+    spread_L = cv_L * np.sqrt(devices / (devices - 1))
+    max_RL = np.maximum(1 + spread_L * normal_RLD.max(axis=-1), 1.0)
+    even_RL = 1 / max_RL
+    found = (
+        even_RL.mean(axis=1),
+        1 / max_RL.mean(axis=1),
+        even_RL.min(axis=1),
+        np.median(even_RL, axis=1),
+        np.quantile(even_RL, 0.9, axis=1),
+        even_RL.mean(axis=1),
+        max_RL.mean(axis=1) - 1,
+        max_RL.mean(axis=1),
+    )
+    return [*(float(value_R.mean()) for value_R in found), float("nan")]
+
+
+def _effective(tokens: int, effective: float) -> int:
+    """T_eff, or T where no design effect is known; at least 1 where anything was counted."""
+    return max(round(effective), 1) if effective > 0 else tokens

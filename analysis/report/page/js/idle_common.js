@@ -1,0 +1,118 @@
+/* What the views of idle runs share: the window W, and numbers of layers for it. */
+
+const NO_RUNS = "idle runs need rows of tokens in order, and a counting rule that counts each once";
+
+/** Whether idle runs are known. @returns {true|string} */
+function knowsRuns() {
+  const { table } = page.data;
+  const isKnown = table("experts").names.includes("longest_idle") &&
+    table("experts").column("longest_idle").some((run) => run >= 0);
+  return isKnown || NO_RUNS;
+}
+
+/** W of the slider: about ten per decade, those of the settings, and T. */
+const windowSteps = once(() => {
+  const { T, windows } = page.data.meta;
+  return logSteps(10, Math.max(T, 10), [...windows, T]);
+});
+
+/** The window W in tokens that all views of idle runs show. */
+const shownWindow = () => page.state.window ?? firstWindow();
+
+/* The shortest of the settings if an expert idles so long, else one that a tenth of them reach. */
+const firstWindow = once(() => {
+  const runs = page.data.table("experts").column("longest_idle");
+  const wanted = Math.min(...page.data.meta.windows);
+  if (runs.some((run) => run >= wanted) && windowSteps().includes(wanted)) return wanted;
+  const most = quantile(runs, 0.9);
+  return windowSteps().filter((step) => step <= most).at(-1) ?? windowSteps()[0];
+});
+
+/** @returns {Control} */
+function windowControl() {
+  const steps = windowSteps();
+  return slider({
+    label: "Idle for at least W =",
+    min: 0,
+    max: steps.length - 1,
+    get: () => steps.indexOf(shownWindow()),
+    set: (at) => page.set({ window: steps[at] }),
+    show: (at) => `${format(steps[at])} tokens`,
+  });
+}
+
+/** A / (T N): how often a token selects each expert under even load. */
+function fairRate(l) {
+  const { layers, table } = page.data;
+  return table("layers").column("assignments")[l] / (layers[l].tokens * layers[l].num_experts);
+}
+
+/** A run in mean distances between selections under even load. */
+const inFairIntervals = (run, l) => run * fairRate(l);
+
+/** An expected number: tiny ones only say that they are. */
+const expectation = (value) => (value < 0.001 ? "under 0.001" : format(value, 3));
+
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+
+/**
+ * How many experts of each layer idle for W tokens or more, exactly, and how many would.
+ * @param {number} window
+ * @returns {{idle: number, shuffled: number, own: number, fair: number}[]} by layer; `shuffled` is
+ *   NaN without shuffled orders, `own` and `fair` are expectations
+ */
+const idleOfLayers = memo((window) => page.data.layers.map(({ num_experts, tokens }, l) => {
+  const rates = Array.from(ofLayer("frequency", l));
+  const reaching = (name) => {
+    const runs = Array.from(ofLayer(name, l));
+    return runs.some((run) => run >= 0) ? runs.filter((run) => run >= window).length : NaN;
+  };
+  return {
+    idle: reaching("longest_idle"),
+    shuffled: reaching("longest_idle_shuffled"),
+    own: sum(rates.map((p) => chanceOfRun(p, tokens, window))),
+    fair: num_experts * chanceOfRun(fairRate(l), tokens, window),
+  };
+}));
+
+/**
+ * Runs of W or more in each layer and the share of the stream inside them, at a W of the settings.
+ * @param {number} window
+ * @returns {{runs: number, shuffled: number, expected: number, share: number, expectedShare: number}[]}
+ *   sums of runs and means of shares over a layer's experts; NaN at any other W
+ */
+const runsOfLayers = memo((window) => {
+  const { layers, table, meta } = page.data;
+  const isCounted = meta.windows.includes(window);
+  const found = layers.map(({ num_experts, tokens }, l) => {
+    const rates = Array.from(ofLayer("frequency", l));
+    const start = isCounted ? 0 : NaN;
+    return {
+      runs: start,
+      shuffled: meta.shuffles > 0 ? start : NaN,
+      expected: sum(rates.map((p) => expectedRuns(p, tokens, window))),
+      share: start,
+      expectedShare: sum(rates.map((p) => expectedIdleShare(p, tokens, window))) / num_experts,
+    };
+  });
+  const rows = table("idle_windows");
+  for (let i = 0; i < rows.length; i++) {
+    if (rows.column("window")[i] !== window) continue;
+    const l = placeOfLayer(rows.column("layer")[i]);
+    found[l].runs += rows.column("runs")[i];
+    found[l].shuffled += rows.column("runs_shuffled")[i];
+    found[l].share += rows.column("share")[i] / layers[l].num_experts;
+  }
+  return found;
+});
+
+/** Every expert that idles for W tokens or more, the longest run first: rows of `experts`. */
+const idleExperts = memo((window) => {
+  const runs = page.data.table("experts").column("longest_idle");
+  const rows = Array.from(runs, (_, row) => row).filter((row) => runs[row] >= window);
+  return rows.sort((a, b) => runs[b] - runs[a] || a - b);
+});
+
+/** Place of the layer and expert of every row of `experts`. */
+const expertPlaces = once(() => page.data.layers.flatMap(
+  ({ num_experts }, l) => Array.from({ length: num_experts }, (_, e) => [l, e])));
