@@ -38,7 +38,7 @@ _TOKEN = [
 
 
 def selections(choice: Choice) -> Rows:
-    """One row per token, layer and slot that names an expert: `slot`, `expert`, `weight`.
+    """One row per token, layer and slot that names an expert: `slot` from 1, `expert`, `weight`.
 
     `weight` is float32, null where gate weights were not captured.
 
@@ -48,7 +48,7 @@ def selections(choice: Choice) -> Rows:
     """
     fields = [("slot", pa.int32()), ("expert", pa.int32()), ("weight", pa.float32())]
     schema = pa.schema([*_TOKEN, *fields])
-    slots = [np.arange(spec.top_k) for spec in choice.layers.values()]
+    slots = [np.arange(1, spec.top_k + 1) for spec in choice.layers.values()]
     slot_X = np.concatenate([np.empty(0, np.int64), *slots]).astype(np.int32)
     layers = np.array(list(choice.layers), np.int32)
     layer_X = np.repeat(layers, [spec.top_k for spec in choice.layers.values()])

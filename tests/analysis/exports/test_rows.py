@@ -52,7 +52,7 @@ def naive(recording: Recording, rule: Rule) -> dict[Any, tuple[Any, ...]]:
     facts: dict[Any, tuple[Any, ...]] = {}
     for sequence, layer, position, slot, expert, weight in recording.selections():
         stored = owner(recording, sequence, position)
-        key = (stored.sequence_id, position, layer, slot)
+        key = (stored.sequence_id, position, layer, slot + 1)
         if rule is Rule.RAW:
             counts[key] += sequence.multiplicity
         elif stored is sequence and 0 <= sequence.new_from <= position:
