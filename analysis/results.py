@@ -62,6 +62,16 @@ class Analysis:
     def __repr__(self) -> str:
         return f"Analysis({str(self.sums.trace.path)!r}: {self.caption})"
 
+    def _repr_html_(self) -> str:
+        from moe_probe.analysis.report.notebook import to_html
+
+        return to_html(self)
+
+    @property
+    def made(self) -> dict[str, pd.DataFrame]:
+        """The tables that were asked for so far."""
+        return dict(self._tables)
+
     def table(self, name: str) -> pd.DataFrame:
         """Return a table of `TABLES`; raises KeyError for another name."""
         if name not in self._tables:

@@ -142,6 +142,12 @@ def one_line(value: Any) -> str:
 
 def gather(trace: Trace, settings: Settings, *, progress: Progress | None = None) -> Contents:
     """Check and analyse a trace; raises TraceError where it is damaged."""
+    return contents_of(Analysis(scanned(trace, settings, progress=progress)))
+
+
+def contents_of(analysis: Analysis) -> Contents:
+    """Return what a report of an analysis says."""
+    trace = analysis.sums.trace
     options = trace.run.get("options")
     known = {**(options if isinstance(options, dict) else {}), **trace.run}
     return Contents(
@@ -149,5 +155,5 @@ def gather(trace: Trace, settings: Settings, *, progress: Progress | None = None
         run={name: known[name] for name in _RUN_FACTS if known.get(name) is not None},
         is_complete=trace.run.get("status") == "complete",
         num_sequences=trace.sequences.num_rows,
-        analysis=Analysis(scanned(trace, settings, progress=progress)),
+        analysis=analysis,
     )
