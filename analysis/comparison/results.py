@@ -20,7 +20,6 @@ from moe_probe.analysis.comparison.gathering import gather
 from moe_probe.analysis.comparison.sides import CompareSettings, common_rule, open_sides
 from moe_probe.analysis.comparison.sums import Gathered, SideSums
 from moe_probe.analysis.gathering import Progress
-from moe_probe.analysis.quality import failures
 from moe_probe.trace import Trace, open_trace
 
 
@@ -101,7 +100,7 @@ def _traces(found: Comparison) -> pd.DataFrame:
                 "paired_documents": pair.paired_documents if pair and pair.layers else None,
                 "same_shape": pair.corresponds if pair else None,
                 "aligned_tokens": pair.agreement.tokens if pair and pair.agreement else None,
-                "failed_checks": ", ".join(check.check for check in failures(side.checks)),
+                "failed_checks": ", ".join(check.check for check in side.failed),
             }
         )
     whole = dict.fromkeys(("documents", "paired_documents", "aligned_tokens"), "Int64")

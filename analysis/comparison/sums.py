@@ -13,7 +13,7 @@ from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.comparison.agreement_sums import AgreementSums
 from moe_probe.analysis.comparison.documents import Pairs
 from moe_probe.analysis.comparison.sides import CompareSettings, Side
-from moe_probe.analysis.quality import Check
+from moe_probe.analysis.quality import Check, failures
 from moe_probe.analysis.statistics.clusters import ClusterMoments
 
 
@@ -42,6 +42,11 @@ class SideSums:
     """Share of repeated prompt tokens that chose the same experts, by layer; empty if unknown."""
     layers: dict[int, SideLayer] = field(default_factory=dict)
     """Empty where only counts were kept."""
+
+    @property
+    def failed(self) -> list[Check]:
+        """Quality checks that failed: while there is one, the numbers cannot be trusted."""
+        return failures(self.checks)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_probe import __version__, output
-from moe_probe.cli import check, demo, env, export, ls, mmlu, record, report
+from moe_probe.cli import check, compare, demo, env, export, ls, mmlu, record, report
 from moe_probe.errors import MoeProbeError
 
 _HELP = """Show how a Mixture-of-Experts language model really uses its experts.
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.command("record")(record.record)
 app.command("report")(report.report)
 app.command("check")(check.check)
+app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("ls")(ls.list_names)
 app.command("env")(env.show_environment)
