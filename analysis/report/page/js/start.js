@@ -19,7 +19,10 @@ async function start() {
   document.documentElement.dataset.ready = "";
 }
 
-globalThis.MoeProbe = { view, select, slider, checkbox, number, element, layerOptions, subjectOptions, wholeTable, page };
+globalThis.MoeProbe = {
+  page, view, select, slider, checkbox, number, element, layerOptions, subjectOptions, wholeTable,
+  csv, format, shareInterval, fairBand,
+};
 
 start().catch((error) => {
   const message = document.getElementById("problem");

@@ -35,6 +35,13 @@ class Opened:
         self.page.evaluate("dispatchEvent(new Event('beforeprint'))")
         self.wait()
 
+    def show_tables(self) -> None:
+        """Draw every view and show its table."""
+        self.draw_all()
+        closed = "document.querySelectorAll('.below [aria-expanded=false]')"
+        self.page.evaluate(f"() => {closed}.forEach(button => button.click())")
+        self.wait()
+
     def text(self, selector: str) -> str:
         """Return the text of the one element that a selector finds."""
         return self.page.locator(selector).inner_text()

@@ -60,7 +60,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report all of whose names are hostile."""
     folder = tmp_path_factory.mktemp("hostile")
     names = {name: traces.HOSTILE[-1 - number] for number, name in enumerate(traces.HOSTILE)}
-    run = {"model": traces.SCRIPT + "\u202e", "tasks": traces.HOSTILE}
+    run: dict[str, Any] = {"model": traces.SCRIPT + "\u202e", "tasks": traces.HOSTILE}
     run["engine"] = {"name": traces.SCRIPT, "version": "\n"}
     return report_of(traces.write(folder / "trace", names, task=traces.HOSTILE[0], **run))
 

@@ -68,7 +68,8 @@ def test_areas_are_sums_of_subjects_and_segments_of_all(open_page: Open, plain: 
 
     assert shown("humanities").tolist() == (counts["law"] + counts["logic"]).tolist()
     assert shown("stem").tolist() == counts["anatomy"].tolist()
-    by_segment = sum(shown(name) for name in ("prefix", "question", "cue", "choice"))
+    segments = ("prefix", "question", "cue", "choice")
+    by_segment = np.sum([shown(name) for name in segments], axis=0)
     assert by_segment.tolist() == counts.sum(axis=1).tolist()
 
 

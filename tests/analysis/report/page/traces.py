@@ -39,7 +39,6 @@ def write(path: Path, subjects: dict[str, str], *, task: str = "task", **run: ob
             for document in range(30):
                 length = int(rng.integers(20, 60))
                 ids = [_draw(rng, spec, number, length) for spec in LAYERS]
-                facts = {"task": task, "subject": subject, "area": area}
                 writer.add(
                     ids,
                     token_ids=rng.integers(0, 500, length).astype(np.int32),
@@ -49,7 +48,9 @@ def write(path: Path, subjects: dict[str, str], *, task: str = "task", **run: ob
                     question_end=length - 4,
                     cue_end=length - 2,
                     choice_end=length,
-                    **facts,
+                    task=task,
+                    subject=subject,
+                    area=area,
                 )
     return path
 
