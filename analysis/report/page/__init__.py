@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from html import escape
 from io import BytesIO
+from pathlib import Path
 from string import Template
 
 from moe_probe import __version__
@@ -17,12 +18,16 @@ __all__ = ["render"]
 _WIDTH = 1000
 
 
-def render(contents: Contents, heatmap: bytes) -> str:
+def render(contents: Contents, heatmap: bytes, *, tokenizer: Path | None = None) -> str:
     """Return the page.
 
     Args:
         contents: What the report says.
         heatmap: The map of relative loads as PNG, for readers without scripts.
+        tokenizer: A tokenizer.json, or its folder, for the text of tokens; else they are ids.
+
+    Raises:
+        UsageError: `tokenizer` cannot be read.
     """
     title = f"Expert use of {one_line(contents.run.get('model', 'a model'))}"
     return Template(text("page.html")).substitute(
@@ -32,7 +37,7 @@ def render(contents: Contents, heatmap: bytes) -> str:
         png=b64encode(_small(heatmap)).decode("ascii"),
         alt=escape(f"Map of the relative load of layers by experts: {contents.analysis.caption}."),
         version=escape(__version__),
-        data=payload_of(contents).encode(),
+        data=payload_of(contents, tokenizer).encode(),
         bokeh=bokeh(),
         script=script(),
     )

@@ -39,6 +39,14 @@ VIEWS = (
     "idle_longest.js",
     "idle_windows.js",
     "devices.js",
+    "subjects_math.js",
+    "subjects_shared.js",
+    "subjects_tree.js",
+    "subjects_volcano.js",
+    "subjects_ranking.js",
+    "structure_pairs.js",
+    "structure_repeats.js",
+    "documents.js",
 )
 """Files with calls of `MoeProbe.view`; the page shows them in this order inside a section."""
 SCRIPTS = (*CORE, *VIEWS, "start.js")

@@ -24,7 +24,7 @@ _RATES = ("first_choice", "any_overlap", "overlap_ratio")
 
 
 def structure(contents: Contents, payload: Payload) -> None:
-    """Add pairs of experts and repeats, which need rows; meta.has_rows says whether there are any."""
+    """Add pairs of experts and repeats, and meta.has_rows, which both need."""
     sums = contents.analysis.sums
     payload.meta["has_rows"] = sums.pairs is not None
     if sums.pairs is not None:

@@ -1,6 +1,8 @@
 /* One document token by token: which experts each token selected. */
 
-const MOST_COLOURED = 7;
+/* Without the grey one, which would look like no colour. */
+const EXPERT_COLOURS = CATEGORICAL.filter((_, place) => place !== 6);
+const MOST_COLOURED = EXPERT_COLOURS.length;
 
 view({
   id: "document",
@@ -97,7 +99,7 @@ function tokenText({ text, id }) {
 
 function drawDocument(host) {
   const chips = element("div", { class: "chips", role: "group", "aria-label": "Tokens of the document" });
-  const key = element("ul", { class: "key" });
+  const key = element("div");
   const [says, about] = [element("p", { class: "status", role: "status" }), element("p", { class: "status" })];
   host.append(key, chips, says, about);
   host.style.minHeight = "0";
@@ -126,14 +128,15 @@ function drawDocument(host) {
     page.select(...(Number.isNaN(expert) ? [null] : [oneLayer(), expert]));
   });
 
-  return (names) => {
-    const isOther = !names || ["document", "slot", "shownLayer", "layer"].some((name) => names.has(name));
-    if (isOther) {
+  return (changes) => {
+    if (!concerns(changes, "document", "slot", "shownLayer", "layer", "expert")) return;
+    if (concerns(changes, "document", "slot", "shownLayer")) {
       tokens = shownTokens();
       focused = 0;
       const common = commonExperts(tokens, shownSlot());
       chips.replaceChildren(...chipsOf(tokens, common));
-      key.replaceChildren(...documentKey(common, tokens.length));
+      key.replaceChildren();
+      addKey(key, documentKey(common, tokens.length));
     }
     tokens.forEach((token, t) => markToken(boxes()[t], token));
     about.textContent = documentWords(tokens);
@@ -142,7 +145,7 @@ function drawDocument(host) {
 
 /** Boxes of the tokens, with the name of each stretch of the prompt before it. */
 function chipsOf(tokens, common) {
-  const colour = new Map(common.slice(0, MOST_COLOURED).map(([e], place) => [e, CATEGORICAL[place === 6 ? 7 : place]]));
+  const colour = new Map(common.slice(0, MOST_COLOURED).map(([e], place) => [e, EXPERT_COLOURS[place]]));
   return tokens.flatMap((token, t) => {
     const expert = token.experts[shownSlot()];
     const box = element(
@@ -166,13 +169,12 @@ function markToken(box, { experts }) {
 
 function documentKey(common, tokens) {
   const { num_experts } = page.data.layers[oneLayer()];
-  const items = common.slice(0, MOST_COLOURED).map(([e, number], place) => {
-    const swatch = element("span", { class: "swatch bar", "aria-hidden": "true" });
-    swatch.style.color = CATEGORICAL[place === 6 ? 7 : place];
-    return element("li", {}, swatch, `expert ${e}: ${format(number)} tokens`);
-  });
-  const chance = `by chance ${format(tokens / num_experts, 2)} of ${format(tokens)} each`;
-  return [...items, element("li", {}, `others: no colour; ${chance}`)];
+  const chance = `others; by chance each ${format(tokens / num_experts, 2)} of ${format(tokens)} tokens`;
+  return [
+    ...common.slice(0, MOST_COLOURED).map(([e, number], place) => (
+      { mark: "square", color: EXPERT_COLOURS[place], label: `expert ${e}: ${format(number)} tokens` })),
+    { mark: "square", color: "transparent", label: chance },
+  ];
 }
 
 function tokenWords(token) {

@@ -1,5 +1,9 @@
 /* Which experts of a layer tokens select together: observed over expected. */
 
+/* Of fewer expected tokens a ratio says little. */
+const FEWEST_TOGETHER = 5;
+const TIMES_CHANCE = ["≤ 1/8", "1/4", "1/2", "chance", "2×", "4×", "≥ 8×"];
+
 view({
   id: "coactivation",
   section: "structure",
@@ -7,8 +11,8 @@ view({
   note:
     "Tokens that select two experts, over those expected if only how often each is used mattered " +
     "(quasi-independence): white is that chance, red more, blue less; a colour step is a factor of " +
-    "two. Experts that meet often lie side by side unless they are ordered by id. Where a layer " +
-    "has more pairs than are kept, those closest to chance are left grey. Click a cell to select " +
+    "two. Experts that meet often lie side by side unless they are ordered by id. Blank: " +
+    "fewer than 5 tokens expected, or, where a layer has more pairs than are kept, close to chance. Click a cell to select " +
     "the expert of its row.",
   available: () => page.data.table("pairs").length > 0 || noPairs(),
   controls: () => [
@@ -76,19 +80,18 @@ function drawPairs(host) {
   });
   for (const grid of map.grids) grid.visible = false;
   const mapper = new Bokeh.LinearColorMapper({
-    palette: colors.diverging, low: -CLIP, high: CLIP, nan_color: colors.absent,
+    palette: colors.diverging, low: -CLIP, high: CLIP, nan_color: colors.plot,
   });
   const image = new Bokeh.ColumnDataSource({ data: { image: [], x: [], y: [], dw: [], dh: [] } });
-  const field = (name) => ({ field: name });
   map.image({
     image: field("image"), x: field("x"), y: field("y"), dw: field("dw"), dh: field("dh"),
     source: image, color_mapper: mapper,
   });
   const frame = map.rect([], [], [], [], { fill_alpha: 0, line_width: 2, line_color: colors.marker });
   map.add_layout(new Bokeh.ColorBar({
-    color_mapper: mapper, width: 12, title: "log2",
+    color_mapper: mapper, width: 12,
     ticker: new Bokeh.FixedTicker({ ticks: [-3, -2, -1, 0, 1, 2, 3] }),
-    major_label_overrides: new Map([[-3, "≤ −3"], [3, "≥ 3"]]),
+    major_label_overrides: new Map(TIMES_CHANCE.map((word, i) => [i - 3, word])),
   }), "right");
   page.show(map, host);
   const say = statusLine(host);
@@ -105,16 +108,18 @@ function drawPairs(host) {
     return pairText(l, expert, other, found.get(pairKey(expert, other)));
   });
 
-  return () => {
+  return (changes) => {
+    if (!concerns(changes, "shownLayer", "pairsOrder", "layer", "expert", "theme")) return;
     l = oneLayer();
     order = pairsOrder(l);
     const n = order.length;
     found = new Map(pairsOf(l).map((pair) => [pairKey(pair.expert, pair.other), pair]));
     const values = Float64Array.from({ length: n * n }, (_, i) => {
       const pair = found.get(pairKey(order[Math.floor(i / n)], order[i % n]));
-      return pair ? Math.max(-CLIP, Math.min(CLIP, Math.log2(pair.ratio))) : NaN;
+      if (!pair || pair.expected < FEWEST_TOGETHER) return NaN;
+      return Math.max(-CLIP, Math.min(CLIP, Math.log2(pair.ratio)));
     });
-    mapper.nan_color = colors.absent;
+    mapper.nan_color = colors.plot;
     image.data = { image: [page.matrix(values, n, n)], x: [-0.5], y: [-0.5], dw: [n], dh: [n] };
     Object.assign(map.x_range, { start: -0.5, end: n - 0.5 });
     Object.assign(map.y_range, { start: n - 0.5, end: -0.5 });
@@ -163,7 +168,9 @@ function pairsWords(l) {
   const known = pairs.filter(({ z }) => !Number.isNaN(z)).sort((a, b) => a.z - b.z);
   if (!known.length) return `Layer ${layer}: no expert is selected with another one.`;
   const say = ({ expert, other, ratio, z }) => `${expert} and ${other} (${format(ratio, 3)} times chance, z ${format(z, 3)})`;
-  return `Layer ${layer}: ${kept}Most together: ${say(known.at(-1))}; most apart: ${say(known[0])}.`;
+  const ends = [["Most together", known.at(-1), 1], ["Most apart", known[0], -1]];
+  const words = ends.filter(([, { z }, sign]) => sign * z > 0).map(([word, pair]) => `${word}: ${say(pair)}.`);
+  return `Layer ${layer}: ${kept}${words.join(" ")}`;
 }
 
 function pairsTable() {

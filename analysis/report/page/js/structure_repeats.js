@@ -107,9 +107,9 @@ function drawRepeats(host) {
   const dots = made.scatter([], [], { size: 7, color: all });
   page.show(made, host);
   addKey(host, [
-    { mark: "dot", color: all, label: "all pairs of tokens" },
+    { mark: "circle", color: all, label: "all pairs of tokens" },
     { mark: "diamond", color: CATEGORICAL[4], label: "of different token ids" },
-    { mark: "bar", color: one, label: "of the chosen subject (overlap ratio)" },
+    { mark: "square", color: one, label: "of the chosen subject (overlap ratio)" },
     { mark: "dashed", color: all, label: "own rates" },
     { mark: "dotted", color: CATEGORICAL[6], label: "uniform" },
   ]);
@@ -120,7 +120,8 @@ function drawRepeats(host) {
     return lag === undefined ? null : repeatText(lag);
   });
 
-  return () => {
+  return (changes) => {
+    if (!concerns(changes, "shownLayer", "repeatRate", "subject", "theme")) return;
     const rows = shownRepeats();
     const [together, subject] = [rows.filter((row) => row.subject === ""), rows.slice(lags.length)];
     const put = (glyph, some, name) => {

@@ -4,6 +4,7 @@
  */
 
 const PRIOR = 0.01;
+const SIGNIFICANT = 0.05;
 
 /**
  * Log-odds of one expert in a subject against the others, and its z (Monroe et al. 2008).
@@ -52,10 +53,11 @@ function logTwoSidedP(z) {
 /**
  * Benjamini and Hochberg over two-sided tests.
  * @param {Float64Array} z of all tests; NaN is no test
- * @returns {{tests: number, logQ: (z: number) => number}} ln q of a test that was among them
+ * @returns {{logQ: (z: number) => number, critical: (level: number) => number}} ln q of a test that
+ *   was among them, and the |z| from which on q is below a level
  */
 function falseDiscovery(z) {
-  const sizes = z.filter((value) => !Number.isNaN(value)).map(Math.abs).sort();
+  const sizes = absoluteSorted(z);
   const tests = sizes.length;
   const logQ = new Float64Array(tests);
   let least = 0;
@@ -64,7 +66,15 @@ function falseDiscovery(z) {
     least = Math.min(least, logTwoSidedP(sizes[i]) + Math.log(tests / (tests - i)));
     logQ[i] = least;
   }
-  return { tests, logQ: (value) => logQ[placeOf(sizes, Math.abs(value))] ?? NaN };
+  return {
+    logQ: (value) => logQ[placeOf(sizes, Math.abs(value))] ?? NaN,
+    critical: (level) => sizes[logQ.findIndex((value) => value < Math.log(level))] ?? Infinity,
+  };
+}
+
+/** Absolute values in ascending order, without NaN. @param {Float64Array} values */
+function absoluteSorted(values) {
+  return values.filter((value) => !Number.isNaN(value)).map(Math.abs).sort();
 }
 
 /** First place of a value among ascending ones. */
@@ -121,18 +131,23 @@ const subjectMath = once(() => {
   const [deff, within] = [array("subjects.deff").values, array("subjects.deff_within").values];
   const documents = array("subjects.documents").values;
   const hasInference = (s) => documents[s] >= meta.least_documents;
+  const chosen = meta.subjects.map((_, s) => s).filter(hasInference);
+  const mine = memo((s) => ({ counts: counts.subject(s), tokens: counts.tokens.subject(s) }));
 
   /** The row of the table `subjects`, without its q-value. */
   function row(s, l, e) {
-    const [count, total] = [counts.subject(s)[l * N + e], all[l * N + e]];
-    const own = counts.tokens.subject(s)[l];
+    const [count, total] = [mine(s).counts[l * N + e], all[l * N + e]];
+    const own = mine(s).tokens[l];
     const frequency = own ? count / own : NaN;
     const rest = tokens[l] - own ? (total - count) / (tokens[l] - own) : NaN;
     const lift = rest > 0 ? frequency / rest : NaN;
-    const known = hasInference(s)
-      ? logOddsOf(count, total, sizes[s][l], totals[l], largerKnown(deff[l * S + s], within[l * N + e]))
-      : { logOdds: NaN, z: NaN };
+    const known = hasInference(s) ? effect(s, l, e, count) : { logOdds: NaN, z: NaN };
     return { s, l, e, count, frequency, rest, lift, ...known };
+  }
+
+  function effect(s, l, e, count) {
+    const worst = largerKnown(deff[l * S + s], within[l * N + e]);
+    return logOddsOf(count, all[l * N + e], sizes[s][l], totals[l], worst);
   }
 
   /** Rows of one subject: every layer and expert. */
@@ -140,13 +155,19 @@ const subjectMath = once(() => {
     return layers.flatMap(({ num_experts }, l) => Array.from({ length: num_experts }, (_, e) => row(s, l, e)));
   }
 
+  /** z of all experts in a subject with tests: Float64Array [L*N]; NaN where undefined. */
+  const zOf = memo((s) => {
+    const z = new Float64Array(layers.length * N).fill(NaN);
+    const own = mine(s).counts;
+    layers.forEach(({ num_experts }, l) => {
+      for (let e = 0; e < num_experts; e++) z[l * N + e] = effect(s, l, e, own[l * N + e]).z;
+    });
+    return z;
+  });
+
   const discovery = once(() => {
-    const cells = sum(layers.map(({ num_experts }) => num_experts));
-    const z = new Float64Array(S * cells).fill(NaN);
-    let i = 0;
-    for (let s = 0; s < S; s++) {
-      if (hasInference(s)) for (const found of rows(s)) z[i++] = found.z;
-    }
+    const z = new Float64Array(chosen.length * layers.length * N);
+    chosen.forEach((s, place) => z.set(zOf(s), place * layers.length * N));
     return falseDiscovery(z);
   });
   const logQ = (found) => (Number.isNaN(found.z) ? NaN : discovery().logQ(found.z));
@@ -165,5 +186,6 @@ const subjectMath = once(() => {
     const effective = (t) => sizes[t][l] / (deff[l * S + t] || 1);
     return divergenceNull(used[l], layers[l].top_k, effective(s), effective(other));
   }
-  return { S, documents, hasInference, row, rows, logQ, tests: () => discovery().tests, divergence, noise };
+  const critical = once(() => discovery().critical(SIGNIFICANT));
+  return { S, documents, hasInference, tested: chosen, row, rows, zOf, logQ, critical, divergence, noise };
 });

@@ -17,7 +17,7 @@ view({
   available: () => subjectMath().S > 1 || "there is only one subject",
   controls: () => [
     subjectControl(),
-    layerControl("all layers"),
+    subjectLayerControl(),
     select({
       label: "Rank by",
       options: Object.entries(RANKINGS).map(([value, label]) => ({ value, label })),
@@ -42,7 +42,7 @@ view({
  */
 function shownRanking() {
   const { rows, hasInference } = subjectMath();
-  const [s, l] = [shownSubject(), shownLayer()];
+  const [s, l] = [shownSubject(), subjectLayer()];
   const isTested = hasInference(s);
   const asked = page.state.ranking ?? "z";
   const by = isTested || !["z", "logOdds"].includes(asked) ? asked : "lift";
@@ -81,7 +81,9 @@ function drawRanking(host) {
   });
   page.onHover(made, host, (_, y) => (at(y) ? subjectText(at(y)) : null));
 
-  return () => {
+  return (changes) => {
+    const mine = ["subject", "subjectLayer", "ranking", "rankingSide", "layer", "expert", "theme"];
+    if (!concerns(changes, ...mine)) return;
     const ranking = shownRanking();
     first = ranking.cells.filter((cell) => Number.isFinite(effectOf(cell, ranking.isTested).x)).slice(0, RANKED);
     const effects = first.map((cell) => effectOf(cell, ranking.isTested));
@@ -110,7 +112,7 @@ const expertName = ({ l, e }) => `layer ${page.data.layers[l].layer}, expert ${e
 /** How far the ranking can be believed. */
 function rankingWords({ cells, isTested, by }) {
   const s = shownSubject();
-  const { documents, logQ } = subjectMath();
+  const { documents, logQ, critical } = subjectMath();
   const name = subjectName(s);
   if (!isTested) {
     return `${name} has ${format(documents[s])} documents, fewer than the ${page.data.meta.least_documents} that ` +
@@ -118,7 +120,7 @@ function rankingWords({ cells, isTested, by }) {
   }
   const isLess = page.state.rankingSide === "less";
   const side = cells.filter(({ z }) => (isLess ? z < 0 : z > 0));
-  const significant = side.filter((cell) => logQ(cell) < Math.log(SIGNIFICANT)).length;
+  const significant = side.filter(({ z }) => Math.abs(z) >= critical()).length;
   const word = isLess ? "less" : "more";
   if (significant) return `${format(significant)} experts are used ${word} for ${name} with q < 0.05.`;
   const least = Math.exp(side.reduce((most, cell) => Math.min(most, logQ(cell)), 0));

@@ -3,7 +3,6 @@
 const SUBJECT_COLUMNS = [
   "layer", "expert", "subject", "count", "frequency", "lift", "log_odds", "z", "q_value",
 ];
-const SIGNIFICANT = 0.05;
 
 /** @typedef {{s: number, l: number, e: number, count: number, frequency: number, rest: number,
  *   lift: number, logOdds: number, z: number}} SubjectCell an expert and a subject */
@@ -50,6 +49,19 @@ function subjectControl(none = null) {
     options: none ? [{ value: "", label: none }, ...options] : options,
     get: () => page.state.subject ?? (none ? "" : 0),
     set: (s) => page.set({ subject: s === "" ? null : Number(s) }),
+  });
+}
+
+/** The layer of the views of subjects, null for all: selecting an expert leaves it as it is. */
+const subjectLayer = () => page.state.subjectLayer ?? null;
+
+/** A choice of it. @param {string} all what the choice of all is called */
+function subjectLayerControl(all = "all layers") {
+  return select({
+    label: "Layer",
+    options: [{ value: "", label: all }, ...layerOptions()],
+    get: () => subjectLayer() ?? "",
+    set: (l) => page.set({ subjectLayer: l === "" ? null : Number(l) }),
   });
 }
 

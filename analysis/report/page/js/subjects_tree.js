@@ -14,7 +14,7 @@ view({
     "Numbers beside the tree are areas. Click a row to choose its subject.",
   available: () => page.data.array("subjects.leaves").values[0] > 1 || "there is only one subject",
   controls: () => [
-    layerControl("mean of all layers"),
+    subjectLayerControl("mean of all layers"),
     select({
       label: "Colour",
       options: [
@@ -33,7 +33,7 @@ view({
 /** The tree of the layer that is shown, and its map in the tree's order. */
 function shownTree() {
   const { meta, array } = page.data;
-  const l = shownLayer();
+  const l = subjectLayer();
   const place = l === null ? 0 : l + 1;
   const S = meta.subjects.length;
   const part = (name, size) => array(name).values.subarray(place * size, (place + 1) * size);
@@ -93,7 +93,6 @@ function drawTree(host) {
   names.ticker = new Bokeh.FixedTicker({ ticks: rows.filter((row) => row % step === 0) });
   const mapper = new Bokeh.LinearColorMapper({ palette: colors.sequential, low: 0, high: 1, nan_color: colors.absent });
   const image = new Bokeh.ColumnDataSource({ data: { image: [], x: [], y: [], dw: [], dh: [] } });
-  const field = (name) => ({ field: name });
   map.image({
     image: field("image"), x: field("x"), y: field("y"), dw: field("dw"), dh: field("dh"),
     source: image, color_mapper: mapper,
@@ -101,13 +100,14 @@ function drawTree(host) {
   const lines = map.multi_line([], [], { line_color: colors.text, line_width: 1.2 });
   const x = -0.5 - strip;
   const areas = map.rect([], [], strip, 1, { fill_color: field("color"), line_color: null });
-  const letters = map.text([], [], [], { text_font_size: names.major_label_text_font_size, text_color: "#000000", text_align: "center", text_baseline: "middle" });
+  const letters = map.text([], [], [], { text_font_size: names.major_label_text_font_size, text_color: field("color"), text_align: "center", text_baseline: "middle" });
   const row = map.rect([], [], S, 1, { fill_alpha: 0, line_width: 2, line_color: colors.marker });
   const column = map.rect([], [], 1, S, { fill_alpha: 0, line_width: 2, line_color: colors.marker });
   const bar = new Bokeh.ColorBar({ color_mapper: mapper, height: 10, orientation: "horizontal" });
   map.add_layout(bar, "above");
   page.show(map, host);
-  host.after(areaLegend());
+  addKey(host, page.data.areas.map((area, place) => (
+    { mark: "square", color: areaColour(place), label: `${areaMark(place)} ${short(area)}` })));
   const say = statusLine(host);
 
   let shown = null;
@@ -119,8 +119,9 @@ function drawTree(host) {
     return other < 0 ? [subjectWithArea(shown.order[one])] : treeText(shown, one, other);
   });
 
-  return (changed) => {
-    if (!shown || changed?.has("shownLayer")) shown = shownTree();
+  return (changes) => {
+    if (!concerns(changes, "subjectLayer", "treeColour", "subject", "theme")) return;
+    if (concerns(changes, "subjectLayer")) shown = shownTree();
     const most = Math.max(...shown.heights.subarray(0, shown.leaves - 1)) || 1;
     const place = (height) => x - strip / 2 - 0.1 - (width - 0.2) * (height / most);
     const ticks = [0, 1].map((part) => place(part * most));
@@ -131,7 +132,7 @@ function drawTree(host) {
     names.major_label_overrides = new Map(rows.map((at) => [at, rowName(shown.order[at], host.clientWidth)]));
     const area = rows.map((at) => areaPlace(shown.order[at]));
     areas.data_source.data = { x: rows.map(() => x), y: rows, color: area.map(areaColour) };
-    letters.data_source.data = { x: rows.map(() => x), y: rows, text: area.map(areaMark) };
+    letters.data_source.data = { x: rows.map(() => x), y: rows, text: area.map(areaMark), color: area.map(areaInk) };
     colourCells(shown, mapper, image, bar);
     const at = shown.order.indexOf(page.state.subject ?? -1);
     const [middle, chosen] = [(S - 1) / 2, at < 0 ? [] : [at]];
@@ -163,17 +164,9 @@ function colourCells({ bits, noise }, mapper, image, bar) {
 
 const areaPlace = (s) => page.data.areas.indexOf(page.data.meta.subjects[s].area);
 const areaColour = (place) => (place < 0 ? colors.absent : CATEGORICAL[place % CATEGORICAL.length]);
+/* Black is too dark on the first colour. */
+const areaInk = (place) => (place % CATEGORICAL.length ? "#000000" : "#ffffff");
 const areaMark = (place) => (place < 0 ? "" : String(place + 1));
-
-/** Areas with their colours and the numbers that stand for them. */
-function areaLegend() {
-  const items = page.data.areas.map((area, place) => {
-    const swatch = element("span", { class: "swatch bar", "aria-hidden": "true" });
-    swatch.style.color = areaColour(place);
-    return element("li", {}, swatch, `${areaMark(place)} ${short(area)}`);
-  });
-  return element("ul", { class: "key" }, ...items);
-}
 
 /** A subject beside its row: cut short on narrow screens, where a pointer or a tap tells the rest. */
 function rowName(s, width) {
@@ -209,7 +202,7 @@ function treeWords({ l, order, bits, noise, leaves, agreement }) {
 function treeTable() {
   const { layers, meta } = page.data;
   const { S, divergence, noise } = subjectMath();
-  const l = shownLayer();
+  const l = subjectLayer();
   const rows = [];
   for (let s = 0; s < S; s++) {
     for (let other = s + 1; other < S; other++) {

@@ -14,12 +14,11 @@ view({
     "dashed line, 5 % are false discoveries. A triangle lies beyond the upper edge. " +
     "Click a mark to select its expert.",
   available: () => {
-    const { S, hasInference } = subjectMath();
-    const isEnough = Array.from({ length: S }, (_, s) => hasInference(s)).some(Boolean);
+    const { S, tested } = subjectMath();
     if (S < 2) return "there is only one subject";
-    return isEnough || `no subject has the ${page.data.meta.least_documents} documents that a test needs`;
+    return tested.length > 0 || `no subject has the ${page.data.meta.least_documents} documents that a test needs`;
   },
-  controls: () => [subjectControl("all subjects"), layerControl("all layers")],
+  controls: () => [subjectControl("all subjects"), subjectLayerControl()],
   draw: drawVolcano,
   table: volcanoTable,
 });
@@ -31,23 +30,28 @@ view({
  */
 const volcanoCells = memo((key) => {
   const [subject, l] = JSON.parse(key);
-  const { S, rows, logQ } = subjectMath();
-  const found = { cells: [], tests: 0, more: 0, less: 0 };
-  for (let s = 0; s < S; s++) {
-    if (subject !== null && s !== subject) continue;
-    const tested = rows(s).filter((cell) => !Number.isNaN(cell.z) && (l === null || cell.l === l));
-    const significant = tested.filter((cell) => logQ(cell) < Math.log(SIGNIFICANT));
-    found.tests += tested.length;
-    found.more += significant.filter(({ z }) => z > 0).length;
-    found.less += significant.filter(({ z }) => z < 0).length;
-    found.cells = [...found.cells, ...tested]
-      .sort((a, b) => Math.abs(b.z) - Math.abs(a.z)).slice(0, MOST_MARKS);
+  const N = page.data.N;
+  const { tested, zOf, row, critical } = subjectMath();
+  const [first, last] = l === null ? [0, page.data.layers.length] : [l, l + 1];
+  const parts = tested.filter((s) => subject === null || s === subject)
+    .map((s) => ({ s, z: zOf(s).subarray(first * N, last * N) }));
+  const count = (of) => parts.reduce((sum, { z }) => sum + z.reduce((some, value) => some + of(value), 0), 0);
+  const sizes = absoluteSorted(Float64Array.from(parts.flatMap(({ z }) => Array.from(z))));
+  const least = sizes[Math.max(sizes.length - MOST_MARKS, 0)];
+  const cells = [];
+  for (const { s, z } of parts) {
+    z.forEach((value, i) => {
+      if (Math.abs(value) >= least) cells.push(row(s, first + Math.floor(i / N), i % N));
+    });
   }
-  found.cells.reverse();
-  return found;
+  cells.sort((a, b) => Math.abs(a.z) - Math.abs(b.z));
+  return {
+    cells, tests: sizes.length,
+    more: count((z) => z >= critical()), less: count((z) => -z >= critical()),
+  };
 });
 
-const shownVolcano = () => volcanoCells(JSON.stringify([page.state.subject, shownLayer()]));
+const shownVolcano = () => volcanoCells(JSON.stringify([page.state.subject, subjectLayer()]));
 
 /** @param {SubjectCell} cell */
 const certainty = (cell) => -subjectMath().logQ(cell) / Math.LN10;
@@ -57,7 +61,6 @@ function drawVolcano(host) {
     x_axis_label: "log odds against the other subjects, nats", y_axis_label: "−log10 q",
     x_range: [-1, 1], y_range: [0, 1],
   });
-  const field = (name) => ({ field: name });
   const marks = made.scatter([], [], {
     size: 6, marker: field("marker"), fill_color: field("color"), line_color: null, fill_alpha: 0.6,
   });
@@ -67,9 +70,9 @@ function drawVolcano(host) {
   const ring = made.scatter([], [], { size: 14, fill_alpha: 0, line_width: 2.5, line_color: colors.marker });
   page.show(made, host);
   addKey(host, [
-    { mark: "dot", color: CATEGORICAL[3], label: "used more, q < 0.05" },
-    { mark: "dot", color: CATEGORICAL[0], label: "used less, q < 0.05" },
-    { mark: "dot", color: CATEGORICAL[6], label: "not significant" },
+    { mark: "circle", color: CATEGORICAL[3], label: "used more, q < 0.05" },
+    { mark: "circle", color: CATEGORICAL[0], label: "used less, q < 0.05" },
+    { mark: "circle", color: CATEGORICAL[6], label: "not significant" },
     { mark: "dashed", color: CATEGORICAL[6], label: "q = 0.05" },
   ]);
   const say = statusLine(host);
@@ -85,10 +88,11 @@ function drawVolcano(host) {
     return cell ? subjectText(cell) : null;
   });
 
-  return (names) => {
+  return (changes) => {
+    if (!concerns(changes, "subject", "subjectLayer", "layer", "expert", "theme")) return;
     const found = shownVolcano();
     const certain = found.cells.map(certainty);
-    if (!names || names.has("subject") || names.has("shownLayer")) {
+    if (concerns(changes, "subject", "subjectLayer")) {
       places = { x: found.cells.map(({ logOdds }) => logOdds), y: certain.map((value) => Math.min(value, MOST_CERTAIN)) };
       fitVolcano(made, places);
     }
