@@ -56,16 +56,18 @@ def write_comparison(found: Comparison, output: Path, *, force: bool = False) ->
         MoeProbeError: `output` cannot be written.
     """
     check_output(output, force=force)
+    # Before anything is deleted.
+    page, manifest = render(found), to_json(found)
     try:
         for name in _earlier_files(output):
             (output / name).unlink(missing_ok=True)
         (output / "tables").mkdir(parents=True, exist_ok=True)
         # First, so that a comparison that was cut short is known as one and can be replaced.
-        text = json.dumps(to_json(found), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
         (output / _MANIFEST).write_text(text + "\n", "utf-8", "replace")
         for name in TABLES:
             write_table(found.table(name), output / f"tables/{name}.csv")
-        (output / "compare.html").write_text(render(found), "utf-8", "replace")
+        (output / "compare.html").write_text(page, "utf-8", "replace")
     except OSError as error:
         raise MoeProbeError(
             f"Cannot write the comparison into {output}: {error.strerror or error}. "

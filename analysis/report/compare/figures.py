@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from moe_probe.analysis.figures.style import (
     COLOURS,
@@ -16,6 +15,7 @@ from moe_probe.analysis.figures.style import (
     MARKERS,
     clamp,
     grid,
+    log_scale,
     new_figure,
     short,
 )
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from moe_probe.analysis.comparison import Comparison
 
-_WIDTH = 5.0
+_WIDTH = 4.2
 """Inches; small enough for letters to stay readable on a telephone."""
 _CLIP = 3.0
 _ABSENT, _IDLE = "#9a9a9a", "#ffd400"
@@ -75,12 +75,12 @@ def divergence(found: Comparison) -> Figure:
     """Draw each layer's divergence from the reference, and what noise alone gives."""
     figure, axes = _lines()
     table = found.table("layers")
-    for number, (label, part) in enumerate(table.groupby("trace", sort=False)):
-        style = _style(number)
+    for label, part in table.groupby("trace", sort=False):
+        style = _style(found, label)
         axes.plot(part["layer"], part["divergence_bits"], label=short(str(label)), **style)
         own = {**style, "linestyle": ":", "marker": ""}
         axes.plot(part["layer"], part["divergence_noise_bits"], label="its noise alone", **own)
-    _log(axes, table["divergence_bits"])
+    log_scale(axes, "y", table["divergence_bits"].to_numpy())
     return _finish(figure, axes, "layer", "divergence, bits")
 
 
@@ -91,8 +91,8 @@ def imbalance(found: Comparison) -> Figure:
     table = found.table("indices")
     corresponds = all(pair.corresponds for pair in found.gathered.pairs)
     column, name = ("layer", "layer") if corresponds else ("depth", "depth, first to last layer")
-    for number, (label, part) in enumerate(table.groupby("trace", sort=False)):
-        style = _style(number)
+    for label, part in table.groupby("trace", sort=False):
+        style = _style(found, label)
         axes.plot(part[column], part["max_vio"], label=short(str(label)), **style)
         low, high = (part["max_vio"] + sign * 2 * part["max_vio_noise"] for sign in (-1, 1))
         axes.fill_between(part[column], low, high, color=style["color"], alpha=0.2, linewidth=0)
@@ -104,14 +104,14 @@ def disagreement(found: Comparison) -> Figure:
     """Draw the share of tokens whose experts differ, and of experts that differ."""
     figure, axes = _lines()
     table = found.table("agreement")
-    for number, (label, part) in enumerate(table.groupby("trace", sort=False)):
-        style, name = _style(number), short(str(label), 20)
+    for label, part in table.groupby("trace", sort=False):
+        style, name = _style(found, label), short(str(label), 20)
         axes.plot(part["layer"], 1 - part["same_set"], label=f"{name}: tokens", **style)
         own = {**style, "linestyle": (0, (5, 2))}
         axes.plot(part["layer"], 1 - part["overlap"], label=f"{name}: experts", **own)
         chance = {**style, "linestyle": ":", "marker": ""}
         axes.plot(part["layer"], 1 - part["overlap_null_own"], label="experts by chance", **chance)
-    _log(axes, 1 - table[["same_set", "overlap"]].to_numpy())
+    log_scale(axes, "y", 1 - table[["same_set", "overlap"]].to_numpy())
     return _finish(figure, axes, "layer", "share that differs")
 
 
@@ -120,9 +120,12 @@ def depths(found: Comparison) -> Figure:
     """Draw in which layer tokens differ first, as a share of all."""
     figure, axes = _lines()
     table = found.table("first_divergence").dropna(subset=["layer"])
-    for number, (label, part) in enumerate(table.groupby("trace", sort=False)):
+    for label, part in table.groupby("trace", sort=False):
         axes.plot(
-            part["layer"].astype(int), part["share"], label=short(str(label)), **_style(number)
+            part["layer"].astype(int),
+            part["share"],
+            label=short(str(label)),
+            **_style(found, label),
         )
     axes.set_ylim(bottom=0)
     return _finish(figure, axes, "layer", "tokens that differ first here")
@@ -134,11 +137,11 @@ def margins(found: Comparison) -> Figure:
     figure, axes = _lines()
     table = found.table("margin_bins")
     table = table.assign(number=table["different"] * table["tokens"])
-    for number, (label, part) in enumerate(table.groupby("trace", sort=False)):
+    for label, part in table.groupby("trace", sort=False):
         sums = part.groupby("margin_high")[["number", "tokens"]].sum()
         share = sums["number"] / sums["tokens"]
-        axes.plot(sums.index, share, label=short(str(label)), **_style(number))
-    axes.set_xscale("log", base=2)
+        axes.plot(sums.index, share, label=short(str(label)), **_style(found, label))
+    log_scale(axes, "x", table["margin_high"].to_numpy())
     axes.set_ylim(bottom=0)
     return _finish(figure, axes, "margin, upper end of the octave", "tokens that differ")
 
@@ -173,14 +176,10 @@ def _lines() -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _style(number: int) -> dict[str, Any]:
-    place = number % len(COLOURS)
+def _style(found: Comparison, label: object) -> dict[str, Any]:
+    """One colour for a trace in all figures."""
+    place = found.labels.index(str(label)) % len(COLOURS)
     return {"color": COLOURS[place], "linestyle": DASHES[place], "marker": MARKERS[place]}
-
-
-def _log(axes: Any, values: pd.Series | np.ndarray) -> None:
-    if (np.asarray(values, np.float64) > 0).any():
-        axes.set_yscale("log")
 
 
 def _finish(figure: Any, axes: Any, x: str, y: str) -> Figure:

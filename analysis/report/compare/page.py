@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from moe_probe import __version__
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 _NUM_RANKED = 15
 _STYLE = """
-.plot svg { width: 100%; max-width: 44rem; height: auto; color: var(--text); display: block; }
+.plot svg { width: 100%; max-width: 40rem; height: auto; color: var(--text); display: block; }
 figcaption { font-size: .875rem; }
 """
 _LOADS = (
-    "Relative load of every expert, log scale: 0 is a fair share, colours end at 1/8 and 8. The "
-    "scale is the same for all traces. Yellow: never selected. Grey: no such expert."
+    "Relative load of every expert on a log scale, the same for all traces; colours end at 1/8 and "
+    "8 fair shares. Yellow: never selected. Grey: no such expert."
 )
 _DIFFERENCES = (
     "Relative load less that of the reference, the same scale for all. A difference is not yet a "
@@ -83,8 +84,7 @@ def _differences(found: Comparison) -> Iterator[str]:
     table = found.table("experts")
     if not table["difference"].notna().any():
         return
-    order = table["difference"].abs().sort_values(ascending=False, kind="stable").index
-    most = table.loc[order].groupby("trace", sort=False).head(_NUM_RANKED)
+    most = _largest(table.assign(size=table["difference"].abs()), "size")
     columns = ["trace", "layer", "expert", "reference_load", "relative_load", "difference"]
     columns += ["ci_low", "ci_high", "q_value", "idle_in"]
     yield markup.section(
@@ -124,8 +124,20 @@ def _layers(found: Comparison) -> Iterator[str]:
     if len(subjects):
         columns = ["divergence_bits", "divergence_noise_bits", "spearman"]
         means = subjects.groupby(["trace", "subject"], sort=False)[columns].mean().reset_index()
-        text = "Means over layers; tables/subjects.csv has every layer."
-        yield markup.section("Subjects", markup.paragraph(text), _whole(means))
+        text = (
+            f"The {_NUM_RANKED} of each trace that are furthest apart, means over layers; "
+            "tables/subjects.csv has every layer."
+        )
+        most = _largest(means, "divergence_bits")
+        yield markup.section("Subjects", markup.paragraph(text), _whole(most))
+
+
+def _largest(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows of each trace with the largest values, traces in their order."""
+    by_trace = (
+        part.nlargest(_NUM_RANKED, column) for _, part in table.groupby("trace", sort=False)
+    )
+    return pd.concat(by_trace)
 
 
 def _agreement(found: Comparison) -> Iterator[str]:
@@ -165,8 +177,10 @@ def _figure(
 
 def _whole(table: pd.DataFrame) -> str:
     header = [str(name).replace("_", " ") for name in table.columns]
-    rows = (
-        [one_line(value) if isinstance(value, str) else value for value in row]
-        for row in table.itertuples(index=False)
-    )
-    return markup.table(header, rows)
+    return markup.table(header, (map(_plain, row) for row in table.itertuples(index=False)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    return one_line(value) if isinstance(value, str) else value
