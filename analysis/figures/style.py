@@ -1,0 +1,259 @@
+"""What all figures share: type, colours, size, caption, and how they become files.
+
+Figures use matplotlib's object interface: pyplot takes longer to import and keeps global state. A
+user's matplotlibrc changes nothing, so the same data gives the same bytes.
+
+Shape suffixes: L layers, M experts of the widest layer.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from moe_probe.analysis.results import Analysis
+
+DPI = 200
+# Okabe and Ito's colours, told apart by every kind of colour vision.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
+BLUE, VERMILION, PURPLE, GREY = "#0072b2", "#d55e00", "#cc79a7", "#767676"
+PALE = "#d9d9d9"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), "-", "-")
+MARKERS = "osD^vPX"
+"""Everything that has a colour of `COLOURS` has a dash or a marker of its own as well."""
+
+_STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3,
+    # At this resolution letters look the same without, and are drawn sooner.
+    "text.hinting": "none",
+    # Names of models and subjects are no formulas, whatever they contain.
+    "text.parse_math": False,
+    # Names of elements depend on what is drawn alone.
+    "svg.hashsalt": "moe-probe",
+}
+_CAPTION_SIZE = 7
+_FEW_DECADES = 50
+# Of text in that size: wide enough for capitals, so that no line is cut.
+_LETTERS_PER_INCH = 19
+_LINE_INCHES = 0.135
+
+
+class Absent(Exception):
+    """A figure has nothing to show; the message says what is missing."""
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    import matplotlib
+
+    # A backend is nobody's business here, and looking at it would choose one.
+    defaults = matplotlib.rcParamsDefault
+    plain = {name: defaults[name] for name in defaults if "backend" not in name}
+    with matplotlib.rc_context({**plain, **_STYLE}), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Make a function draw in the common style."""
+
+    @wraps(draw)
+    def inside(*args: Any, **options: Any) -> Figure:
+        with _styled():
+            return draw(*args, **options)
+
+    return inside
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure, in inches; its caption comes below and adds to the height."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def captioned(figure: Figure, shown: str, analysis: Analysis, null: str) -> Figure:
+    """Put the caption below a finished figure and fix its layout.
+
+    Args:
+        figure: From `new_figure`.
+        shown: What is shown, in whole sentences.
+        analysis: Gives counting rule, token order, T and T_eff.
+        null: What chance is in this figure.
+    """
+    counted = analysis.counted
+    text = f"{shown} {counted[0].upper()}{counted[1:]}. By chance: {null}."
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(text, int((width - 0.2) * _LETTERS_PER_INCH))
+    room = len(lines) * _LINE_INCHES + 0.1
+    total = height + room
+    figure.set_size_inches(width, total)
+    figure.text(
+        *(0.1 / width, 0.06 / total),
+        "\n".join(lines),
+        fontsize=_CAPTION_SIZE,
+        linespacing=_LINE_INCHES * 72 / _CAPTION_SIZE / 1.165,
+        va="bottom",
+        gid="caption",
+    )
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, room / total, 1, height / total))
+    # Once, not for every file again.
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    return figure
+
+
+def caption(figure: Figure) -> str:
+    """Return a figure's caption as one line."""
+    (text,) = (text for text in figure.texts if text.get_gid() == "caption")
+    return str(text.get_text()).replace("\n", " ")
+
+
+@styled
+def write(figure: Figure, file: Any, kind: str) -> Figure:
+    """Render a figure as "png" or "svg" into a path or a binary file, the same each time."""
+    # Drawn by the canvas itself: savefig draws everything once more, to find the layout.
+    # Without these entries a file does not change with the date or the version of matplotlib.
+    if kind == "png":
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    else:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+        dpi = figure.dpi
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
+        # A page of SVG has 72 points to an inch, and leaves the figure so.
+        figure.dpi = dpi
+    return figure
+
+
+def grid(table: pd.DataFrame, column: str) -> np.ndarray:
+    """Return a column of a table of experts: float64 [L, M], NaN where there is no such expert."""
+    layers, row = np.unique(table["layer"].to_numpy(), return_inverse=True)
+    expert = table["expert"].to_numpy()
+    values_LM = np.full((len(layers), int(expert.max()) + 1), np.nan)
+    values_LM[row, expert] = table[column].to_numpy(np.float64, na_value=np.nan)
+    return values_LM
+
+
+def needs_tokens(analysis: Analysis) -> None:
+    """Raise Absent where no token counts."""
+    if not (analysis.layers["assignments"] > 0).any():
+        rule = analysis.sums.settings.rule
+        raise Absent(f"no token counts under the rule {rule}, {rule.description}")
+
+
+def layer_axis(axes: Any) -> None:
+    """Label an axis of the model's own layer indices."""
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.set_xlabel("layer")
+
+
+def log_scale(axes: Any, which: str, values: np.ndarray) -> None:
+    """Make the x or y axis logarithmic if anything on it is positive, with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    some = np.asarray(values, np.float64)
+    some = some[some > 0]
+    if len(some):
+        axes.set(**{f"{which}scale": "log"})
+        axis = getattr(axes, f"{which}axis")
+        is_short = some.max() < _FEW_DECADES * some.min()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def short(name: str, letters: int = 40) -> str:
+    """Return a name from a trace on one line, cut to so many letters."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in str(name))
+    return plain if len(plain) <= letters else plain[: letters - 1] + "…"
+
+
+def clamp(value: float, low: float, high: float) -> float:
+    return max(low, min(high, value))
+
+
+def layer_lines(axes: Any, lines: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draw one line per layer: few with a legend, many in a colour scale of depth."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    if len(lines) <= len(COLOURS):
+        for number, (layer, (x, y)) in enumerate(lines.items()):
+            dash = DASHES[number]
+            mark = MARKERS[number] if len(x) == 1 else ""
+            axes.plot(
+                x, y, color=COLOURS[number], linestyle=dash, marker=mark, label=f"layer {layer}"
+            )
+        return
+    norm = Normalize(min(lines), max(lines))
+    for layer, (x, y) in lines.items():
+        colour = colormaps["cividis"](norm(layer))
+        axes.plot(x, y, color=colour, linewidth=0.6, rasterized=True)
+    mappable = ScalarMappable(norm, "cividis")
+    axes.figure.colorbar(mappable, ax=axes, label="layer", pad=0.01, aspect=30)
+
+
+def numbered(axes: Any, x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> None:
+    """Number some points, and say in the legend, right of the axes, what they are.
+
+    The limits of the axes have to be as they will stay.
+    """
+    from matplotlib.lines import Line2D
+
+    handles, labels = axes.get_legend_handles_labels()
+    at: dict[tuple[float, float], list[str]] = {}
+    for number, (place, name) in enumerate(zip(zip(x, y, strict=True), names, strict=True), 1):
+        at.setdefault(place, []).append(str(number))
+        handles.append(Line2D([], [], linestyle="none"))
+        labels.append(f"{number}  {name}")
+    taken: list[np.ndarray] = []
+    for place, numbers in at.items():
+        point = axes.transData.transform(place) * 72 / axes.figure.dpi
+        free = [o for o in _OFFSETS if all(_is_apart(point + o, other) for other in taken)]
+        offset = (free or _OFFSETS)[0]
+        taken.append(point + offset)
+        options = {"xytext": offset, "textcoords": "offset points", "zorder": 4}
+        axes.annotate(", ".join(numbers), place, size=7, **options)
+    axes.figure.legend(handles, labels, loc="outside right upper")
+
+
+_OFFSETS = ((3, 2), (3, -8), (-9, 2), (-9, -8), (-3, 6), (12, 2), (-18, 2), (-3, 14), (-3, -16))
+"""Where the number of a point may stand, in points from it, by preference."""
+
+
+def _is_apart(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two numbers of at most two digits do not overlap."""
+    return bool((np.abs(first - second) > (12, 8)).any())
