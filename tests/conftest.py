@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -57,3 +58,18 @@ def toy_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.toy import save_toy_tasks
 
     return save_toy_tasks(tmp_path_factory.mktemp("toy-tasks"))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `moe-probe demo` writes, of one question for each subject: trace and tables."""
+    pytest.importorskip("lm_eval")
+    folder = tmp_path_factory.mktemp("demo")
+    model = ["--model", "tiny-moe", "--task", "mmlu_sample", "--limit", "1", "--device", "cpu"]
+    trace, report = str(folder / "trace"), str(folder / "report")
+    for command in (
+        ["record", *model, "-o", trace],
+        ["report", trace, "-o", report, "--tables-only"],
+    ):
+        subprocess.run([sys.executable, "-m", "moe_probe", *command], check=True)
+    return folder
