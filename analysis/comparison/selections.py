@@ -94,7 +94,9 @@ def weight_difference(
         float64 [T] in [0, 1]; NaN where a run has no weight.
     """
     share_TK, share_TJ = (_shares(weights) for weights in (first_TK, second_TJ))
-    padded = np.concatenate([share_TJ, np.zeros((len(share_TJ), 1))], axis=1)
+    # What the other run lacks has no weight there, but for a token without any at all.
+    nothing_T1 = 0 * share_TJ.sum(axis=1, keepdims=True)
+    padded = np.concatenate([share_TJ, nothing_T1], axis=1)
     kept_TK = np.minimum(share_TK, np.take_along_axis(padded, place_TK, axis=1))
     return np.asarray(np.clip(1 - kept_TK.sum(axis=1), 0.0, 1.0))
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from moe_probe.analysis.figures.style import (
     COLOURS,
-    DASHES,
     MARKERS,
     clamp,
     grid,
@@ -107,7 +106,7 @@ def disagreement(found: Comparison) -> Figure:
     for label, part in table.groupby("trace", sort=False):
         style, name = _style(found, label), short(str(label), 20)
         axes.plot(part["layer"], 1 - part["same_set"], label=f"{name}: tokens", **style)
-        own = {**style, "linestyle": (0, (5, 2))}
+        own = {**style, "linestyle": (0, (5, 2)), "markerfacecolor": "none"}
         axes.plot(part["layer"], 1 - part["overlap"], label=f"{name}: experts", **own)
         chance = {**style, "linestyle": ":", "marker": ""}
         axes.plot(part["layer"], 1 - part["overlap_null_own"], label="experts by chance", **chance)
@@ -177,9 +176,9 @@ def _lines() -> tuple[Any, Any]:
 
 
 def _style(found: Comparison, label: object) -> dict[str, Any]:
-    """One colour for a trace in all figures."""
-    place = found.labels.index(str(label)) % len(COLOURS)
-    return {"color": COLOURS[place], "linestyle": DASHES[place], "marker": MARKERS[place]}
+    """One colour and marker for a trace in all figures; black could not be seen in the dark."""
+    place = found.labels.index(str(label)) % (len(COLOURS) - 1)
+    return {"color": COLOURS[place], "linestyle": "-", "marker": MARKERS[place]}
 
 
 def _finish(figure: Any, axes: Any, x: str, y: str) -> Figure:

@@ -41,8 +41,8 @@ _IMBALANCE = (
     "resampled documents."
 )
 _DISAGREEMENT = (
-    "Tokens after the same text: the share whose set of experts differs, and the share of experts "
-    "that differ. Dotted: experts of tokens that choose independently at the experts' own rates."
+    "Tokens after the same text. Solid: the share whose set of experts differs. Dashed: the share "
+    "of experts that differ. Dotted: experts of tokens that choose independently at the own rates."
 )
 _DEPTHS = (
     "The first layer in which a token's experts differ. Early layers differ by rounding, late ones "
