@@ -27,6 +27,7 @@ CORE = (
 )
 VIEWS = (
     "heatmap.js",
+    "heatmap_cells.js",
     "heatmap_view.js",
     "load_math.js",
     "load_common.js",

@@ -61,5 +61,6 @@ function tableButtons(view) {
   }, "Download CSV");
   const describe = `${view.id}-title`;
   for (const button of [toggle, save]) button.setAttribute("aria-describedby", describe);
-  return element("div", { class: "below" }, element("div", { class: "buttons" }, toggle, save), place);
+  const buttons = element("div", { class: "buttons" }, toggle, save);
+  return element("div", { class: "below" }, buttons, place);
 }

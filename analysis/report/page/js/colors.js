@@ -3,11 +3,11 @@
 const THEMES = {
   light: {
     text: "#1b1f24", faint: "#59636e", page: "#ffffff", line: "#d0d7de", plot: "#ffffff",
-    marker: "#000000", absent: "#9a9a9a", hatch: "#1b1f24",
+    marker: "#000000", absent: "#9a9a9a",
   },
   dark: {
     text: "#e6e9ed", faint: "#a3acb7", page: "#14171a", line: "#3d444d", plot: "#1b2025",
-    marker: "#ffffff", absent: "#6b7076", hatch: "#e6e9ed",
+    marker: "#ffffff", absent: "#6b7076",
   },
 };
 /* Okabe and Ito; black, which dark pages lack, is left out. */

@@ -50,7 +50,8 @@ function checkbox({ label, get, set }) {
   const box = element("input", { id, type: "checkbox", change: () => set(box.checked) });
   const update = () => void (box.checked = Boolean(get()));
   update();
-  return { element: element("span", { class: "control" }, box, element("label", { for: id }, label)), update };
+  const made = element("span", { class: "control" }, box, element("label", { for: id }, label));
+  return { element: made, update };
 }
 
 /**
@@ -83,5 +84,6 @@ function layerOptions() {
 
 /** Options for every subject; values are places. */
 function subjectOptions() {
-  return page.data.meta.subjects.map(({ name }, s) => ({ value: s, label: name || "(no subject)" }));
+  const { subjects } = page.data.meta;
+  return subjects.map(({ name }, s) => ({ value: s, label: name || "(no subject)" }));
 }

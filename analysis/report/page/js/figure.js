@@ -75,13 +75,15 @@ async function show(made, host) {
   const drawn = await Bokeh.Plotting.show(made, box);
   // The figure itself answers to no key.
   drawn.canvas_view.events_el.tabIndex = -1;
-  const add = (label, click) => tools.append(element("button", { type: "button", click }, label));
+  const view = host.closest(".view")?.id ?? "figure";
+  const add = (label, click) => tools.append(element(
+    "button", { type: "button", click, "aria-describedby": `${view}-title` }, label,
+  ));
   add("Zoom in", () => zoom(made, 0.5));
   add("Zoom out", () => zoom(made, 2));
   add("Reset view", () => drawn.reset());
   add("Save image", async () => {
-    const name = host.closest(".view")?.id ?? "figure";
-    download(`${name}.png`, await drawn.export("png").to_blob(), "image/png");
+    download(`${view}.png`, await drawn.export("png").to_blob(), "image/png");
   });
 }
 

@@ -13,7 +13,7 @@ function format(x, digits = 4) {
   if (Number.isInteger(x)) return x.toLocaleString("en-US");
   const size = Math.abs(x);
   if (size !== 0 && (size < 1e-4 || size >= 1e6)) return x.toExponential(Math.max(digits - 2, 0));
-  return Number(x.toPrecision(digits)).toLocaleString("en-US", { maximumSignificantDigits: digits });
+  return x.toLocaleString("en-US", { maximumSignificantDigits: digits });
 }
 
 /**

@@ -1,16 +1,32 @@
-/* The relative load that the heat map shows: which text, which order of experts. */
+/* The relative load that the heat map shows: which text, which order of experts, what a cell is. */
+
+/* At 16 expected selections chance moves 95 % of fair cells between r = 0.5 and 1.5: about one
+   step of the colour bar. Below, a colour says less than it shows. */
+const FEWEST_EXPECTED = 16;
+
+/** The choice in force: all, area:NAME, subject:S, segment:G or rule:NAME. */
+function chosenText() {
+  const { slice: chosen = "all", subject } = page.state;
+  if (chosen !== "subject") return chosen;
+  return subject === null ? "all" : `subject:${subject}`;
+}
+
+/** @param {string} choice as `chosenText` gives it */
+function chooseText(choice) {
+  if (choice.startsWith("subject:")) page.set({ slice: "subject", subject: Number(choice.slice(8)) });
+  else page.set({ slice: choice });
+}
 
 /**
  * What a choice of text is: counts [L*N], tokens [L], and by how much design effects are larger
  * where few documents were counted.
- * @param {string} choice all, area:NAME, subject, segment:G or rule:NAME
  */
-function slice(choice) {
+function textOf(choice) {
   const { counts, meta } = page.data;
   const at = choice.indexOf(":");
   const kind = at < 0 ? choice : choice.slice(0, at);
-  const text = choice.slice(at + 1);
-  const key = { area: text, subject: page.state.subject ?? 0, segment: Number(text), rule: text }[kind];
+  const name = choice.slice(at + 1);
+  const key = kind === "subject" || kind === "segment" ? Number(name) : name;
   const few = kind === "subject" ? meta.subjects[key].few : meta.few;
   return { kind, key, counts: counts[kind](key), tokens: counts.tokens[kind](key), few };
 }
@@ -47,8 +63,69 @@ function expertOrder(load, isSorted) {
   return order;
 }
 
-/** Selections of one expert that chance would give, each token weighing 1 / deff. */
-function expectedSelections(l, tokens, deff) {
-  const { num_experts, top_k } = page.data.layers[l];
-  return (tokens * top_k) / num_experts / Math.max(deff || 1, 1);
+/** What the state asks for, with all that the map and its table say. */
+function shownLoad() {
+  const chosen = textOf(chosenText());
+  const load = relativeLoad(chosen.counts);
+  return { ...chosen, load, order: expertOrder(load, page.state.expertOrder === "load") };
+}
+
+/** Design effects of a text: that of the layer's median expert, and of one expert. */
+function designEffects(shown, l, e) {
+  const { table, expertRow } = page.data;
+  const few = shown.few ?? NaN;
+  const median = table("layers").column("deff_median")[l] * few;
+  return { median, own: table("experts").column("deff")[expertRow(l, e)] * few };
+}
+
+/** Numbers of one cell: count, tokens, r with its interval, and the band of fair routing. */
+function cellFacts(shown, l, e) {
+  const { layers, N } = page.data;
+  const { num_experts, top_k } = layers[l];
+  const { median, own } = designEffects(shown, l, e);
+  const [count, load, tokens] = [shown.counts[l * N + e], shown.load[l * N + e], shown.tokens[l]];
+  const [low, high] = shareInterval(count, tokens, own, median);
+  // Where slots stay empty a layer has fewer than k selections by token.
+  const scale = count ? (load * tokens) / count : num_experts / top_k;
+  const effective = tokens / Math.max(median || 1, 1);
+  const band = fairBand(effective, num_experts, top_k);
+  const isFew = (effective * top_k) / num_experts < FEWEST_EXPECTED;
+  return { count, tokens, load, low: low * scale, high: high * scale, band, isFew };
+}
+
+/** The lines that pointer and status show. */
+function cellText(shown, l, e) {
+  const facts = cellFacts(shown, l, e);
+  const lines = [
+    `layer ${page.data.layers[l].layer}, expert ${e}`,
+    `${format(facts.count)} selections by ${format(facts.tokens)} tokens`,
+    `r ${format(facts.load, 3)}, 95% interval ${format(facts.low, 3)} to ${format(facts.high, 3)}`,
+    `fair routing: ${format(Math.max(1 - facts.band, 0), 3)} to ${format(1 + facts.band, 3)}`,
+  ];
+  if (facts.isFew) lines.push("few tokens: read the interval, not the colour");
+  return lines;
+}
+
+/** Name of the text shown. */
+function textName({ kind, key }) {
+  const { subjects, segments } = page.data.meta;
+  if (kind === "all") return "all text";
+  const name = { subject: subjects[key]?.name, segment: segments[key] }[kind] ?? key;
+  return `${kind} ${short(name)}`;
+}
+
+/** @returns {Table} */
+function heatmapTable() {
+  const { layers, N, meta } = page.data;
+  const shown = shownLoad();
+  const names = ["layer", "expert", "count", "tokens", "relative_load", "ci_low", "ci_high"];
+  const rows = [];
+  layers.forEach(({ layer, num_experts }, l) => {
+    for (const e of shown.order.subarray(l * N, l * N + num_experts)) {
+      const { count, tokens, load, low, high } = cellFacts(shown, l, e);
+      rows.push([layer, e, count, tokens, load, low, high]);
+    }
+  });
+  const columns = names.map((name) => ({ name, label: name.replaceAll("_", " ") }));
+  return { columns, rows, caption: `Relative load, ${textName(shown)}; ${meta.caption}` };
 }

@@ -17,7 +17,7 @@ function selectionBar() {
   const experts = table("experts");
   const says = element("p", { class: "selected", role: "status" });
   const layer = select({
-    label: "Selected layer",
+    label: "Layer",
     options: [{ value: "", label: "none" }, ...layerOptions()],
     get: () => page.state.layer ?? "",
     set: (l) => (l === "" ? page.select(null) : page.select(Number(l), page.state.expert ?? 0)),

@@ -26,7 +26,8 @@ globalThis.MoeProbe = {
 
 start().catch((error) => {
   const message = document.getElementById("problem");
-  message.textContent = `The figures cannot be shown: ${error.message}. A browser of 2023 or later is needed.`;
+  message.textContent =
+    `The figures cannot be shown: ${error.message}. A browser of 2023 or later is needed.`;
   message.hidden = false;
   console.error(error);
 });

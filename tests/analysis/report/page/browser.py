@@ -60,10 +60,12 @@ class Opened:
         """Return the rows of a view's CSV."""
         return list(csv.DictReader(io.StringIO(self.download(view).decode("utf-8"))))
 
-    def violations(self) -> list[str]:
-        """Return what axe-core finds that is serious or critical."""
+    def violations(self, selector: str = "html") -> list[str]:
+        """Return what axe-core finds inside an element that is serious or critical."""
         self.page.evaluate(AXE.read_text("utf-8"))
-        found = self.page.evaluate("() => axe.run({resultTypes: ['violations']})")
+        found = self.page.evaluate(
+            "selector => axe.run(selector, {resultTypes: ['violations']})", selector
+        )
         return [
             f"{violation['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
             for violation in found["violations"]

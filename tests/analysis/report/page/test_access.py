@@ -20,7 +20,7 @@ def test_no_serious_violation(
     open_page: Open, report: str, scheme: str, request: pytest.FixtureRequest
 ) -> None:
     page = open_page(request.getfixturevalue(report), color_scheme=scheme)
-    page.show_tables()
+    page.page.locator("#relative-load").get_by_role("button", name="Show as table").click()
     page.page.evaluate("MoeProbe.page.select(0, 1)")
     page.wait()
     assert page.violations() == []
