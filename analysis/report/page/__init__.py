@@ -18,12 +18,13 @@ __all__ = ["render"]
 _WIDTH = 1000
 
 
-def render(contents: Contents, heatmap: bytes, *, tokenizer: Path | None = None) -> str:
+def render(contents: Contents, heatmap: bytes | None, *, tokenizer: Path | None = None) -> str:
     """Return the page.
 
     Args:
         contents: What the report says.
-        heatmap: The map of relative loads as PNG, for readers without scripts.
+        heatmap: The map of relative loads as PNG, for readers without scripts; None if there is
+            none.
         tokenizer: A tokenizer.json, or its folder, for the text of tokens; else they are ids.
 
     Raises:
@@ -34,13 +35,18 @@ def render(contents: Contents, heatmap: bytes, *, tokenizer: Path | None = None)
         title=escape(title),
         style=text("style.css"),
         summary=summary(contents),
-        png=b64encode(_small(heatmap)).decode("ascii"),
-        alt=escape(f"Map of the relative load of layers by experts: {contents.analysis.caption}."),
+        picture=_picture(heatmap, contents.analysis.caption) if heatmap else "",
         version=escape(__version__),
         data=payload_of(contents, tokenizer).encode(),
         bokeh=bokeh(),
         script=script(),
     )
+
+
+def _picture(png: bytes, caption: str) -> str:
+    source = f"data:image/png;base64,{b64encode(_small(png)).decode('ascii')}"
+    text = escape(f"Map of the relative load of layers by experts: {caption}.")
+    return f'<figure><img src="{source}" alt="{text}"></figure>'
 
 
 def _small(png: bytes) -> bytes:

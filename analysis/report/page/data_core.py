@@ -34,7 +34,7 @@ def facts(contents: Contents, payload: Payload) -> None:
     sums = contents.analysis.sums
     settings, subjects = sums.settings, sums.counts.axes.groups
     effective = contents.layers["tokens_effective"].median()
-    documents = int(contents.layers["documents"].max())
+    documents = int(contents.layers["documents"].fillna(0).max())
     named = zip(subjects, sums.subjects, _few(sums.documents_S), strict=True)
     payload.meta |= {
         "version": __version__,
