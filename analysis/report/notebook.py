@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Iterable
 from html import escape
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -93,7 +93,8 @@ def _png(pixels_LMC: np.ndarray) -> bytes:
     from matplotlib.image import imsave
 
     buffer = BytesIO()
-    imsave(buffer, pixels_LMC, format="png", metadata={"Software": None})
+    unversioned: Any = {"Software": None}
+    imsave(buffer, pixels_LMC, format="png", metadata=unversioned)
     return buffer.getvalue()
 
 
