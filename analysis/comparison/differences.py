@@ -3,7 +3,8 @@
 The unit of sampling is the document. Where both traces hold a document, its two contributions are
 subtracted before they are squared, so what both have in common is no noise.
 
-Shape suffixes: C documents of a trace, P pairs of documents, N experts of a layer, B replicates.
+Shape suffixes: C documents of a trace, P pairs of documents, N experts of a layer, B replicates;
+2 is both traces.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_probe.analysis.comparison.documents import Pairs
+from moe_probe.analysis.metrics.divergence import jensen_shannon
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.statistics.undefined import positive
@@ -112,6 +114,17 @@ def load_differences(
     half_N = error_N * stdtrit(degrees, 0.975)
     p_value_N = 2 * stdtr(degrees, -np.abs(value_N) / positive(error_N))
     return Differences(value_N, value_N - half_N, value_N + half_N, p_value_N)
+
+
+def divergence(both_2N: np.ndarray) -> float:
+    """Return the Jensen-Shannon divergence of two traces' loads in bits, 0 for equal counts.
+
+    In [0, 1]; NaN where a trace selects nothing. Source: Lin (1991), equation 4.1.
+    """
+    bits = float(jensen_shannon(both_2N)[0, 1])
+    # Entropies of equal shares can differ in the last digit from that of their mean.
+    is_equal = np.array_equal(both_2N[0], both_2N[1]) and not math.isnan(bits)
+    return 0.0 if is_equal else bits
 
 
 def divergence_noise(variance_N: np.ndarray, first_N: np.ndarray, second_N: np.ndarray) -> float:

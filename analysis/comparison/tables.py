@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.comparison.differences import (
+    divergence,
     divergence_noise,
     index_difference_noise,
     load_differences,
@@ -18,7 +19,7 @@ from moe_probe.analysis.comparison.differences import (
 from moe_probe.analysis.comparison.ranks import idle_overlap_p, kendall, resampled_spearman
 from moe_probe.analysis.comparison.sums import Gathered, PairSums, SideSums
 from moe_probe.analysis.metrics import imbalance
-from moe_probe.analysis.metrics.divergence import jensen_shannon, total_variation_between
+from moe_probe.analysis.metrics.divergence import total_variation_between
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.stability import bottom_overlap, spearman
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
@@ -101,7 +102,7 @@ def layers_table(found: Gathered, experts: pd.DataFrame) -> pd.DataFrame:
             reference's documents, the most that independent text could show
         kendall  tau-b of the loads
         least_overlap, least_overlap_null  experts in common among the least used tenth of both, as
-            a share; by chance
+            a share, those tied at its edge as if drawn at random; by chance
         differing_experts  with q_value below 0.05; null without documents
         idle_reference, idle_other, idle_both  experts that no token selects in one trace alone, and
             in both
@@ -135,7 +136,7 @@ def _layer(reference: SideSums, pair: PairSums, layer: int) -> dict[str, Any]:
     row = {
         "trace": pair.other.side.label,
         "layer": layer,
-        "divergence_bits": float(jensen_shannon(both_2N)[0, 1]),
+        "divergence_bits": divergence(both_2N),
         "divergence_noise_bits": np.nan
         if known is None
         else divergence_noise(known.variance_N, first_N, second_N),

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moe_probe.analysis.comparison.differences import divergence
 from moe_probe.analysis.comparison.sums import Gathered, SideSums
 from moe_probe.analysis.comparison.tables import corresponding, empty_table, idle_sets
 from moe_probe.analysis.metrics import imbalance
-from moe_probe.analysis.metrics.divergence import jensen_shannon
 from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.stability import spearman
 from moe_probe.analysis.statistics.clusters import (
@@ -56,7 +56,7 @@ def _subject(both_2N: np.ndarray, tokens: list[int], noise: float) -> dict[str, 
     row = {
         "reference_tokens": tokens[0],
         "tokens": tokens[1],
-        "divergence_bits": float(jensen_shannon(both_2N)[0, 1]),
+        "divergence_bits": divergence(both_2N),
         "divergence_noise_bits": noise,
         "spearman": float(spearman(both_2N[0], both_2N[1])),
         **idle_sets(both_2N),
@@ -103,7 +103,8 @@ def _indices(side: SideSums, layer: int) -> dict[str, Any]:
     if state is not None:
         share_N = (state.moments.c_SN / positive(state.moments.n_S)[:, None])[0]
         deff_N = design_effect(cluster_variance(state.moments)[0], share_N, tokens)
-        row["tokens_effective"] = float(effective_tokens(tokens, layer_quantiles(deff_N, (0.5,))))
+        (median,) = layer_quantiles(deff_N, (0.5,)).tolist()
+        row["tokens_effective"] = float(effective_tokens(tokens, median))
     for name in INDICES:
         index = getattr(imbalance, name)
         is_known = state is not None and state.moments.clusters_S[0] > 1
