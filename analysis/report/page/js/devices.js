@@ -80,7 +80,8 @@ function drawDeviceLayers(host) {
   page.show(made, host);
   page.onTap(made, (at) => layerAt(at) !== null && page.set({ shownLayer: layerAt(at) }));
   page.onHover(made, host, (at) => deviceText(layerAt(at)));
-  return () => {
+  return (changes) => {
+    if (!concerns(changes, "devices", "shownLayer", "theme")) return;
     const found = devicesOfLayers(shownDevices());
     const of = (name) => found.map((one) => one[name]);
     source.data = { x, balance: of("balance"), chance: of("chance"), effective: of("effective") };
@@ -165,7 +166,8 @@ function drawDevices(host) {
     const [value, chance] = ["devices", "devices_chance"].map((from) => format(values(from)[i], 4));
     return [`${numbers[i]} devices: ${value}`, `fair routing, T_eff tokens: ${chance}`];
   });
-  return () => {
+  return (changes) => {
+    if (!concerns(changes, "balance")) return;
     source.data = { x, value: values("devices"), chance: values("devices_chance") };
     made.yaxes[0].axis_label = BALANCES[shownBalance()].reads;
   };

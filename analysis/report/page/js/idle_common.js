@@ -31,7 +31,7 @@ const firstWindow = once(() => {
 /** @returns {Control} */
 function windowControl() {
   const steps = windowSteps();
-  return slider({
+  const control = slider({
     label: "Idle for at least W =",
     min: 0,
     max: steps.length - 1,
@@ -39,6 +39,9 @@ function windowControl() {
     set: (at) => page.set({ window: steps[at] }),
     show: (at) => `${format(steps[at])} tokens`,
   });
+  // A step is a few pixels.
+  control.element.querySelector("input").style.width = "16rem";
+  return control;
 }
 
 /** A / (T N): how often a token selects each expert under even load. */

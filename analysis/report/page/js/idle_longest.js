@@ -55,14 +55,16 @@ function drawLongest(host) {
   const pair = element("div", { style });
   host.append(pair);
   const updates = maps.map(([, title], i) => drawRunMap(pair, scale, title, values[i]));
-  return () => updates.forEach((update) => update());
+  return (changes) => {
+    if (concerns(changes, "window", "layer", "expert", "theme")) updates.forEach((update) => update());
+  };
 }
 
 /** One of the maps. */
 function drawRunMap(pair, scale, title, values) {
   const { layers, N } = page.data;
   const L = layers.length;
-  const host = element("div", { class: "host", style: "min-width: 0" }, element("h4", {}, title));
+  const host = element("div", { class: "host", style: "min-width: 0" }, element("h4", { style: "margin: 0" }, title));
   pair.append(host);
   const made = page.figure({
     height: Math.min(Math.max(150 + 8 * L, 240), 560),
@@ -78,7 +80,7 @@ function drawRunMap(pair, scale, title, values) {
   const columns = Object.fromEntries(["image", "x", "y", "dw", "dh"].map((name) => [name, field(name)]));
   made.image({ ...columns, source, color_mapper: mapper });
   const never = made.scatter([], [], { marker: "x", size: 5, line_color: "#000000", line_width: 1.2 });
-  const long = made.scatter([], [], { size: 4, fill_color: "#ffffff", line_color: "#000000", line_width: 0.8 });
+  const long = made.scatter([], [], { size: L > 30 ? 3 : 5, fill_color: "#ffffff", line_color: "#000000", line_width: 0.8 });
   const mark = made.rect([], [], 1, 1, { fill_alpha: 0, line_width: 3, line_color: colors.marker });
   made.add_layout(runBar(mapper), "right");
   page.show(made, host);

@@ -25,18 +25,22 @@ const QUARTERS = [
   { x: "left", y: "bottom", text: "healthy" },
   { x: "right", y: "bottom", text: "starved: rarely used" },
   { x: "left", y: "top", text: "reserved for some documents" },
-  { x: "right", y: "top", text: "rare, and reserved" },
+  { x: "right", y: "top", text: "rare and reserved" },
 ];
+
+/* Rows in an order without meaning, so that no layer's dots lie above all others. */
+const mixedRows = once(() => {
+  const place = (row) => (row * 0.6180339887498949) % 1;
+  return expertPlaces().map((_, row) => row).sort((a, b) => place(a) - place(b));
+});
 
 /** Rows of `experts` that the choice of layer shows and that have both numbers. */
 function burstinessRows() {
   const { table } = page.data;
   const [x, y] = ["rate_deficit", "burstiness"].map((name) => table("experts").column(name));
   const chosen = page.state.scatterLayer ?? null;
-  const rows = [];
-  expertPlaces().forEach(([l], row) => {
-    if ((chosen === null || l === chosen) && Number.isFinite(x[row] + y[row])) rows.push(row);
-  });
+  const isShown = (row) => chosen === null || expertPlaces()[row][0] === chosen;
+  const rows = mixedRows().filter((row) => isShown(row) && Number.isFinite(x[row] + y[row]));
   return { rows, x: rows.map((row) => x[row]), y: rows.map((row) => y[row]) };
 }
 
@@ -78,7 +82,7 @@ function drawBurstiness(host) {
     new Bokeh.Span({ location: burstiness, dimension: "width", ...line }),
   ];
   const names = QUARTERS.map(({ x, y, text }) => new Bokeh.Label({
-    text, text_font_size: "13px", text_align: x, text_baseline: y,
+    text: text.replace("for ", "for\n").replace("rare and ", "rare and\n"), text_font_size: "13px", text_align: x, text_baseline: y,
     x: made.x_range[x === "left" ? "start" : "end"], y: made.y_range[y === "bottom" ? "start" : "end"],
     x_offset: x === "left" ? 6 : -6, y_offset: y === "bottom" ? 4 : -4, background_fill_alpha: 0.8,
   }));
@@ -97,7 +101,8 @@ function drawBurstiness(host) {
   page.onHover(made, host, (x, y) => burstinessText(shown.rows[at(x, y)]));
 
   return (changes) => {
-    if (!changes || changes.has("scatterLayer")) {
+    if (!concerns(changes, "scatterLayer", "layer", "expert", "theme")) return;
+    if (concerns(changes, "scatterLayer")) {
       shown = burstinessRows();
       dots.data = { x: shown.x, y: shown.y, l: shown.rows.map((row) => expertPlaces()[row][0]) };
     }
@@ -105,6 +110,7 @@ function drawBurstiness(host) {
     const place = layer === null ? -1 : shown.rows.indexOf(page.data.expertRow(layer, expert));
     mark.data_source.data = place < 0 ? { x: [], y: [] } : { x: [shown.x[place]], y: [shown.y[place]] };
     mark.glyph.line_color = colors.marker;
+    if (!concerns(changes, "theme")) return;
     marker.glyph.line_color = colors.faint;
     for (const one of lines) one.line_color = colors.faint;
     for (const one of names) {
@@ -145,7 +151,7 @@ function burstinessTable() {
     "relative_load", "rate_deficit", "burstiness", "longest_idle_shuffled", "longest_idle_expected",
     "burstiness_index", "burstiness_index_null", "p_own", "q_own", "p_fair", "tier",
   ];
-  const { rows } = burstinessRows();
+  const rows = burstinessRows().rows.sort((a, b) => a - b);
   const values = names.map((name) => table("experts").column(name));
   const [x, y] = [values[1], values[2]];
   return {

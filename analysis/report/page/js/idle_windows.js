@@ -23,7 +23,7 @@ function drawWindows(host) {
   const bars = made.vbar({ x: field("x"), top: field("idle"), bottom: 0, width: 0.8, source, fill_color: CATEGORICAL[0], line_color: colors.page });
   made.line(field("x"), field("fair"), { source, line_color: CATEGORICAL[6], line_width: 2, line_dash: DASHED });
   const own = made.segment([], [], [], [], { line_color: colors.marker, line_width: 2.5 });
-  made.scatter(field("x"), field("shuffled"), { source, marker: "diamond", size: 10, fill_color: CATEGORICAL[1], line_color: "#1b1f24" });
+  made.scatter(field("x"), field("shuffled"), { source, marker: "diamond", size: markSize(host, 10), fill_color: CATEGORICAL[1], line_color: "#1b1f24" });
   addKey(host, [
     { mark: "bar", color: CATEGORICAL[0], label: `order ${page.data.meta.order}` },
     { mark: "diamond", color: CATEGORICAL[1], label: "documents shuffled (median)" },
@@ -33,11 +33,13 @@ function drawWindows(host) {
   page.show(made, host);
   page.onTap(made, (at) => layerAt(at) !== null && page.set({ shownLayer: layerAt(at) }));
   page.onHover(made, host, (at) => windowText(layerAt(at)));
-  return () => {
+  return (changes) => {
+    if (!concerns(changes, "window", "theme")) return;
     const found = idleOfLayers(shownWindow());
     const of = (name) => found.map((one) => one[name]);
     source.data = { x, ...Object.fromEntries(["idle", "shuffled", "own", "fair"].map((name) => [name, of(name)])) };
-    made.y_range.end = 1.08 * Math.max(1, ...["idle", "shuffled", "own", "fair"].flatMap(of).filter(Number.isFinite));
+    const most = Math.max(1, ...["idle", "shuffled", "own", "fair"].flatMap(of).filter(Number.isFinite));
+    made.y_range.setv({ end: 1.08 * most, reset_end: 1.08 * most });
     own.data_source.data = { x0: x.map((l) => l - 0.4), x1: x.map((l) => l + 0.4), y0: of("own"), y1: of("own") };
     own.glyph.line_color = colors.marker;
     bars.glyph.line_color = colors.page;
@@ -99,7 +101,7 @@ function drawIdleExperts(host) {
   const { table, layers, meta } = page.data;
   const made = page.figure({
     height: 80 + 18 * LISTED, x_axis_type: "log", y_range: [LISTED + 0.5, 0.5],
-    x_range: [Math.min(10, meta.T / 2), 1.3 * meta.T], x_axis_label: "longest idle run, tokens",
+    x_range: [1, 1.3 * meta.T], x_axis_label: "longest idle run, tokens",
   });
   made.ygrids[0].visible = false;
   const says = element("p", { class: "status", role: "status" });
@@ -123,7 +125,8 @@ function drawIdleExperts(host) {
   const rowAt = (y) => rows[Math.round(y) - 1];
   page.onTap(made, (_, y) => page.select(...(expertPlaces()[rowAt(y)] ?? [null])));
   page.onHover(made, host, (_, y) => rowAt(y) !== undefined ? runText(...expertPlaces()[rowAt(y)]) : null);
-  return () => {
+  return (changes) => {
+    if (!concerns(changes, "window", "layer", "expert", "theme")) return;
     const all = idleExperts(shownWindow());
     rows = all.slice(0, LISTED);
     const of = (name) => rows.map((row) => table("experts").column(name)[row]);
@@ -137,6 +140,8 @@ function drawIdleExperts(host) {
       const [l, e] = expertPlaces()[row];
       return [i + 1, `${layers[l].layer} · ${e}`];
     }));
+    const least = Math.min(shownWindow(), ...source.data.expected.filter((run) => run > 0));
+    made.x_range.setv({ start: 0.7 * least, reset_start: 0.7 * least });
     limit.location = shownWindow();
     limit.line_color = colors.faint;
     const { layer, expert } = page.state;

@@ -3,6 +3,13 @@
 const DASHED = [6, 4];
 const DOTTED = [2, 3];
 
+/**
+ * Whether an update has to do something: the first one, or one of these names changed.
+ * @param {Set<string>|undefined} changes
+ * @param {...string} names of the state
+ */
+const concerns = (changes, ...names) => !changes || names.some((name) => changes.has(name));
+
 /** A column of a source, as Bokeh's glyphs take it. */
 const field = (name) => ({ field: name });
 
@@ -61,6 +68,11 @@ function layersFigure(y_axis_label, attributes = {}) {
   nameLayers(made.xaxes[0]);
   made.xgrids[0].visible = false;
   return made;
+}
+
+/** Size of a mark of a layer: that of a bar, where there is room for bars of that size. */
+function markSize(host, most) {
+  return Math.max(4, Math.min(most, (0.7 * host.clientWidth) / page.data.layers.length));
 }
 
 /** Place of the layer at x of such a figure, or null. */

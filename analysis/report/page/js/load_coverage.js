@@ -79,7 +79,9 @@ function drawCoverage(host) {
       `own rates ${says("own")}`, `fair routing ${says("fair")}`,
     ];
   });
-  return () => void (source.data = shownCoverage());
+  return (changes) => {
+    if (concerns(changes, "shownLayer")) source.data = shownCoverage();
+  };
 }
 
 function coverageTable() {

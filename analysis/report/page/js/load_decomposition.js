@@ -57,7 +57,8 @@ function drawDecomposition(host) {
   page.show(made, host);
   page.onTap(made, (x) => layerAt(x) !== null && page.set({ shownLayer: layerAt(x) }));
   page.onHover(made, host, (x) => decompositionText(layerAt(x)));
-  return () => {
+  return (changes) => {
+    if (!concerns(changes, "shownLayer", "theme")) return;
     for (const one of ticks) one.glyph.line_color = colors.marker;
     upper.glyph.line_color = colors.page;
     const l = shownLayer();
@@ -125,7 +126,7 @@ function drawVariance(host) {
   CAUSES.forEach((cause, i) => {
     const y = explained(cause).map(([, middle]) => middle);
     made.line(x, y, { line_color: CATEGORICAL[i], line_width: 1.5, line_alpha: 0.6 });
-    made.scatter(x, y, { marker: CAUSE_MARKS[cause], size: 7, color: CATEGORICAL[i] });
+    made.scatter(x, y, { marker: CAUSE_MARKS[cause], size: markSize(host, 7), color: CATEGORICAL[i] });
   });
   made.line([-0.6, x.length - 0.4], [0, 0], { line_color: CATEGORICAL[6], line_width: 2, line_dash: DASHED });
   addKey(host, [

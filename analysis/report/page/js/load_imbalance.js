@@ -64,7 +64,7 @@ function drawImbalance(host) {
   line("effective", CATEGORICAL[3], { line_dash: DOTTED });
   line("value", CATEGORICAL[0], { line_alpha: 0.5 });
   made.segment(field("x"), field("low"), field("x"), field("high"), { source, line_color: CATEGORICAL[0], line_width: 2 });
-  made.scatter(field("x"), field("value"), { source, size: 8, color: CATEGORICAL[0] });
+  made.scatter(field("x"), field("value"), { source, size: markSize(host, 8), color: CATEGORICAL[0] });
   const mark = made.scatter([], [], { size: 16, fill_alpha: 0, line_width: 2.5, line_color: colors.marker });
   addKey(host, [
     { mark: "circle", color: CATEGORICAL[0], label: "layer, with 95 % noise over documents" },
@@ -74,7 +74,8 @@ function drawImbalance(host) {
   page.show(made, host);
   page.onTap(made, (x) => layerAt(x) !== null && page.set({ shownLayer: layerAt(x) }));
   page.onHover(made, host, (x) => imbalanceText(layerAt(x)));
-  return () => {
+  return (changes) => {
+    if (!concerns(changes, "index", "shownLayer", "theme")) return;
     const { value, chance, effective, noise } = indexOfLayers(shownIndex());
     const { layers } = page.data;
     source.data = {

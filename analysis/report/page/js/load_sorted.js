@@ -72,8 +72,13 @@ function drawSortedLoad(host) {
   page.onTap(made, (x, y) => page.select(...(found(x, y) ?? [null])));
   page.onHover(made, host, (x, y) => sortedLoadText(found(x, y)));
 
-  return () => {
+  return (changes) => {
     const l = shownLayer();
+    if (concerns(changes, "shownLayer", "loadScale", "layer", "expert", "theme")) {
+      mark.data_source.data = selectedRank(l);
+      mark.glyph.line_color = colors.marker;
+    }
+    if (!concerns(changes, "shownLayer", "loadScale")) return;
     const { experts, loads, chance } = sortedLoad(l ?? middleLayer());
     band.data = {
       x: ranks(experts.length), low: chance.low.map(loadHeight), high: chance.high.map(loadHeight),
@@ -83,8 +88,6 @@ function drawSortedLoad(host) {
     all.data = { xs: sorted.map(({ length }) => ranks(length)), ys: sorted.map((ys) => ys.map(loadHeight)) };
     faint.glyph.line_alpha = l === null ? 0.4 : 0.12;
     one.data = l === null ? { x: [], y: [] } : { x: ranks(loads.length), y: loads.map(loadHeight) };
-    mark.data_source.data = selectedRank(l);
-    mark.glyph.line_color = colors.marker;
     const axis = made.yaxes[0];
     axis.ticker = isLogLoad() ? new Bokeh.FixedTicker({ ticks: LOAD_TICKS }) : linear;
     axis.major_label_overrides = isLogLoad() ? logLoadLabels() : new Map();

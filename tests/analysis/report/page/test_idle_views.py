@@ -1,0 +1,171 @@
+"""Views of idle experts in a browser: numbers of the report, for any window, and selection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_probe.analysis.statistics.idle_null import expected_idle_share
+from tests.analysis.report.page.browser import Opened
+from tests.analysis.report.page.traces import IDLE, LAYERS
+from tests.analysis.report.page.views import choose, numbers, point, read, shown
+
+Open = Callable[..., Opened]
+WINDOW = "Idle for at least W ="
+WINDOWS = [50, 200]
+"""Those that the report was made with."""
+
+
+def slide(page: Opened, step: int) -> int:
+    """Move the slider of a view; return the window that is shown now."""
+    page.page.locator("#idle-windows").get_by_label(WINDOW).fill(str(step))
+    page.wait()
+    return int(numbers(page, "idle-windows")["window"][0])
+
+
+def chance_of_run(rate: float, tokens: int, window: int) -> float:
+    """Chance of an idle run of W, token by token: the first one may end at any of them."""
+    if window > tokens:
+        return 0.0
+    none = np.ones(tokens + 1)
+    idle = (1 - rate) ** window
+    none[window] = 1 - idle
+    for length in range(window + 1, tokens + 1):
+        none[length] = none[length - 1] - rate * idle * none[length - window - 1]
+    return float(1 - none[tokens])
+
+
+def test_slider_counts_experts_for_every_window(open_page: Open, plain: Path) -> None:
+    page, experts, layers = open_page(plain), read(plain, "experts"), read(plain, "layers")
+    tokens = int(layers["tokens"][0])
+    last = int(str(page.page.locator("#idle-windows input").get_attribute("max")))
+    windows = [slide(page, step) for step in range(0, last + 1, 4)] + [slide(page, last)]
+    assert windows == sorted(set(windows))
+    assert (windows[0], windows[-1]) == (10, tokens)
+    for step in (0, 4, 8, last):
+        window = slide(page, step)
+        found = numbers(page, "idle-windows").set_index("layer")
+        for spec in LAYERS:
+            mine = experts[experts["layer"] == spec.layer]
+            row = found.loc[spec.layer]
+            assert row["experts_idle"] == (mine["longest_idle"] >= window).sum()
+            assert row["experts_idle_shuffled"] == (mine["longest_idle_shuffled"] >= window).sum()
+            own = sum(chance_of_run(p, tokens, window) for p in mine["frequency"])
+            fair = spec.num_experts * chance_of_run(spec.top_k / spec.num_experts, tokens, window)
+            assert row["experts_idle_expected"] == pytest.approx(own, rel=1e-3, abs=1e-4)
+            assert row["experts_idle_expected_fair"] == pytest.approx(fair, rel=1e-3, abs=1e-4)
+            intervals = window * spec.top_k / spec.num_experts
+            assert row["window_fair_intervals"] == pytest.approx(intervals, rel=1e-5)
+        listed = shown(page, "idle-experts")
+        wanted = experts[experts["longest_idle"] >= window]
+        assert sorted(listed["longest_idle"].astype(int)) == sorted(wanted["longest_idle"])
+        assert listed["longest_idle"].astype(int).is_monotonic_decreasing
+
+
+def test_runs_and_share_at_the_windows_of_the_settings(open_page: Open, plain: Path) -> None:
+    page, experts, layers = open_page(plain), read(plain, "experts"), read(plain, "layers")
+    tokens = int(layers["tokens"][0])
+    stored = read(plain, "idle_windows")
+    for window in WINDOWS:
+        page.page.evaluate(f"MoeProbe.page.set({{window: {window}}})")
+        page.wait()
+        found = numbers(page, "idle-windows")
+        mine = stored[stored["window"] == window].groupby("layer")
+        columns = ["runs", "runs_shuffled", "expected_runs"]
+        np.testing.assert_allclose(found[columns], mine[columns].sum(), rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(found["share"], mine["share"].mean(), rtol=1e-5)
+        for place, spec in enumerate(LAYERS):
+            rate = experts[experts["layer"] == spec.layer]["frequency"].to_numpy()
+            wanted = expected_idle_share(rate, tokens, window).mean()
+            assert found["expected_share"][place] == pytest.approx(wanted, rel=1e-4)
+    page.page.evaluate("MoeProbe.page.set({window: 10})")
+    page.wait()
+    assert shown(page, "idle-windows")[["runs", "share"]].isna().all(axis=None)
+
+
+def test_first_window_is_the_shortest_of_the_settings(open_page: Open, plain: Path) -> None:
+    page = open_page(plain)
+    assert set(numbers(page, "idle-windows")["window"]) == {min(WINDOWS)}
+    expected = (read(plain, "experts")["longest_idle"] >= 50).sum()
+    page.draw_all()
+    assert page.text("#idle-windows .status").startswith(f"{expected} experts idle for 50")
+
+
+def test_longest_runs_are_those_of_the_table(open_page: Open, plain: Path) -> None:
+    page, experts = open_page(plain), read(plain, "experts")
+    found = numbers(page, "longest-idle")
+    names = ["longest_idle", "current_idle", "leading_idle", "longest_idle_shuffled"]
+    assert (
+        found[["layer", "expert", *names]]
+        .astype(float)
+        .equals(experts[["layer", "expert", *names]].astype(float))
+    )
+    rate = experts["layer"].map({spec.layer: spec.top_k / spec.num_experts for spec in LAYERS})
+    np.testing.assert_allclose(
+        found["shuffled_fair_intervals"], experts["longest_idle_shuffled"] * rate, rtol=1e-4
+    )
+
+
+def test_dots_are_all_experts_or_those_of_one_layer(open_page: Open, plain: Path) -> None:
+    page, experts = open_page(plain), read(plain, "experts")
+    found = shown(page, "burstiness")
+    assert len(found) == len(experts)
+    names = ["rate_deficit", "burstiness", "q_own", "p_fair"]
+    np.testing.assert_allclose(found[names].astype(float), experts[names], rtol=1e-4, atol=1e-6)
+    high = found["burstiness"].astype(float) > math.log(5)
+    assert found["quarter"].str.contains("reserved").tolist() == high.tolist()
+    idle = found[found["expert"].astype(int) == IDLE]
+    assert set(idle["quarter"]) == {"starved: rarely used"}
+    assert "healthy" in set(found["quarter"])
+    choose(page, "burstiness", "Layer", "1")
+    assert set(shown(page, "burstiness")["layer"].astype(int)) == {LAYERS[1].layer}
+
+
+def outstanding(experts: pd.DataFrame) -> pd.Series:
+    """The expert whose dot is the farthest from all others."""
+    spots = experts[["rate_deficit", "burstiness"]].to_numpy()
+    distance = np.linalg.norm(spots[:, None] - spots[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    return experts.iloc[int(distance.min(axis=1).argmax())]
+
+
+def test_click_on_a_dot_selects_and_the_pointer_tells(open_page: Open, plain: Path) -> None:
+    page, experts = open_page(plain), read(plain, "experts")
+    page.draw_all()
+    one = outstanding(experts)
+    place = [spec.layer for spec in LAYERS].index(one["layer"])
+    x, y = point(page, "burstiness", one["rate_deficit"], one["burstiness"])
+    page.page.mouse.move(x + 3, y)
+    assert f"layer {one['layer']}, expert {one['expert']}:" in page.text("#burstiness .tip")
+    page.page.mouse.click(x + 3, y)
+    page.wait()
+    assert (page.state()["layer"], page.state()["expert"]) == (place, one["expert"])
+    # What shows one layer shows this one's.
+    assert set(numbers(page, "sorted-load")["layer"]) == {one["layer"]}
+    page.page.mouse.click(*point(page, "burstiness", 0.5, 1.5))
+    page.wait()
+    assert page.state()["layer"] is None
+
+
+def test_click_on_maps_and_lists_selects(open_page: Open, plain: Path) -> None:
+    page, experts = open_page(plain), read(plain, "experts")
+    page.draw_all()
+    page.page.mouse.click(*point(page, "longest-idle", 6, 1))
+    page.wait()
+    assert (page.state()["layer"], page.state()["expert"]) == (1, 6)
+    page.page.mouse.click(*point(page, "longest-idle", 13, 1))
+    page.wait()
+    assert page.state()["layer"] is None, "layer 7 has no expert 13"
+    longest = experts.sort_values(
+        ["longest_idle", "layer", "expert"], ascending=[False, True, True]
+    )
+    fourth = longest.iloc[3]
+    page.page.mouse.click(*point(page, "idle-experts", float(fourth["longest_idle"]), 4))
+    page.wait()
+    assert page.state()["expert"] == fourth["expert"]
+    assert LAYERS[page.state()["layer"]].layer == fourth["layer"]
