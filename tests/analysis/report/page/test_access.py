@@ -31,7 +31,7 @@ def test_landmarks_language_and_names(open_page: Open, plain: Path) -> None:
     page.draw_all()
     assert page.page.locator("html").get_attribute("lang") == "en"
     for role in ("banner", "main", "navigation", "contentinfo"):
-        assert page.page.get_by_role(role).count() == 1  # type: ignore[arg-type]
+        assert page.page.get_by_role(role).count() == 1
     assert page.page.locator("h1").count() == 1
     unnamed = page.page.evaluate(
         "() => [...document.querySelectorAll('.view')].filter(view => !view.querySelector("
