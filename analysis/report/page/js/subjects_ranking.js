@@ -1,9 +1,8 @@
 /* "Which experts are for SUBJECT?": experts by what they do for one subject. */
 
 const RANKED = 20;
-const RANKINGS = {
-  z: "certainty (z)", logOdds: "log odds", lift: "lift", frequency: "frequency", count: "selections",
-};
+/* Selections order the experts as their frequency does. */
+const RANKINGS = { z: "certainty (z)", logOdds: "log odds", lift: "lift", count: "selections" };
 
 view({
   id: "subject-ranking",
