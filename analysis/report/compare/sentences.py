@@ -111,9 +111,9 @@ def _loads(found: Comparison, label: str) -> Iterator[str]:
 
 def _divergence(found: Comparison, label: str) -> Iterator[str]:
     table = _of(found, "layers", label)
-    bits = table["divergence_bits"]
-    if table.empty or bits.isna().all():
+    if table.empty or table["divergence_bits"].isna().all():
         return
+    bits = table["divergence_bits"]
     noise = table["divergence_noise_bits"]
     text = f"The loads of a layer are {bits.mean():.2g} bits apart on average"
     if noise.notna().all():
