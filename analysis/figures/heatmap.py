@@ -1,125 +1,189 @@
-"""Layers x experts heat map of the relative load.
+"""Heat maps of layers by experts: relative load, and the longest idle run.
 
-Shape suffixes: L layers, N experts of a layer, M experts of the widest layer.
+Shape suffixes: L layers, M experts of the widest layer.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from moe_probe.analysis.accumulators.counts import LayerCounts
-from moe_probe.analysis.metrics.frequency import relative_load
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.figures.style import (
+    PALE,
+    Absent,
+    captioned,
+    clamp,
+    grid,
+    needs_tokens,
+    new_figure,
+    styled,
+)
+from moe_probe.analysis.statistics.idle_null import expected_longest_run
+from moe_probe.analysis.statistics.undefined import positive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DPI = 200
+    from moe_probe.analysis.results import Analysis
+
 _CLIP = 3.0
-_ABSENT = "#9a9a9a"
 # Outside the map's red, white and blue for every kind of colour vision.
 _IDLE = "#ffd400"
-_MAX_LABELS = 40
+_MAX_LABELS = 30
+_LEAST_MARK = 5.0
+_NO_EXPERT = " Hatched: no such expert."
 
 
-def load_heatmap(layers: Sequence[LayerCounts], *, rule: Rule) -> Figure:
+@styled
+def relative_load(analysis: Analysis) -> Figure:
     """Draw log2 of every expert's relative load; 0 is a fair share, colours end at 1/8 and 8.
 
     An expert that was never selected is yellow with a cross; where a layer has fewer experts than
-    the widest one, or counted no token, the map is grey. Layers carry the model's own indices.
+    the widest one the map is hatched. Layers carry the model's own indices.
     """
-    # The object interface: pyplot takes longer to import and keeps global state.
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    log_load_LM = log2_load(layers)
-    is_idle_LM = np.isneginf(log_load_LM)
-    height, width = log_load_LM.shape
-    figure = Figure(
-        figsize=(_clamp(2.5 + width * 0.035, 6.5, 16.0), _clamp(1.9 + height * 0.16, 2.6, 14.0)),
-        dpi=_DPI,
-        layout="constrained",
-    )
-    FigureCanvasAgg(figure)
+    needs_tokens(analysis)
+    load_LM = grid(analysis.experts, "relative_load")
+    log_load_LM, is_idle_LM = np.log2(positive(load_LM)), load_LM == 0
+    height, width = load_LM.shape
+    figure = new_figure(clamp(2.5 + width * 0.035, 6.5, 12), clamp(1.3 + height * 0.11, 2, 12))
     axes = figure.add_subplot()
-    axes.set_facecolor(_ABSENT)
-    image = axes.imshow(
+    image = _map(
+        axes,
         # Finite, since what is not is drawn as absent.
         np.where(is_idle_LM, -2 * _CLIP, np.clip(log_load_LM, -_CLIP, _CLIP)),
         cmap=colormaps["RdBu_r"].with_extremes(under=_IDLE),
         vmin=-_CLIP,
         vmax=_CLIP,
-        aspect="auto",
-        interpolation="nearest",
     )
-    _mark_idle(axes, is_idle_LM)
-    _label(axes, layers)
-    bar = figure.colorbar(image, ax=axes, ticks=range(-3, 4), pad=0.01)
-    bar.ax.set_yticklabels(["≤ 1/8", "1/4", "1/2", "fair", "2×", "4×", "≥ 8×"])
+    _mark(axes, is_idle_LM)
+    _label(axes, analysis.layers["layer"])
+    bar = figure.colorbar(image, ax=axes, ticks=range(-3, 4), pad=0.01, aspect=30)
+    bar.ax.set_yticklabels(["≤ 1/8", "1/4", "1/2", "1", "2", "4", "≥ 8"])
     bar.set_label("relative load (log scale)")
-    lines = textwrap.wrap(caption(layers, rule=rule), int(figure.get_figwidth() * 14))
-    figure.text(0.0, -0.02, "\n".join(lines), fontsize=8, va="top", ha="left")
-    return figure
+    shown = "Relative load r = N c / A; 1 is a fair share."
+    if is_idle_LM.any():
+        shown += f" Yellow with a cross: never selected ({int(is_idle_LM.sum()):,} experts)."
+    shown += _NO_EXPERT * _is_ragged(analysis)
+    null = "tokens that choose k of N experts uniformly, r = 1 but for noise"
+    return captioned(figure, shown, analysis, null)
 
 
-def caption(layers: Sequence[LayerCounts], *, rule: Rule) -> str:
-    """Say what is shown, by which counting rule, and from how many tokens."""
-    text = (
-        f"Relative load r = N c / A. Counting rule: {rule} ({rule.description}); "
-        f"T = {layers[0].tokens:,} tokens."
+@styled
+def longest_idle(analysis: Analysis) -> Figure:
+    """Draw every expert's longest idle run in mean distances between fair selections.
+
+    On the left in the token order asked for, on the right the median over shuffled orders of the
+    documents: what is long on the left alone is due to the order. The colour bar names what chance
+    gives and the windows of `idle_windows`.
+    """
+    from matplotlib.colors import LogNorm
+
+    needs_tokens(analysis)
+    fair_LM = _fair_rates(analysis)
+    names = ("longest_idle", "longest_idle_shuffled")
+    maps = [grid(analysis.experts, name) * fair_LM for name in names]
+    titles = [f"order: {analysis.sums.settings.order}", "median over shuffled documents"]
+    shown = [(run_LM, title) for run_LM, title in zip(maps, titles, strict=True) if _some(run_LM)]
+    if not shown:
+        raise Absent("idle runs are unknown: the trace has no rows, or counts some more than once")
+    height, width = fair_LM.shape
+    figure = new_figure(
+        clamp(2.5 + len(shown) * width * 0.02, 7, 12), clamp(1.5 + height * 0.1, 2.4, 12)
     )
-    if any(counts.assignments and (counts.counts_N == 0).any() for counts in layers):
-        text += " Yellow with a cross: never selected."
-    if len({counts.spec.num_experts for counts in layers}) > 1:
-        text += " Grey: no such expert."
-    return text
+    every = np.concatenate([positive(run_LM).ravel() for run_LM, _ in shown])
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    norm = LogNorm(low, max(high, low * 1.01))
+    is_idle_LM = grid(analysis.experts, "count") == 0
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (run_LM, title) in zip(panels, shown, strict=True):
+        image = _map(axes, np.fmax(run_LM, low), cmap="cividis", norm=norm)
+        axes.set_title(title)
+        _mark(axes, is_idle_LM)
+        _label(axes, analysis.layers["layer"])
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+    bar = figure.colorbar(image, ax=list(panels), pad=0.01, aspect=30)
+    bar.set_label("fair intervals (log scale)")
+    _ticks(bar, analysis, fair_LM)
+    text = (
+        "Longest idle run in fair intervals: the mean distance between two selections under even "
+        "load. Long in the left map alone: the order made the run. The scale names what chance "
+        "gives, and windows in tokens."
+    )
+    if is_idle_LM.any():
+        text += f" Cross: never selected ({int(is_idle_LM.sum()):,} experts), the run is all T."
+    text += _NO_EXPERT * _is_ragged(analysis)
+    return captioned(figure, text, analysis, "independent tokens at the fair rate k/N")
 
 
-def to_png(figure: Figure) -> bytes:
-    """Render a figure as PNG bytes, the same for the same data."""
-    buffer = BytesIO()
-    # Without a software entry the file does not change with the version of matplotlib.
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
+def _map(axes: Any, values_LM: np.ndarray, **options: Any) -> Any:
+    # Behind the image, which lets it through where there is no expert.
+    axes.patch.set(facecolor=PALE, edgecolor="white", hatch="////")
+    return axes.imshow(values_LM, aspect="auto", interpolation="nearest", **options)
 
 
-def log2_load(layers: Sequence[LayerCounts]) -> np.ndarray:
-    """Return log2 r: float64 [L, M], -inf where never selected, NaN where there is no expert."""
-    width = max(counts.spec.num_experts for counts in layers)
-    log_load_LM = np.full((len(layers), width), np.nan)
-    for row_M, counts in zip(log_load_LM, layers, strict=True):
-        with np.errstate(divide="ignore"):
-            row_M[: counts.spec.num_experts] = np.log2(relative_load(counts.counts_N))
-    return log_load_LM
-
-
-def _mark_idle(axes: Any, is_idle_LM: np.ndarray) -> None:
-    row, column = np.nonzero(is_idle_LM)
+def _mark(axes: Any, is_marked_LM: np.ndarray) -> None:
+    row, column = np.nonzero(is_marked_LM)
     if len(row):
+        height, width = is_marked_LM.shape
         figure = axes.figure
+        columns = axes.get_subplotspec().get_gridspec().ncols
         cell = min(
-            figure.get_figwidth() * 0.8 * 72 / is_idle_LM.shape[1],
-            figure.get_figheight() * 0.7 * 72 / is_idle_LM.shape[0],
+            figure.get_figwidth() * 0.8 * 72 / width / columns,
+            figure.get_figheight() * 0.7 * 72 / height,
         )
-        axes.scatter(
-            column, row, s=(0.6 * cell) ** 2, marker="x", color="black", linewidths=0.12 * cell
-        )
+        # Larger than a cell that is too small to see.
+        cell = max(cell, _LEAST_MARK)
+        size, line = (0.6 * cell) ** 2, 0.12 * cell
+        options = {"marker": "x", "color": "black", "rasterized": True}
+        axes.scatter(column, row, s=size, linewidths=line, **options)
 
 
-def _label(axes: Any, layers: Sequence[LayerCounts]) -> None:
+def _label(axes: Any, layers: pd.Series[int]) -> None:
     step = -(-len(layers) // _MAX_LABELS)
     rows = range(0, len(layers), step)
-    axes.set_yticks(list(rows), [str(layers[row].spec.layer) for row in rows], fontsize=8)
+    axes.set_yticks(list(rows), [str(layers.iloc[row]) for row in rows])
     axes.set_ylabel("layer")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("expert")
 
 
-def _clamp(value: float, low: float, high: float) -> float:
-    return max(low, min(high, value))
+def _ticks(bar: Any, analysis: Analysis, fair_LM: np.ndarray) -> None:
+    """Label a colour bar with what chance gives, with the windows, and where there is room."""
+    layers, low, high = analysis.layers, bar.norm.vmin, bar.norm.vmax
+    fair = positive(np.nanmedian(fair_LM))
+    chance = expected_longest_run(fair, layers["tokens"].max()) * fair
+    marks = {float(chance): f"{chance:,.3g} (chance)"}
+    if np.nanmax(fair_LM) == np.nanmin(fair_LM):
+        windows = analysis.sums.settings.windows
+        marks |= {float(w * fair): f"{w * fair:,.4g} ({w:,} tokens)" for w in windows}
+    for first in (1, 3, 2, 5):
+        marks |= {first * 10.0**d: f"{first * 10.0**d:,.4g}" for d in range(-3, 9)}
+    room = 0.15 / (bar.ax.figure.get_figheight() * 0.75) * np.log(high / low)
+    kept: list[float] = []
+    for value in marks:
+        is_free = all(abs(np.log(value / other)) > room for other in kept)
+        if low * 0.999 <= value <= high * 1.001 and is_free:
+            kept.append(value)
+    bar.minorticks_off()
+    bar.set_ticks(kept, labels=[marks[value] for value in kept])
+
+
+def _fair_rates(analysis: Analysis) -> np.ndarray:
+    """Return the fair selection frequency of each layer in every cell of its experts: [L, M]."""
+    names = ("assignments", "tokens", "num_experts")
+    selections_L, tokens_L, experts_L = (analysis.layers[name].to_numpy() for name in names)
+    fair_L = selections_L / positive(tokens_L) / experts_L
+    return np.where(np.isnan(grid(analysis.experts, "expert")), np.nan, fair_L[:, None])
+
+
+def _some(values_LM: np.ndarray) -> bool:
+    return bool((values_LM > 0).any())
+
+
+def _is_ragged(analysis: Analysis) -> bool:
+    return analysis.layers["num_experts"].nunique() > 1
