@@ -23,9 +23,10 @@ def even_band(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the band in which each rank of the load curve lies by chance (N0).
 
-    Loads are 1 + CV0 sqrt(N / (N-1)) times N independent standard normals, whose i-th largest is
-    the normal quantile of a Beta(N - i + 1, i) variable. Good from 50 expected selections an
-    expert on.
+    Loads are 1 + CV0 sqrt(N / (N-1)) times N standard normals less their mean. The i-th largest
+    normal is the normal quantile of a Beta(N - i + 1, i) variable; taking off the mean, which is
+    independent of the differences, takes 1 / N from its variance (Basu), so both ends are drawn
+    towards the median. Good from 50 expected selections an expert on.
 
     Args:
         num_experts: N.
@@ -42,9 +43,13 @@ def even_band(
     spread = math.sqrt((num_experts - top_k) / (top_k * tokens))
     spread *= math.sqrt(num_experts / max(num_experts - 1, 1))
     rank_N = np.arange(1, num_experts + 1)
-    ends = [
-        1 + spread * ndtri(betaincinv(num_experts - rank_N + 1, rank_N, level))
-        for level in ((1 - coverage) / 2, (1 + coverage) / 2)
-    ]
+    tail = (1 - coverage) / 2
+    low_N, middle_N, high_N = (
+        ndtri(betaincinv(num_experts - rank_N + 1, rank_N, level))
+        for level in (tail, 0.5, 1 - tail)
+    )
+    sd_N = (high_N - low_N) / (2 * ndtri(1 - tail))
+    kept_N = np.sqrt(np.maximum(1 - 1 / (num_experts * sd_N**2), 0))
+    ends = (1 + spread * (middle_N + (end_N - middle_N) * kept_N) for end_N in (low_N, high_N))
     low_N, high_N = (np.clip(end_N, 0, num_experts / top_k) for end_N in ends)
     return low_N, high_N
