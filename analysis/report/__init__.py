@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 
-from moe_probe.analysis.figures.heatmap import caption, load_heatmap, to_png
+from moe_probe.analysis.figures.heatmap import relative_load
+from moe_probe.analysis.figures.style import Absent, write
 from moe_probe.analysis.gathering import Progress
 from moe_probe.analysis.report.contents import Contents, gather
-from moe_probe.analysis.report.html import render
+from moe_probe.analysis.report.page import render
 from moe_probe.analysis.results import TABLES
 from moe_probe.analysis.rules import default_rule
 from moe_probe.analysis.settings import Settings
@@ -20,7 +22,8 @@ __all__ = ["Contents", "gather", "write_report"]
 
 _MANIFEST = "report.json"
 _TABLES = tuple(f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "parquet"))
-_PAGE = ("figures/relative_load.png", "report.html")
+_FIGURE = "figures/relative_load.png"
+_PAGE = (_FIGURE, "report.html")
 _FILES = (_MANIFEST, *_TABLES, *_PAGE)
 
 
@@ -57,10 +60,13 @@ def write_report(
     if not force:
         _refuse_foreign(output, names, earlier)
     contents = gather(trace, settings or Settings(rule=default_rule(trace)), progress=progress)
+    heatmap = None if tables_only else _heatmap(contents)
+    if heatmap is None and _FIGURE in names:
+        names.remove(_FIGURE)
     try:
         for name in earlier:
             (output / name).unlink(missing_ok=True)
-        _write(contents, output, names)
+        _write(contents, output, names, heatmap)
     except OSError as error:
         raise MoeProbeError(
             f"Cannot write the report into {output}: {error.strerror or error}. "
@@ -69,7 +75,7 @@ def write_report(
     return contents, [output / name for name in names]
 
 
-def _write(contents: Contents, output: Path, names: list[str]) -> None:
+def _write(contents: Contents, output: Path, names: list[str], heatmap: bytes | None) -> None:
     for folder in {(output / name).parent for name in names}:
         folder.mkdir(parents=True, exist_ok=True)
     # First, so that a report that was cut short is known as one and can be replaced.
@@ -79,13 +85,20 @@ def _write(contents: Contents, output: Path, names: list[str]) -> None:
     )
     for name in TABLES:
         write_table(contents.analysis.table(name), output / f"tables/{name}.csv")
+    if heatmap is not None:
+        (output / _FIGURE).write_bytes(heatmap)
     if "report.html" in names:
-        png = to_png(load_heatmap(contents.counts, rule=contents.rule))
-        text = caption(contents.counts, rule=contents.rule)
-        (output / "figures/relative_load.png").write_bytes(png)
-        (output / "report.html").write_text(
-            render(contents, heatmap_png=png, caption=text), "utf-8"
-        )
+        (output / "report.html").write_text(render(contents, heatmap), "utf-8")
+
+
+def _heatmap(contents: Contents) -> bytes | None:
+    """Draw the map of relative loads as PNG; None where nothing was counted."""
+    buffer = BytesIO()
+    try:
+        write(relative_load(contents.analysis), buffer, "png")
+    except Absent:
+        return None
+    return buffer.getvalue()
 
 
 def _earlier_files(output: Path) -> list[str]:

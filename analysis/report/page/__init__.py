@@ -10,7 +10,7 @@ from string import Template
 
 from moe_probe import __version__
 from moe_probe.analysis.report.contents import Contents, one_line
-from moe_probe.analysis.report.page.assets import bokeh, script, text
+from moe_probe.analysis.report.page.assets import bokeh, file, script
 from moe_probe.analysis.report.page.data import payload_of
 from moe_probe.analysis.report.page.summary import summary
 
@@ -31,9 +31,9 @@ def render(contents: Contents, heatmap: bytes | None, *, tokenizer: Path | None 
         UsageError: `tokenizer` cannot be read.
     """
     title = f"Expert use of {one_line(contents.run.get('model', 'a model'))}"
-    return Template(text("page.html")).substitute(
+    return Template(file("page.html")).substitute(
         title=escape(title),
-        style=text("style.css"),
+        style=file("style.css"),
         summary=summary(contents),
         picture=_picture(heatmap, contents.analysis.caption) if heatmap else "",
         version=escape(__version__),

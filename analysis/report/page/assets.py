@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
-from base64 import b64encode
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 
+from moe_probe.analysis.report.page.text import to_text
 from moe_probe.errors import MoeProbeError
 
 CORE = (
@@ -54,19 +53,19 @@ SCRIPTS = (*CORE, *VIEWS, "start.js")
 _BOKEH = ("bokeh.min.js", "bokeh-api.min.js")
 
 
-def text(name: str) -> str:
+def file(name: str) -> str:
     """Return a file of this package."""
     return files(__package__).joinpath(name).read_text("utf-8")
 
 
 def script() -> str:
     """Return our scripts as one function that sees no names but its own."""
-    parts = "\n".join(text(f"js/{name}") for name in SCRIPTS)
+    parts = "\n".join(file(f"js/{name}") for name in SCRIPTS)
     return f'(() => {{\n"use strict";\n{parts}\n}})();'
 
 
 def bokeh() -> str:
-    """Return BokehJS, deflated, as base64 text.
+    """Return BokehJS, deflated, as text.
 
     Importing bokeh would take longer than writing a report.
 
@@ -82,4 +81,4 @@ def bokeh() -> str:
             raise MoeProbeError(
                 f"Cannot read {path}: {error.strerror or error}. Install bokeh again."
             ) from error
-    return b64encode(zlib.compress(b"\n".join(parts), 9)).decode("ascii")
+    return to_text(b"\n".join(parts), level=9)

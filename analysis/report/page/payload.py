@@ -1,4 +1,4 @@
-"""Data for the page: one JSON header and arrays, deflated, as base64 text.
+"""Data for the page: one JSON header and arrays, deflated, as text.
 
 Layout of the inflated bytes: a uint64 (little-endian) with the length of the header, the header,
 then the arrays, each at a multiple of 8 bytes. Bytes of an array stand by significance, all first
@@ -8,16 +8,15 @@ bytes before all second ones, which deflates better. `js/decode.js` reads it.
 from __future__ import annotations
 
 import json
-import zlib
-from base64 import b64encode
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-DIGITS = 6
+from moe_probe.analysis.report.page.text import to_text
+
+DIGITS = 5
 """Significant digits of floats unless a table asks for fewer."""
-_LEVEL = 6
 _NO_INTEGER = -(2**31)
 
 
@@ -46,11 +45,11 @@ class Payload:
         self._tables[name] = {"length": len(table), "columns": columns}
 
     def encode(self) -> str:
-        """Return all as base64 text."""
+        """Return all as text."""
         header = {"meta": self.meta, "arrays": self._arrays, "tables": self._tables}
         text = json.dumps(header, ensure_ascii=False, allow_nan=False).encode("utf-8")
         parts = [len(text).to_bytes(8, "little"), text, bytes(-len(text) % 8), *self._bytes]
-        return b64encode(zlib.compress(b"".join(parts), _LEVEL)).decode("ascii")
+        return to_text(b"".join(parts))
 
     def _add(self, name: str, values: np.ndarray) -> None:
         raw = values.astype(values.dtype.newbyteorder("<"), copy=False)

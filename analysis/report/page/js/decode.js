@@ -10,15 +10,34 @@ const ARRAYS = {
 };
 const NO_INTEGER = -(2 ** 31);
 
+const ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ!#$%()*+-./:;=?@[]^_{|}";
+
 /**
- * Inflate base64 text.
+ * Read text as text.py writes it: a length, a line break, and 5 letters for every 4 bytes.
+ * @param {string} text
+ * @returns {Uint8Array}
+ */
+function fromText(text) {
+  const digit = new Uint8Array(128);
+  for (let i = 0; i < 85; i++) digit[ALPHABET.charCodeAt(i)] = i;
+  const start = text.indexOf("\n") + 1;
+  const words = (text.length - start) / 5;
+  const view = new DataView(new ArrayBuffer(words * 4));
+  for (let word = 0, at = start; word < words; word++) {
+    let value = 0;
+    for (const end = at + 5; at < end; at++) value = value * 85 + digit[text.charCodeAt(at)];
+    view.setUint32(word * 4, value);
+  }
+  return new Uint8Array(view.buffer, 0, Number(text.slice(0, start)));
+}
+
+/**
+ * Inflate what text.py wrote.
  * @param {string} text
  * @returns {Promise<Uint8Array>}
  */
 async function inflate(text) {
-  const letters = atob(text.trim());
-  const bytes = new Uint8Array(letters.length);
-  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
+  const bytes = fromText(text);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }

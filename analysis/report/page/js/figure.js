@@ -73,6 +73,7 @@ async function show(made, host) {
   const tools = element("div", { class: "buttons tools" });
   host.append(box, tools);
   const drawn = await Bokeh.Plotting.show(made, box);
+  if (figures.size === 1) performance.mark("moe-probe-first-view");
   // The figure itself answers to no key.
   drawn.canvas_view.events_el.tabIndex = -1;
   const view = host.closest(".view")?.id ?? "figure";

@@ -13,7 +13,6 @@ async function start() {
   const cards = buildSections();
   document.getElementById("foot").append(selectionBar());
   cards[0]?.draw();
-  requestAnimationFrame(() => performance.mark("moe-probe-first-view"));
   drawWhenNear(cards);
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
   document.documentElement.dataset.ready = "";
