@@ -57,6 +57,13 @@ class Rows:
         """The rows that a rule counts."""
         return self.source.pieces(self.part, rule)
 
+    def weight_T(self, rule: Rule) -> np.ndarray:
+        """How often a rule counts each row: int64 [T]."""
+        pieces, change_T = self.pieces(rule), np.zeros(len(self) + 1, np.int64)
+        change_T[pieces.start_P] += pieces.weight_P
+        change_T[pieces.stop_P] -= pieces.weight_P
+        return change_T[:-1].cumsum()
+
     def octaves(self, rule: Rule) -> tuple[Pieces, np.ndarray]:
         """The same, cut by position into octaves, and the octave of each piece."""
         return self.source.octaves(self.part, rule)

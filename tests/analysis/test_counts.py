@@ -124,3 +124,15 @@ def test_unknown_history_counts_nowhere_but_raw(new_trace: Any) -> None:
     assert [count(trace, rule).layer(0).tokens for rule in TABLE_RULES] == [2, 0, 0]
     tables = [counts_from_tables(trace, rule) for rule in TABLE_RULES]
     assert [table.layer(0).tokens for table in tables] == [2, 0, 0]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_of_rows_count_the_same(run: Any, rule: Rule) -> None:
+    source = Source(run.trace)
+    counts = {layer.spec.layer: layer.counts_N for layer in count(run.trace, rule).by_layer()}
+    for layer, spec in source.layers.items():
+        total_N = np.zeros(spec.num_experts, np.int64)
+        for rows in source.read([layer]):
+            ids_TK = rows.topk_ids(layer).astype(np.int64)
+            np.add.at(total_N, ids_TK, rows.weight_T(rule)[:, None])
+        assert total_N.tolist() == counts[layer].tolist()
