@@ -87,9 +87,11 @@ def longest_idle(analysis: Analysis) -> Figure:
     names = ("longest_idle", "longest_idle_shuffled")
     maps = [grid(analysis.experts, name) * fair_LM for name in names]
     titles = [f"order: {analysis.sums.settings.order}", "median over shuffled documents"]
-    shown = [(run_LM, title) for run_LM, title in zip(maps, titles, strict=True) if _some(run_LM)]
+    shown = [pair for pair in zip(maps, titles, strict=True) if not np.isnan(pair[0]).all()]
     if not shown:
         raise Absent("idle runs are unknown: the trace has no rows, or counts some more than once")
+    if not any((run_LM > 0).any() for run_LM, _ in shown):
+        raise Absent("no expert was idle: every token selects all of them")
     height, width = fair_LM.shape
     figure = new_figure(
         clamp(2.5 + len(shown) * width * 0.02, 7, 12), clamp(1.5 + height * 0.1, 2.4, 12)
@@ -100,7 +102,7 @@ def longest_idle(analysis: Analysis) -> Figure:
     is_idle_LM = grid(analysis.experts, "count") == 0
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (run_LM, title) in zip(panels, shown, strict=True):
-        image = _map(axes, np.fmax(run_LM, low), cmap="cividis", norm=norm)
+        image = _map(axes, np.maximum(run_LM, low), cmap="cividis", norm=norm)
         axes.set_title(title)
         _mark(axes, is_idle_LM)
         _label(axes, analysis.layers["layer"])
@@ -161,8 +163,9 @@ def _ticks(bar: Any, analysis: Analysis, fair_LM: np.ndarray) -> None:
     if np.nanmax(fair_LM) == np.nanmin(fair_LM):
         windows = analysis.sums.settings.windows
         marks |= {float(w * fair): f"{w * fair:,.4g} ({w:,} tokens)" for w in windows}
-    for first in (1, 3, 2, 5):
-        marks |= {first * 10.0**d: f"{first * 10.0**d:,.4g}" for d in range(-3, 9)}
+    decades = {n * 10.0**d: f"{n * 10.0**d:,.4g}" for n in (1, 3, 2, 5) for d in range(-3, 9)}
+    # What comes first stays where there is no room for both.
+    marks |= {value: text for value, text in decades.items() if value not in marks}
     room = 0.15 / (bar.ax.figure.get_figheight() * 0.75) * np.log(high / low)
     kept: list[float] = []
     for value in marks:
@@ -179,10 +182,6 @@ def _fair_rates(analysis: Analysis) -> np.ndarray:
     selections_L, tokens_L, experts_L = (analysis.layers[name].to_numpy() for name in names)
     fair_L = selections_L / positive(tokens_L) / experts_L
     return np.where(np.isnan(grid(analysis.experts, "expert")), np.nan, fair_L[:, None])
-
-
-def _some(values_LM: np.ndarray) -> bool:
-    return bool((values_LM > 0).any())
 
 
 def _is_ragged(analysis: Analysis) -> bool:
