@@ -46,7 +46,7 @@ def documents(contents: Contents, payload: Payload, tokenizer: Path | None = Non
     number = min(MOST_DOCUMENTS, max(room // _LEAST_TOKENS, 1))
     tokens = max(min(MOST_TOKENS, room // number), 1)
     excerpts, routing = read(sums.trace, choose(sums.trace, documents=number, tokens=tokens))
-    if not excerpts:
+    if not excerpts or (routing.token_id_T < 0).any():
         return
     groups = {group: place for place, group in enumerate(sums.counts.axes.groups)}
     for excerpt in excerpts:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moe_probe.trace import LayerSpec, Trace
+from moe_probe.trace import Block, LayerSpec, Trace
 
 _ENDS = ("prefix_end", "question_end", "cue_end", "choice_end")
 _NAMES = (
@@ -55,7 +54,7 @@ class Routing:
     """What the trace has of each token of some excerpts, joined."""
 
     token_id_T: np.ndarray
-    """int32; -1 where unknown, or where there is no row."""
+    """int32; -1 where unknown."""
     ids: dict[int, np.ndarray]
     """Experts by layer, int64 [T, K]; N for an empty slot."""
 
@@ -86,15 +85,17 @@ def choose(trace: Trace, *, documents: int, tokens: int) -> list[Excerpt]:
 
 
 def read(trace: Trace, excerpts: list[Excerpt]) -> tuple[list[Excerpt], Routing]:
-    """Return those excerpts of whose tokens the trace has rows and ids, and what these say.
+    """Return those excerpts of all of whose tokens the trace has rows, and what these say.
 
     Raises TraceError where a part is damaged.
     """
     length = sum(map(len, excerpts))
-    token_id_T = np.full(length, -1, np.int32)
+    token_id_T, has_row_T = np.full(length, -1, np.int32), np.zeros(length, bool)
     ids = {n: np.zeros((length, spec.top_k), np.int64) for n, spec in trace.layers.items()}
     for path in trace.routing_parts:
-        row_P, place_P = _rows(trace, path, excerpts, token_id_T)
+        identity = trace.read_identity(path, token_ids=True)
+        row_P, place_P = _rows(trace, identity, excerpts)
+        has_row_T[place_P], token_id_T[place_P] = True, identity.token_id_T[row_P]
         if len(row_P):
             block = trace.read_layers(path, list(trace.layers))
             for layer, spec in trace.layers.items():
@@ -103,7 +104,7 @@ def read(trace: Trace, excerpts: list[Excerpt]) -> tuple[list[Excerpt], Routing]
     known = [
         number
         for number in range(len(excerpts))
-        if (token_id_T[ends[number] : ends[number + 1]] >= 0).all()
+        if has_row_T[ends[number] : ends[number + 1]].all()
     ]
     kept_T = np.concatenate(
         [np.empty(0, np.int64), *(np.arange(ends[number], ends[number + 1]) for number in known)]
@@ -112,14 +113,8 @@ def read(trace: Trace, excerpts: list[Excerpt]) -> tuple[list[Excerpt], Routing]
     return [excerpts[number] for number in known], Routing(token_id_T[kept_T], found)
 
 
-def _rows(
-    trace: Trace, path: Path, excerpts: list[Excerpt], token_id_T: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find the rows of a part that are wanted, and fill in their token ids.
-
-    Returns their numbers in the part, and the places of their tokens.
-    """
-    identity = trace.read_identity(path, token_ids=True)
+def _rows(trace: Trace, identity: Block, excerpts: list[Excerpt]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows of a part are wanted, and the places of their tokens."""
     ids_P, position_P = identity.sequence_id_T, identity.position_T
     rows, places, first_place = [], [], 0
     for excerpt in excerpts:
@@ -130,9 +125,7 @@ def _rows(
             places.append(first_place + position_P[row_P] - excerpt.start)
         first_place += len(excerpt)
     nothing = np.empty(0, np.int64)
-    row_P, place_P = np.concatenate([nothing, *rows]), np.concatenate([nothing, *places])
-    token_id_T[place_P] = identity.token_id_T[row_P]
-    return row_P, place_P
+    return np.concatenate([nothing, *rows]), np.concatenate([nothing, *places])
 
 
 def _valid(ids_TK: np.ndarray, spec: LayerSpec) -> np.ndarray:
