@@ -12,16 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis import Analysis, Settings
-from moe_probe.analysis.gathering import gather
-from moe_probe.analysis.report.contents import Contents
-from moe_probe.analysis.report.page import render
 from moe_probe.analysis.report.page.assets import SCRIPTS, file
 from moe_probe.analysis.report.page.data_core import TABLES
 from moe_probe.analysis.report.page.payload import round_float32
 from moe_probe.analysis.report.page.text import ALPHABET, to_text
 from moe_probe.analysis.statistics.intervals import share_interval
-from moe_probe.trace import open_trace
 from tests.analysis.report.page.browser import Opened
 
 Open = Callable[..., Opened]
