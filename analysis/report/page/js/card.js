@@ -28,6 +28,8 @@ function makeCard(view) {
   function draw() {
     if (update) return;
     update = view.draw(host, page) ?? (() => {});
+    // The state may have changed since the controls were made.
+    controls.forEach((one) => one.update());
     update();
     page.listeners.add((names) => {
       controls.forEach((one) => one.update());

@@ -12,7 +12,7 @@ const BALANCES = {
   max_vio: { label: "MaxVio of experts", reads: "of experts, not devices; 0 is even" },
 };
 const NO_DEVICES = "no number of devices divides the experts of every layer";
-const hasDevices = () => page.data.table("devices").length > 0 || NO_DEVICES;
+const hasDevices = () => (page.data.table("devices").length > 0 ? countsAny() : NO_DEVICES);
 
 view({
   id: "device-layers",

@@ -73,7 +73,7 @@ function drawRunMap(pair, scale, title, values) {
   for (const grid of made.grids) grid.visible = false;
   nameLayers(made.yaxes[0], 30);
   const mapper = new Bokeh.LinearColorMapper({
-    palette: colors.sequential, low_color: IDLE, nan_color: colors.absent, ...scale,
+    palette: colors.sequential, low_color: IDLE, nan_color: "#00000000", ...scale,
   });
   const image = [page.matrix(values, L, N)];
   const source = new Bokeh.ColumnDataSource({ data: { image, x: [-0.5], y: [-0.5], dw: [N], dh: [L] } });
@@ -98,7 +98,6 @@ function drawRunMap(pair, scale, title, values) {
   page.onHover(made, host, (x, y) => cell(x, y) && runText(...cell(x, y)));
   let dotted = null;
   return () => {
-    mapper.nan_color = colors.absent;
     if (dotted !== shownWindow()) {
       dotted = shownWindow();
       const limits = layers.map((_, l) => Math.log10(inFairIntervals(dotted, l)) - 1e-9);

@@ -16,6 +16,7 @@ view({
 
 function drawWindows(host) {
   const made = layersFigure("experts", { height: 320, y_range: [0, 1] });
+  made.yaxes[0].ticker.min_interval = 1;
   const says = element("p", { class: "status", role: "status" });
   host.append(says);
   const x = page.data.layers.map((_, l) => l);

@@ -19,6 +19,9 @@ page.listeners.add((names) => {
   if ((names.has("layer") || names.has("expert")) && layer !== null) page.set({ shownLayer: layer });
 });
 
+/** @returns {true|string} whether any token counts */
+const countsAny = () => page.data.meta.T > 0 || "no token counts under this rule";
+
 /** Place of the layer that views of one layer show; null for all of them. */
 const shownLayer = () => page.state.shownLayer ?? null;
 

@@ -12,7 +12,7 @@ view({
   available: () => {
     const { table } = page.data;
     if (!table("specialization").length) return "the trace tells nothing about subjects";
-    return named("mean_subject_kl").some((value) => value >= 0) || "nothing was counted";
+    return countsAny();
   },
   draw: drawDecomposition,
   table: decompositionTable,
@@ -106,7 +106,12 @@ view({
     "Share of the differences between documents in how often they use an expert that their " +
     "subject, area or length explains, each alone: median over the layer's experts. By chance 0; " +
     "what is left is the document itself.",
-  available: () => page.data.table("variance").length > 0 || "the trace has no rows of tokens",
+  available: () => {
+    const { table } = page.data;
+    if (!table("variance").length) return "the trace has no rows of tokens";
+    return CAUSES.some((cause) => table("variance").column(cause).some(Number.isFinite)) ||
+      "too few documents, or all of one subject and length";
+  },
   draw: drawVariance,
   table: varianceTable,
 });

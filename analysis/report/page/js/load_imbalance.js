@@ -18,6 +18,7 @@ view({
     "One index for every layer; bars are 95 % of its noise over resampled documents. The dashed " +
     "line is what fair routing of T independent tokens gives, the dotted one of T_eff. " +
     "Read the distance from the dotted line.",
+  available: countsAny,
   controls: () => [
     select({
       label: "Index",

@@ -12,6 +12,7 @@ view({
     "Experts from the least to the most used. The band is where 95 % of layers would have the " +
     "expert of that rank if routing were fair and T_eff independent tokens were counted: a line " +
     "inside it cannot be told from fair. Steep ends outside it: few experts carry too much or too little.",
+  available: countsAny,
   controls: () => [
     layerControl("all layers"),
     select({
@@ -86,7 +87,7 @@ function drawSortedLoad(host) {
     };
     const sorted = layers.map((_, place) => sortedLoad(place).loads);
     all.data = { xs: sorted.map(({ length }) => ranks(length)), ys: sorted.map((ys) => ys.map(loadHeight)) };
-    faint.glyph.line_alpha = l === null ? 0.4 : 0.12;
+    faint.glyph.line_alpha = l === null ? 0.4 : 0.2;
     one.data = l === null ? { x: [], y: [] } : { x: ranks(loads.length), y: loads.map(loadHeight) };
     const axis = made.yaxes[0];
     axis.ticker = isLogLoad() ? new Bokeh.FixedTicker({ ticks: LOAD_TICKS }) : linear;

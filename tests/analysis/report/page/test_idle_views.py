@@ -10,7 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moe_probe.analysis.report import write_report
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.idle_null import expected_idle_share
+from moe_probe.trace import TraceWriter, open_trace
 from tests.analysis.report.page.browser import Opened
 from tests.analysis.report.page.traces import IDLE, LAYERS
 from tests.analysis.report.page.views import choose, numbers, point, read, shown
@@ -169,3 +173,51 @@ def test_click_on_maps_and_lists_selects(open_page: Open, plain: Path) -> None:
     page.wait()
     assert page.state()["expert"] == fourth["expert"]
     assert LAYERS[page.state()["layer"]].layer == fourth["layer"]
+
+
+@pytest.mark.parametrize(
+    ("capture", "rule", "absent"),
+    [
+        ("counts", Rule.UNIQUE, {"variance", "coverage", "burstiness", "idle-windows"}),
+        ("ids", Rule.QUESTION, {"sorted-load", "imbalance", "idle-windows", "devices"}),
+        ("ids", Rule.UNIQUE, {"burstiness", "variance"}),
+    ],
+    ids=["no rows", "nothing counted", "no shuffled orders"],
+)
+def test_views_without_data_say_why(
+    open_page: Open, tmp_path: Path, capture: str, rule: Rule, absent: set[str]
+) -> None:
+    """One prompt that is all prefix, so that no token counts as one of its question."""
+    ids = np.random.default_rng(0).permuted(np.tile(np.arange(16), (40, 1)), axis=1)
+    rows = [ids[:, : spec.top_k] % spec.num_experts for spec in LAYERS]
+    with TraceWriter(tmp_path / "t", layers=LAYERS, capture=capture, run={"model": "m"}) as writer:
+        writer.add(
+            rows,
+            doc_id=1,
+            new_from=0,
+            prefix_end=40,
+            question_end=40,
+            cue_end=40,
+            choice_end=40,
+            task="t",
+            subject="s",
+            area="a",
+        )
+    settings = Settings(rule=rule, shuffles=0, replicates=2, permutations=2)
+    write_report(open_trace(tmp_path / "t"), tmp_path / "report", settings)
+    page = open_page(tmp_path / "report")
+    page.show_tables()
+    views = page.page.locator(".view:has(.absent)").evaluate_all("all => all.map(one => one.id)")
+    assert absent <= set(views)
+    assert page.text("#idle-windows").count("Not shown") == ("idle-windows" in absent)
+
+
+def test_controls_of_a_late_view_show_what_was_chosen_before(open_page: Open, plain: Path) -> None:
+    page = open_page(plain)
+    page.page.evaluate("MoeProbe.page.select(2, 1)")
+    page.page.evaluate("MoeProbe.page.set({window: 200})")
+    page.wait()
+    page.draw_all()
+    layer = page.page.locator("#sorted-load").get_by_label("Layer", exact=True)
+    assert layer.input_value() == "2"
+    assert page.text("#idle-experts output") == "200 tokens"
