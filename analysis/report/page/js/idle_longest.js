@@ -82,6 +82,7 @@ function drawRunMap(pair, scale, title, values) {
   const never = made.scatter([], [], { marker: "x", size: 5, line_color: "#000000", line_width: 1.2 });
   const long = made.scatter([], [], { size: L > 30 ? 3 : 5, fill_color: "#ffffff", line_color: "#000000", line_width: 0.8 });
   const mark = made.rect([], [], 1, 1, { fill_alpha: 0, line_width: 3, line_color: colors.marker });
+  const inner = made.rect([], [], 1, 1, { fill_alpha: 0, line_width: 1, line_color: colors.page });
   made.add_layout(runBar(mapper), "right");
   page.show(made, host);
 
@@ -104,8 +105,10 @@ function drawRunMap(pair, scale, title, values) {
       long.data_source.data = placesOf((value, l) => value !== NEVER && value >= limits[l]);
     }
     const { layer, expert } = page.state;
-    mark.data_source.data = layer === null ? { x: [], y: [] } : { x: [expert], y: [layer] };
-    mark.glyph.line_color = colors.marker;
+    for (const [glyph, color] of [[mark, colors.marker], [inner, colors.page]]) {
+      glyph.data_source.data = layer === null ? { x: [], y: [] } : { x: [expert], y: [layer] };
+      glyph.glyph.line_color = color;
+    }
   };
 }
 

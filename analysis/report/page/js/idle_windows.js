@@ -102,7 +102,7 @@ function drawIdleExperts(host) {
   const { table, layers, meta } = page.data;
   const made = page.figure({
     height: 80 + 18 * LISTED, x_axis_type: "log", y_range: [LISTED + 0.5, 0.5],
-    x_range: [1, 1.3 * meta.T], x_axis_label: "longest idle run, tokens",
+    x_range: [1, 2], x_axis_label: "longest idle run, tokens",
   });
   made.ygrids[0].visible = false;
   const says = element("p", { class: "status", role: "status" });
@@ -142,7 +142,9 @@ function drawIdleExperts(host) {
       return [i + 1, `${layers[l].layer} · ${e}`];
     }));
     const least = Math.min(shownWindow(), ...source.data.expected.filter((run) => run > 0));
-    made.x_range.setv({ start: 0.7 * least, reset_start: 0.7 * least });
+    const most = Math.max(2 * shownWindow(), ...longest);
+    const [start, end] = [0.7 * least, 1.3 * most];
+    made.x_range.setv({ start, end, reset_start: start, reset_end: end });
     limit.location = shownWindow();
     limit.line_color = colors.faint;
     const { layer, expert } = page.state;
