@@ -22,6 +22,15 @@ class RuleName(StrEnum):
     NO_TEMPLATE = "no-template"
 
 
+class Figures(StrEnum):
+    """Choices of --figures."""
+
+    BOTH = "both"
+    PNG = "png"
+    SVG = "svg"
+    NONE = "none"
+
+
 def report(
     trace: Annotated[Path, typer.Argument(help="A trace directory.", show_default=False)],
     output_directory: Annotated[
@@ -60,6 +69,18 @@ def report(
         int | None,
         typer.Option(min=1, help="Threads of the scan. Default: all processors."),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="A tokenizer.json, or the folder of a model that has one: the page then shows "
+            "tokens as text. Default: token ids.",
+            show_default=False,
+        ),
+    ] = None,
+    figures: Annotated[
+        Figures,
+        typer.Option(help="As what files figures are written; the page has its own."),
+    ] = Figures.BOTH,
     tables_only: Annotated[
         bool, typer.Option("--tables-only", help="Leave out the page and the figures.")
     ] = False,
@@ -101,9 +122,11 @@ def report(
             opened,
             directory,
             settings,
+            figure_kinds={"both": ("png", "svg"), "none": ()}.get(figures, (figures,)),
             tables_only=tables_only,
             force=force,
             progress=progress.update,
+            tokenizer=tokenizer,
         )
     if as_json:
         output.document({**contents.to_json(), "files": [str(path) for path in paths]})

@@ -27,8 +27,8 @@ OPTIONS = {
         "--mmlu-dir --include-path --dry-run --quiet -q"
     ),
     "report": (
-        "trace --output -o --rule --order --window --seed --threads --tables-only --force -f "
-        "--json --quiet -q"
+        "trace --output -o --rule --order --window --seed --threads --tokenizer --figures "
+        "--tables-only --force -f --json --quiet -q"
     ),
 }
 RUNNABLE = [name for name in OPTIONS if name not in ("", "mmlu")]

@@ -27,8 +27,14 @@ TABLES = [f"tables/{name}.{kind}" for name in NAMES.split() for kind in ("csv", 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
-FILES = ["report.json", *TABLES, "figures/relative_load.png", "report.html"]
+DRAWN = (
+    "quality relative_load sorted_load imbalance coverage rate_burst longest_idle repeats devices"
+)
+"""Figures of a trace of one subject."""
+PICTURES = [f"figures/{name}.{kind}" for name in DRAWN.split() for kind in ("png", "svg")]
+FILES = ["report.json", *TABLES, *PICTURES, "report.html"]
 PRINTED = ["report.json", "tables", "figures", "report.html"]
+QUICK = ("--figures", "none")
 
 
 @pytest.fixture
@@ -76,10 +82,26 @@ def test_files_are_written_and_named(probe: Any, new_trace: Any) -> None:
     open_trace(trace)  # a report inside a trace leaves it readable
 
 
+@pytest.mark.parametrize(
+    ("choice", "kinds"), [("both", {".png", ".svg"}), ("svg", {".svg"}), ("none", set())]
+)
+def test_figures_are_of_the_kinds_asked_for(
+    probe: Any, new_trace: Any, choice: str, kinds: set[str]
+) -> None:
+    trace = new_trace()
+    document = json.loads(probe("report", trace, "--figures", choice, "--json").out)
+    names = [path for path in map(Path, document["files"]) if path.parent.name == "figures"]
+    assert {path.suffix for path in names} == kinds
+    assert {path.stem for path in names} == (set(DRAWN.split()) if kinds else set())
+    assert all(path.stat().st_size for path in names)
+    # The page has its own, for readers without scripts.
+    assert '<img src="data:image/png;base64,' in (trace / "report/report.html").read_text()
+
+
 @pytest.mark.parametrize(("rule", "tokens"), [("unique", 100), ("raw", 200), ("question", 60)])
 def test_rule_decides_what_counts(probe: Any, new_trace: Any, rule: str, tokens: int) -> None:
     trace = new_trace()
-    result = probe("report", trace, "--rule", rule)
+    result = probe("report", trace, *QUICK, "--rule", rule)
     assert f"counted  {tokens} tokens in 1 sequences\nrule     {rule}: " in result.out
     layers = pd.read_csv(trace / "report/tables/layers.csv")
     assert layers["tokens"].tolist() == [tokens] * 2
@@ -103,14 +125,14 @@ def test_json_is_one_document_with_the_same_numbers(probe: Any, new_trace: Any) 
 def test_options_of_the_run_are_shown(probe: Any, new_trace: Any) -> None:
     run = {"options": {"tasks": ["a", "b"], "limit": 5}, "engine": {"name": "e", "version": "1.2"}}
     trace = new_trace(**run)
-    assert "tasks    a, b\n" in probe("report", trace).out
+    assert "tasks    a, b\n" in probe("report", trace, *QUICK).out
     text = (trace / "report/report.html").read_text()
     assert "<dt>limit</dt><dd>5</dd>" in text
     assert "<dt>engine</dt><dd>e, 1.2</dd>" in text
 
 
 def test_findings_are_stated(probe: Any, new_trace: Any) -> None:
-    out = " ".join(probe("report", new_trace()).out.split())
+    out = " ".join(probe("report", new_trace(), *QUICK).out.split())
     assert "random routing gives about" in out
     assert "Never selected: 2 of 16 experts (0.0 by chance), such as expert 7 of layer 3" in out
     assert "dead" not in out
@@ -118,7 +140,7 @@ def test_findings_are_stated(probe: Any, new_trace: Any) -> None:
 
 def test_names_from_the_trace_are_escaped(probe: Any, new_trace: Any) -> None:
     trace = new_trace(model=HOSTILE, task=HOSTILE, tasks=[HOSTILE], engine={"name": HOSTILE})
-    out = probe("report", trace).out
+    out = probe("report", trace, *QUICK).out
     text = (trace / "report/report.html").read_text()
     page = Page(text)
     # The tests of the page look at what its scripts make of them.
@@ -131,7 +153,7 @@ def test_names_from_the_trace_are_escaped(probe: Any, new_trace: Any) -> None:
 
 def test_page_needs_no_network(probe: Any, new_trace: Any) -> None:
     trace = new_trace()
-    probe("report", trace)
+    probe("report", trace, *QUICK)
     page = Page((trace / "report/report.html").read_text())
     sources = [str(value) for name, value in page.attributes if name in ("src", "href")]
     assert {source[:11] for source in sources} == {"data:image/", "#content", "#summary"}
@@ -141,7 +163,7 @@ def test_page_needs_no_network(probe: Any, new_trace: Any) -> None:
 
 def test_failing_check_withholds_findings(probe: Any, new_trace: Any) -> None:
     trace = new_trace(model_facts={"num_moe_layers": 3})
-    result = probe("report", trace)
+    result = probe("report", trace, *QUICK)
     assert "! Failed checks: Q7. Findings are withheld until they pass." in result.out
     assert "random routing gives" not in result.out
     assert result.err == f"Next: moe-probe check {trace}\n"
@@ -153,13 +175,16 @@ def test_failing_check_withholds_findings(probe: Any, new_trace: Any) -> None:
 
 def test_unfinished_trace_is_reported_as_that(probe: Any, new_trace: Any) -> None:
     trace = new_trace(status="interrupted")
-    assert "! This recording is not complete (status: interrupted)." in probe("report", trace).out
+    assert (
+        "! This recording is not complete (status: interrupted)."
+        in probe("report", trace, *QUICK).out
+    )
     assert "not complete" in (trace / "report/report.html").read_text()
 
 
 def test_nothing_counted_is_null_and_said(probe: Any, new_trace: Any) -> None:
     trace = new_trace(new_from=-1)
-    result = probe("report", trace, "--rule", "unique", "--json")
+    result = probe("report", trace, *QUICK, "--rule", "unique", "--json")
     document = json.loads(result.out)
     assert document["layers"][0]["max_vio"] is None
     assert document["warnings"] == [
@@ -175,7 +200,7 @@ def test_counts_level_trace_is_reported(probe: Any, tmp_path: Path) -> None:
     layers = [LayerSpec(layer=0, num_experts=4, top_k=2)]
     with TraceWriter(tmp_path / "trace", layers=layers, capture="counts") as writer:
         writer.add([np.array([[0, 1], [2, 1], [3, 0]])])
-    document = json.loads(probe("report", tmp_path / "trace", "--json").out)
+    document = json.loads(probe("report", tmp_path / "trace", *QUICK, "--json").out)
     assert document["tokens"] == 3
     assert document["warnings"] == []
 
@@ -184,11 +209,11 @@ def test_earlier_report_is_replaced_and_other_files_stay(
     probe: Any, new_trace: Any, tmp_path: Path
 ) -> None:
     trace, output = new_trace(), tmp_path / "out"
-    assert probe("report", trace, "-o", output).code == 0
+    assert probe("report", trace, "-o", output, "--figures", "png").code == 0
     (output / "notes.txt").write_text("mine")
     assert probe("report", trace, "-o", output, "--tables-only").code == 0
     left = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    assert left == {*FILES[:-2], "notes.txt"}
+    assert left == {"report.json", *TABLES, "notes.txt"}
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.json", "tables/layers.csv"])
@@ -198,11 +223,11 @@ def test_foreign_files_are_not_overwritten(
     trace, output = new_trace(), tmp_path / "out"
     (output / name).parent.mkdir(parents=True)
     (output / name).write_text("{}")
-    result = probe("report", trace, "-o", output)
+    result = probe("report", trace, *QUICK, "-o", output)
     assert result.code == 2
     assert f"has {name}, which no moe-probe report wrote" in result.err
     assert [path for path in output.rglob("*") if path.is_file()] == [output / name]
-    assert probe("report", trace, "-o", output, "--force").code == 0
+    assert probe("report", trace, *QUICK, "-o", output, "--force").code == 0
     assert (output / name).read_text() != "{}"
 
 
