@@ -67,7 +67,7 @@ def subjects(sums: Sums) -> pd.DataFrame:
 
 def subject_deffs(state: LayerState | None, groups: int, num_experts: int) -> np.ndarray:
     """Return each subject's median design effect over experts: float64 [S], NaN where undefined."""
-    if state is None:
+    if state is None or not groups:
         return np.full(groups, np.nan)
     moments = state.moments
     share_SN = moments.c_SN / positive(moments.n_S)[:, None]
