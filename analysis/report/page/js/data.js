@@ -1,10 +1,8 @@
 /* `page.data`: facts, counts and tables as views ask for them. */
 
-/**
- * @param {{meta: object, arrays: Map, tables: object}} decoded
- */
+/** @param {ReturnType<typeof decode>} decoded */
 function makeData(decoded) {
-  const { meta, arrays } = decoded;
+  const { meta, array } = decoded;
   const layers = meta.layers;
   const N = Math.max(...layers.map((layer) => layer.num_experts));
   const tables = new Map();
@@ -22,7 +20,7 @@ function makeData(decoded) {
       if (!made.has(wanted)) {
         const facts = columns.find((one) => one.name === wanted);
         if (!facts) throw new Error(`table ${name} has no column ${wanted}`);
-        made.set(wanted, decodeColumn(facts, arrays.get(`${name}.${wanted}`).values));
+        made.set(wanted, decodeColumn(facts, array(`${name}.${wanted}`).values));
       }
       return made.get(wanted);
     };
@@ -32,7 +30,7 @@ function makeData(decoded) {
 
   /** Row `index` of the first axis of an array. */
   function row(name, index) {
-    const { values, shape } = arrays.get(name);
+    const { values, shape } = array(name);
     const size = shape.slice(1).reduce((product, n) => product * n, 1);
     return values.subarray(index * size, (index + 1) * size);
   }
@@ -60,7 +58,7 @@ function makeData(decoded) {
   }
 
   function sumRows(name, indices) {
-    const { shape } = arrays.get(name);
+    const { shape } = array(name);
     const sum = new Float64Array(shape.slice(1).reduce((product, n) => product * n, 1));
     for (const index of indices) {
       const values = row(name, index);
@@ -70,8 +68,6 @@ function makeData(decoded) {
   }
 
   const areas = [...new Set(meta.subjects.map((subject) => subject.area))].filter(Boolean).sort();
-  /** @param {string} name an array that a section of the payload added */
-  const array = (name) => arrays.get(name);
   return { meta, layers, N, areas, table, counts, array, expertRow: expertRows(layers) };
 }
 
@@ -80,11 +76,6 @@ function expertRows(layers) {
   const starts = [0];
   for (const layer of layers) starts.push(starts.at(-1) + layer.num_experts);
   return (l, e) => starts[l] + e;
-}
-
-function once(make) {
-  let made;
-  return () => (made ??= make());
 }
 
 function memo(make) {

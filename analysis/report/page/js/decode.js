@@ -59,19 +59,26 @@ function joinPlanes(planes, type) {
 
 /**
  * @param {Uint8Array} bytes
- * @returns {{meta: object, arrays: Map<string, {values: *, shape: number[]}>, tables: object}}
+ * @returns {{meta: object, array: (name: string) => {values: *, shape: number[]}, tables: object}}
  */
 function decode(bytes) {
   const length = new DataView(bytes.buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
   let offset = 8 + Math.ceil(length / 8) * 8;
-  const arrays = new Map();
+  const made = new Map();
   for (const { name, type, shape } of header.arrays) {
     const size = shape.reduce((product, n) => product * n, 1) * ARRAYS[type].BYTES_PER_ELEMENT;
-    arrays.set(name, { values: joinPlanes(bytes.subarray(offset, offset + size), type), shape });
+    const planes = bytes.subarray(offset, offset + size);
+    made.set(name, once(() => ({ values: joinPlanes(planes, type), shape })));
     offset += Math.ceil(size / 8) * 8;
   }
-  return { meta: header.meta, arrays, tables: header.tables };
+  return { meta: header.meta, array: (name) => made.get(name)?.(), tables: header.tables };
+}
+
+/** What `make` gives, made when it is first asked for. */
+function once(make) {
+  let made;
+  return () => (made ??= make());
 }
 
 /**

@@ -46,7 +46,7 @@ function textOptions() {
 }
 
 function drawHeatmap(host) {
-  const about = element("p", { class: "status" });
+  const about = element("p", { class: "about" });
   host.append(about);
   const map = emptyMap();
   const image = addImage(map);

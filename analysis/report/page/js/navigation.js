@@ -10,11 +10,17 @@ const SECTIONS = {
   documents: "Documents",
 };
 
+/** Two frames: what was drawn is then on the screen. */
+const painted = () => new Promise((done) => {
+  requestAnimationFrame(() => requestAnimationFrame(done));
+});
+
 /**
- * Put every view into its section and a link to each section into the navigation.
- * @returns {Card[]}
+ * Put every view into its section and a link to each section into the navigation. The first view
+ * is drawn before any other is made.
+ * @returns {Promise<Card[]>}
  */
-function buildSections() {
+async function buildSections() {
   const place = document.getElementById("views");
   const links = document.getElementById("sections");
   const cards = [];
@@ -27,6 +33,10 @@ function buildSections() {
     ));
     links.append(element("li", {}, element("a", { href: `#${heading.id}` }, title)));
     cards.push(...mine);
+    if (cards.length === mine.length) {
+      mine[0].draw();
+      await painted();
+    }
   }
   return cards;
 }

@@ -5,14 +5,13 @@ const block = (id) => document.getElementById(id).textContent;
 
 async function start() {
   performance.mark("moe-probe-start");
-  page.data = makeData(decode(await inflate(block("moe-probe-data"))));
-  const library = element("script");
-  library.textContent = new TextDecoder().decode(await inflate(block("moe-probe-bokeh")));
-  document.head.append(library);
+  const blocks = ["moe-probe-data", "moe-probe-bokeh"].map((id) => inflate(block(id)));
+  const [data, bokeh] = await Promise.all(blocks);
+  page.data = makeData(decode(data));
+  document.head.append(element("script", {}, new TextDecoder().decode(bokeh)));
   startTheme();
-  const cards = buildSections();
+  const cards = await buildSections();
   document.getElementById("foot").append(selectionBar());
-  cards[0]?.draw();
   drawWhenNear(cards);
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
   document.documentElement.dataset.ready = "";

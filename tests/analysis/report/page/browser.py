@@ -88,7 +88,8 @@ def opened(browser: Browser, path: Path, **options: Any) -> Iterator[Opened]:
             shown.problems.append(f"requested {url[:200]}")
 
     def said(kind: str, text: str) -> None:
-        if kind in ("error", "warning"):
+        # A hint of chromium for whoever reads many pixels from a canvas.
+        if kind in ("error", "warning") and "willReadFrequently" not in text:
             shown.problems.append(f"console {kind}: {text}")
 
     page.on("request", lambda request: requested(request.url))

@@ -46,7 +46,7 @@ def test_map_has_the_numbers_of_the_table(open_page: Open, plain: Path) -> None:
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_map_shows_one_subject(open_page: Open, plain: Path, subject: str) -> None:
     page, wanted = open_page(plain), tables(plain, "subjects")
-    page.page.get_by_label("Text", exact=True).select_option(label=subject)
+    page.page.locator(f"#{MAP}").get_by_label("Text", exact=True).select_option(label=subject)
     page.wait()
     wanted = wanted[wanted["subject"] == subject].sort_values(["layer", "expert"])
     found = pd.DataFrame(page.csv(MAP)).astype(float)
@@ -58,7 +58,7 @@ def test_map_shows_one_subject(open_page: Open, plain: Path, subject: str) -> No
 
 def test_areas_are_sums_of_subjects_and_segments_of_all(open_page: Open, plain: Path) -> None:
     page, subjects = open_page(plain), tables(plain, "subjects")
-    box = page.page.get_by_label("Text", exact=True)
+    box = page.page.locator(f"#{MAP}").get_by_label("Text", exact=True)
     counts = subjects.pivot(index=["layer", "expert"], columns="subject", values="count")
 
     def shown(label: str) -> np.ndarray:
@@ -75,7 +75,7 @@ def test_areas_are_sums_of_subjects_and_segments_of_all(open_page: Open, plain: 
 
 def test_other_rules_count_less(open_page: Open, plain: Path) -> None:
     page = open_page(plain)
-    box = page.page.get_by_label("Text", exact=True)
+    box = page.page.locator(f"#{MAP}").get_by_label("Text", exact=True)
     rules = tables(plain, "rules").set_index(["layer", "rule"])
     for name in ("question", "decision"):
         box.select_option(value=f"rule:{name}")
@@ -88,7 +88,7 @@ def test_other_rules_count_less(open_page: Open, plain: Path) -> None:
 
 def test_experts_sort_by_load(open_page: Open, plain: Path) -> None:
     page = open_page(plain)
-    page.page.get_by_label("Experts", exact=True).select_option("load")
+    page.page.locator(f"#{MAP}").get_by_label("Experts", exact=True).select_option("load")
     page.wait()
     found = pd.DataFrame(page.csv(MAP)).astype(float)
     for spec in LAYERS:
@@ -131,7 +131,7 @@ def test_selection_by_click_keyboard_and_form(open_page: Open, plain: Path) -> N
     said = bar.inner_text()
     assert "Layer 7, expert 2" in said
     assert f"selections {row['count']:,}" in said
-    assert f"{row['count']:,} selections" in page.text(f"#{MAP} .status")
+    assert f"{row['count']:,} selections" in page.text(f"#{MAP} [role=status]")
     plot.press("Escape")
     page.wait()
     assert page.state()["layer"] is None
