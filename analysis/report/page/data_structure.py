@@ -12,7 +12,7 @@ import pandas as pd
 from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.metrics.locality import first_choice_null_own
 from moe_probe.analysis.report.contents import Contents
-from moe_probe.analysis.report.page.payload import DIGITS, Payload, round_float32
+from moe_probe.analysis.report.page.payload import Payload, round_float32
 from moe_probe.analysis.statistics.random_sets import any_shared, own_rate_any
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.tables.structure import layer_deff
@@ -20,6 +20,8 @@ from moe_probe.analysis.tables.structure import layer_deff
 MOST_PAIRS = 30_000
 """Pairs of all layers: the strongest of each where the table has more, for a file's size."""
 _RATE_DIGITS = 4
+_PAIR_DIGITS = 6
+"""z is of the difference of count and expectation, which may be small."""
 _RATES = ("first_choice", "any_overlap", "overlap_ratio")
 
 
@@ -52,10 +54,10 @@ def _pairs(contents: Contents, payload: Payload) -> None:
         found = found.loc[np.sort(strongest)].assign(layer=place)
         order_LN[place, : spec.num_experts] = expert_order(found, spec.num_experts)
         kept.append(found[["layer", "expert", "other", "count", "expected"]])
-    payload.table("pairs", pd.concat(kept, ignore_index=True))
+    payload.table("pairs", pd.concat(kept, ignore_index=True), digits=_PAIR_DIGITS)
     payload.array("pairs.order", order_LN)
     deff_L = np.array([layer_deff(sums, layer) for layer in sums.specs])
-    payload.array("pairs.deff", round_float32(deff_L, DIGITS))
+    payload.array("pairs.deff", round_float32(deff_L, _PAIR_DIGITS))
 
 
 def expert_order(pairs: pd.DataFrame, num_experts: int) -> np.ndarray:

@@ -17,6 +17,9 @@ from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import DIGITS, Payload, round_float32
 from moe_probe.analysis.tables.subjects import subject_deffs, within_deffs
 
+_DEFF_DIGITS = 7
+"""Very small q-values are large powers of a design effect, with its error as often."""
+
 
 def subjects(contents: Contents, payload: Payload) -> None:
     """Add design effects, and the trees of subjects.
@@ -34,8 +37,8 @@ def subjects(contents: Contents, payload: Payload) -> None:
         within_LN[place, : spec.num_experts] = within_deffs(state, spec.num_experts)
     payload.meta["least_documents"] = LEAST_DOCUMENTS
     payload.array("subjects.documents", sums.documents_S)
-    payload.array("subjects.deff", round_float32(deff_LS, DIGITS))
-    payload.array("subjects.deff_within", round_float32(within_LN, DIGITS))
+    payload.array("subjects.deff", round_float32(deff_LS, _DEFF_DIGITS))
+    payload.array("subjects.deff_within", round_float32(within_LN, _DEFF_DIGITS))
     _trees(contents, payload)
 
 

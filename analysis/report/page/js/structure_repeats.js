@@ -90,7 +90,8 @@ function drawRepeats(host) {
     height: 340, x_range: [-0.3, lags.length - 0.7], y_range: [0, 1], x_axis_label: "distance, tokens",
   });
   const places = lags.map((_, place) => place);
-  made.xaxes[0].ticker = new Bokeh.FixedTicker({ ticks: places });
+  const ticker = new Bokeh.FixedTicker({ ticks: places });
+  for (const scale of [made.xaxes[0], made.xgrids[0]]) scale.ticker = ticker;
   made.xaxes[0].major_label_overrides = new Map(lags.map((lag, place) => [place, String(lag)]));
   const [all, one] = [CATEGORICAL[0], CATEGORICAL[3]];
   const line = (color, attributes = {}) => made.line([], [], { line_color: color, line_width: 2, ...attributes });

@@ -118,6 +118,13 @@ function divergenceNull(used, topK, size, otherSize) {
   return Math.min(((used - topK) / (8 * Math.LN2)) * (1 / size + 1 / otherSize), 1);
 }
 
+/** Subjects with as many documents as a test needs. */
+const testedSubjects = once(() => {
+  const { meta, array } = page.data;
+  const documents = array("subjects.documents").values;
+  return meta.subjects.map((_, s) => s).filter((s) => documents[s] >= meta.least_documents);
+});
+
 /** Numbers of subjects and experts, made of the page's counts when they are first asked for. */
 const subjectMath = once(() => {
   const { layers, N, counts, meta, array } = page.data;
@@ -129,9 +136,8 @@ const subjectMath = once(() => {
   const totals = layers.map((_, l) => sizes.reduce((total, one) => total + one[l], 0));
   const tokens = layers.map((_, l) => sum(meta.subjects.map((_, s) => counts.tokens.subject(s)[l])));
   const [deff, within] = [array("subjects.deff").values, array("subjects.deff_within").values];
-  const documents = array("subjects.documents").values;
-  const hasInference = (s) => documents[s] >= meta.least_documents;
-  const chosen = meta.subjects.map((_, s) => s).filter(hasInference);
+  const tested = testedSubjects();
+  const hasInference = (s) => tested.includes(s);
   const mine = memo((s) => ({ counts: counts.subject(s), tokens: counts.tokens.subject(s) }));
 
   /** The row of the table `subjects`, without its q-value. */
@@ -166,8 +172,8 @@ const subjectMath = once(() => {
   });
 
   const discovery = once(() => {
-    const z = new Float64Array(chosen.length * layers.length * N);
-    chosen.forEach((s, place) => z.set(zOf(s), place * layers.length * N));
+    const z = new Float64Array(tested.length * layers.length * N);
+    tested.forEach((s, place) => z.set(zOf(s), place * layers.length * N));
     return falseDiscovery(z);
   });
   const logQ = (found) => (Number.isNaN(found.z) ? NaN : discovery().logQ(found.z));
@@ -187,5 +193,5 @@ const subjectMath = once(() => {
     return divergenceNull(used[l], layers[l].top_k, effective(s), effective(other));
   }
   const critical = once(() => discovery().critical(SIGNIFICANT));
-  return { S, documents, hasInference, tested: chosen, row, rows, zOf, logQ, critical, divergence, noise };
+  return { S, hasInference, row, rows, zOf, logQ, critical, divergence, noise };
 });

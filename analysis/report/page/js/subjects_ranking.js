@@ -13,7 +13,7 @@ view({
     "other subjects with their 95 % intervals; the line at 0 is what chance gives. An interval " +
     "over that line says nothing, and rankings by lift or selections alone favour rare or popular experts. " +
     "Click a mark to select its expert.",
-  available: () => subjectMath().S > 1 || "there is only one subject",
+  available: () => page.data.meta.subjects.length > 1 || "there is only one subject",
   controls: () => [
     subjectControl(),
     subjectLayerControl(),
@@ -111,10 +111,11 @@ const expertName = ({ l, e }) => `layer ${page.data.layers[l].layer}, expert ${e
 /** How far the ranking can be believed. */
 function rankingWords({ cells, isTested, by }) {
   const s = shownSubject();
-  const { documents, logQ, critical } = subjectMath();
+  const { logQ, critical } = subjectMath();
   const name = subjectName(s);
   if (!isTested) {
-    return `${name} has ${format(documents[s])} documents, fewer than the ${page.data.meta.least_documents} that ` +
+    const documents = page.data.array("subjects.documents").values[s];
+    return `${name} has ${format(documents)} documents, fewer than the ${page.data.meta.least_documents} that ` +
       `a test needs: lift alone, ranked by ${RANKINGS[by]}, may be noise.`;
   }
   const isLess = page.state.rankingSide === "less";

@@ -40,7 +40,8 @@ function shownTree() {
   const joins = array("subjects.height").shape[1];
   const order = part("subjects.order", S);
   const { divergence, noise } = subjectMath();
-  const matrix = (of) => Array.from(order, (s) => Float64Array.from(order, (other) => (s === other ? 0 : of(l, s, other))));
+  const row = (of, s) => Float64Array.from(order, (other) => (s === other ? 0 : of(l, s, other)));
+  const matrix = (of) => Array.from(order, (s) => row(of, s));
   return {
     l, order,
     bits: matrix(divergence),
@@ -100,7 +101,10 @@ function drawTree(host) {
   const lines = map.multi_line([], [], { line_color: colors.text, line_width: 1.2 });
   const x = -0.5 - strip;
   const areas = map.rect([], [], strip, 1, { fill_color: field("color"), line_color: null });
-  const letters = map.text([], [], [], { text_font_size: names.major_label_text_font_size, text_color: field("color"), text_align: "center", text_baseline: "middle" });
+  const letters = map.text([], [], [], {
+    text_font_size: names.major_label_text_font_size, text_color: field("color"),
+    text_align: "center", text_baseline: "middle",
+  });
   const row = map.rect([], [], S, 1, { fill_alpha: 0, line_width: 2, line_color: colors.marker });
   const column = map.rect([], [], 1, S, { fill_alpha: 0, line_width: 2, line_color: colors.marker });
   const bar = new Bokeh.ColorBar({ color_mapper: mapper, height: 10, orientation: "horizontal" });
@@ -191,8 +195,8 @@ function treeWords({ l, order, bits, noise, leaves, agreement }) {
   const pairs = [];
   for (let i = 0; i < leaves; i++) for (let j = 0; j < i; j++) pairs.push([i, j]);
   pairs.sort(([a, b], [c, d]) => bits[a][b] - bits[c][d]);
-  const say = ([i, j]) =>
-    `${subjectName(order[i])} and ${subjectName(order[j])} (${format(bits[i][j], 2)} bits, noise ${format(noise[i][j], 2)})`;
+  const say = ([i, j]) => `${subjectName(order[i])} and ${subjectName(order[j])} ` +
+    `(${format(bits[i][j], 2)} bits, noise ${format(noise[i][j], 2)})`;
   const where = l === null ? "Mean of all layers" : `Layer ${page.data.layers[l].layer}`;
   const areas = Number.isNaN(agreement)
     ? "" : ` Clusters against areas: adjusted Rand index ${format(agreement, 2)}, by chance 0, at most 1.`;

@@ -1,8 +1,8 @@
 /* Experts and subjects: how large an effect is, and how certain. */
 
+/* Half of them for those of largest |z|, half for a sample of the others. */
 const MOST_MARKS = 3000;
-/* Values of -log10 q above it are drawn at it. */
-const MOST_CERTAIN = 40;
+const CERTAINTIES = [0, 2, 10, 25, 50, 100, 200, 400, 1000];
 
 view({
   id: "subject-volcano",
@@ -11,12 +11,10 @@ view({
   note:
     "A mark is an expert and a subject: to the right the expert is used more for it than for the " +
     "others, upwards that is more certain. By chance log odds are 0, and of all marks above the " +
-    "dashed line, 5 % are false discoveries. A triangle lies beyond the upper edge. " +
-    "Click a mark to select its expert.",
+    "dashed line, 5 % are false discoveries. Click a mark to select its expert.",
   available: () => {
-    const { S, tested } = subjectMath();
-    if (S < 2) return "there is only one subject";
-    return tested.length > 0 || `no subject has the ${page.data.meta.least_documents} documents that a test needs`;
+    if (page.data.meta.subjects.length < 2) return "there is only one subject";
+    return testedSubjects().length > 0 || `no subject has the ${page.data.meta.least_documents} documents that a test needs`;
   },
   controls: () => [subjectControl("all subjects"), subjectLayerControl()],
   draw: drawVolcano,
@@ -25,28 +23,35 @@ view({
 
 /**
  * Cells of what the state asks for.
- * @returns {{cells: SubjectCell[], tests: number, more: number, less: number}} those of largest |z|,
- *   ascending; the number of all, and of those that are significant
+ * @returns {{cells: SubjectCell[], tests: number, more: number, less: number, step: number}} those
+ *   that are drawn, by |z|; the number of all, and of those that are significant; every how manieth
+ *   of the weaker ones is drawn
  */
 const volcanoCells = memo((key) => {
   const [subject, l] = JSON.parse(key);
   const N = page.data.N;
-  const { tested, zOf, row, critical } = subjectMath();
+  const { zOf, row, critical } = subjectMath();
   const [first, last] = l === null ? [0, page.data.layers.length] : [l, l + 1];
-  const parts = tested.filter((s) => subject === null || s === subject)
+  const parts = testedSubjects().filter((s) => subject === null || s === subject)
     .map((s) => ({ s, z: zOf(s).subarray(first * N, last * N) }));
   const count = (of) => parts.reduce((sum, { z }) => sum + z.reduce((some, value) => some + of(value), 0), 0);
   const sizes = absoluteSorted(Float64Array.from(parts.flatMap(({ z }) => Array.from(z))));
-  const least = sizes[Math.max(sizes.length - MOST_MARKS, 0)];
+  const isAll = sizes.length <= MOST_MARKS;
+  const least = isAll ? 0 : sizes[sizes.length - MOST_MARKS / 2];
+  // An odd step does not meet the same experts in every layer.
+  const step = isAll ? 1 : Math.ceil(sizes.length / (MOST_MARKS / 2)) | 1;
   const cells = [];
+  let weaker = 0;
   for (const { s, z } of parts) {
     z.forEach((value, i) => {
-      if (Math.abs(value) >= least) cells.push(row(s, first + Math.floor(i / N), i % N));
+      const isStrong = Math.abs(value) >= least;
+      if (Number.isNaN(value) || !(isStrong || weaker++ % step === 0)) return;
+      cells.push(row(s, first + Math.floor(i / N), i % N));
     });
   }
   cells.sort((a, b) => Math.abs(a.z) - Math.abs(b.z));
   return {
-    cells, tests: sizes.length,
+    cells, step, tests: sizes.length,
     more: count((z) => z >= critical()), less: count((z) => -z >= critical()),
   };
 });
@@ -58,13 +63,16 @@ const certainty = (cell) => -subjectMath().logQ(cell) / Math.LN10;
 
 function drawVolcano(host) {
   const made = page.figure({
-    x_axis_label: "log odds against the other subjects, nats", y_axis_label: "−log10 q",
-    x_range: [-1, 1], y_range: [0, 1],
+    x_axis_label: "log odds against the other subjects, nats",
+    y_axis_label: "−log10 q, square-root scale", x_range: [-1, 1], y_range: [0, 1],
   });
+  const ticker = new Bokeh.FixedTicker({ ticks: CERTAINTIES.map(Math.sqrt) });
+  for (const scale of [made.yaxes[0], made.ygrids[0]]) scale.ticker = ticker;
+  made.yaxes[0].major_label_overrides = new Map(CERTAINTIES.map((value) => [Math.sqrt(value), String(value)]));
   const marks = made.scatter([], [], {
-    size: 6, marker: field("marker"), fill_color: field("color"), line_color: null, fill_alpha: 0.6,
+    size: 6, fill_color: field("color"), line_color: null, fill_alpha: 0.6,
   });
-  const limit = new Bokeh.Span({ location: -Math.log10(SIGNIFICANT), dimension: "width", line_dash: DASHED });
+  const limit = new Bokeh.Span({ location: Math.sqrt(-Math.log10(SIGNIFICANT)), dimension: "width", line_dash: DASHED });
   const none = new Bokeh.Span({ location: 0, dimension: "height" });
   for (const line of [limit, none]) made.add_layout(line);
   const ring = made.scatter([], [], { size: 14, fill_alpha: 0, line_width: 2.5, line_color: colors.marker });
@@ -93,13 +101,12 @@ function drawVolcano(host) {
     const found = shownVolcano();
     const certain = found.cells.map(certainty);
     if (concerns(changes, "subject", "subjectLayer")) {
-      places = { x: found.cells.map(({ logOdds }) => logOdds), y: certain.map((value) => Math.min(value, MOST_CERTAIN)) };
+      places = { x: found.cells.map(({ logOdds }) => logOdds), y: certain.map(Math.sqrt) };
       fitVolcano(made, places);
     }
     const isSignificant = certain.map((value) => value > -Math.log10(SIGNIFICANT));
     marks.data_source.data = {
       ...places,
-      marker: certain.map((value) => (value > MOST_CERTAIN ? "triangle" : "circle")),
       color: found.cells.map(({ z }, i) => CATEGORICAL[!isSignificant[i] ? 6 : z > 0 ? 3 : 0]),
     };
     const chosen = found.cells.map((_, i) => i)
@@ -118,14 +125,15 @@ function fitVolcano(made, { x, y }) {
   Object.assign(made.y_range, { start: -0.03 * high, end: high });
 }
 
-function volcanoWords({ cells, tests, more, less }) {
+function volcanoWords({ tests, more, less, step }) {
   const { subject } = page.state;
   const whom = subject === null ? "Over all subjects" : subjectName(subject);
   if (subject !== null && !subjectMath().hasInference(subject)) {
     return `${whom} has fewer than ${page.data.meta.least_documents} documents: nothing is tested.`;
   }
-  const shown = cells.length < tests ? `; the ${format(cells.length)} of largest |z| are drawn` : "";
-  return `${whom}: of ${format(tests)} tests ${format(more)} say more and ${format(less)} less with q < 0.05${shown}.`;
+  const words = `${whom}: of ${format(tests)} tests ${format(more)} say more and ${format(less)} less with q < 0.05.`;
+  return step === 1
+    ? words : `${words} Drawn: the ${format(MOST_MARKS / 2)} of largest |z|, and one in ${step} of the others.`;
 }
 
 function volcanoTable() {

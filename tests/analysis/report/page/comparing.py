@@ -10,8 +10,18 @@ import numpy as np
 import pandas as pd
 
 from tests.analysis.report.page.browser import Opened
+from tests.analysis.report.page.views import point
 
 Open = Callable[..., Opened]
+
+
+def steady(page: Opened, view: str, x: float, y: float) -> tuple[float, float]:
+    """Return where a figure has a place once its layout rests."""
+    before, now = None, point(page, view, x, y)
+    while before != now:
+        page.page.wait_for_timeout(100)
+        before, now = now, point(page, view, x, y)
+    return now
 
 
 def same(

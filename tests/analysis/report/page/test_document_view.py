@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer
+from typer.testing import CliRunner
 
+from moe_probe.cli import app
+from moe_probe.errors import UsageError
 from moe_probe.trace import open_trace
 from tests.analysis.report.page.browser import Opened
 from tests.analysis.report.page.traces import LAYERS, SUBJECTS
@@ -16,6 +20,7 @@ from tests.analysis.report.page.views import choose, read, shown
 
 Open = Callable[..., Opened]
 VIEW = "document"
+TINY = Path(__file__).parents[4] / "moe_probe/bundled/tiny_moe"
 CHIPS = f"#{VIEW} .chips button"
 
 
@@ -27,12 +32,17 @@ def rows(plain: Path) -> pd.DataFrame:
     return trace.to_pandas().merge(trace.sequences.select(names).to_pandas(), on="sequence_id")
 
 
+def open_document(open_page: Open, folder: Path) -> Opened:
+    """Open a page and draw the view."""
+    page = open_page(folder, reduced_motion="reduce")
+    page.page.locator(f"#{VIEW}").scroll_into_view_if_needed()
+    page.page.wait_for_selector(f"#{VIEW}[data-drawn]")
+    return page
+
+
 @pytest.fixture
 def page(open_page: Open, plain: Path) -> Opened:
-    shown_page = open_page(plain, reduced_motion="reduce")
-    shown_page.page.locator(f"#{VIEW}").scroll_into_view_if_needed()
-    shown_page.page.wait_for_selector(f"#{VIEW}[data-drawn]")
-    return shown_page
+    return open_document(open_page, plain)
 
 
 def names(page: Opened) -> list[str]:
@@ -150,3 +160,30 @@ def test_most_common_experts_are_coloured(page: Opened, rows: pd.DataFrame) -> N
     style = "all => all.map(chip => chip.style.getPropertyValue('--expert') !== '')"
     coloured = page.page.locator(CHIPS).evaluate_all(style)
     assert sum(coloured) == numbers[order].sum() < numbers.sum()
+
+
+def test_tokens_are_text_where_a_tokenizer_is_given(
+    open_page: Open, plain: Path, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    output, trace = tmp_path / "report", plain.parent / "trace"
+    arguments = ["report", str(trace), "-o", str(output), "--tokenizer", str(TINY)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    page = open_document(open_page, output)
+    wanted = excerpt(rows, names(page)[0])
+    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    texts = [tokenizer.decode([token]) for token in wanted["token_id"]]
+    assert shown(page, VIEW)["token_id"].astype(int).tolist() == wanted["token_id"].tolist()
+    is_plain = [text.isascii() and text.isprintable() and bool(text.strip()) for text in texts]
+    assert sum(is_plain) > 5
+    said = page.page.locator(f"{CHIPS} span").evaluate_all("all => all.map(e => e.textContent)")
+    table = shown(page, VIEW)["text"].tolist()
+    for place in np.flatnonzero(is_plain):
+        assert said[place] == table[place] == texts[place]
+
+
+def test_tokenizer_that_is_none_is_said_before_the_scan(plain: Path, tmp_path: Path) -> None:
+    arguments = ["report", str(plain.parent / "trace"), "-o", str(tmp_path / "report")]
+    result = CliRunner().invoke(app, [*arguments, "--tokenizer", str(tmp_path)])
+    assert isinstance(result.exception, UsageError)
+    assert str(tmp_path / "tokenizer.json") in str(result.exception)
+    assert not (tmp_path / "report").exists()

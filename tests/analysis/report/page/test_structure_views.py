@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tests.analysis.report.page.browser import Opened
-from tests.analysis.report.page.comparing import drawn, same
+from tests.analysis.report.page.comparing import drawn, same, steady
 from tests.analysis.report.page.traces import IDLE, LAYERS, SUBJECTS
-from tests.analysis.report.page.views import choose, point, read, shown
+from tests.analysis.report.page.views import choose, read, shown
 
 Open = Callable[..., Opened]
 NAMES = [spec.layer for spec in LAYERS]
@@ -34,10 +34,10 @@ def test_click_on_a_pair_selects_its_row(open_page: Open, plain: Path) -> None:
     page = drawn(open_page, plain, "coactivation")
     choose(page, "coactivation", "Layer", "1")
     choose(page, "coactivation", "Order", "id")
-    page.page.mouse.click(*point(page, "coactivation", 7, 3))
+    page.page.mouse.click(*steady(page, "coactivation", 7, 3))
     page.wait()
     assert (page.state()["layer"], page.state()["expert"]) == (1, 3)
-    page.page.mouse.move(*point(page, "coactivation", 7.1, 3))
+    page.page.mouse.move(*steady(page, "coactivation", 7.1, 3))
     tip = page.page.locator("#coactivation .tip")
     tip.wait_for(state="visible")
     table = read(plain, "coactivation")

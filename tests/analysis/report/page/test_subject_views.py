@@ -12,9 +12,9 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from tests.analysis.report.page.browser import Opened
-from tests.analysis.report.page.comparing import drawn, same
+from tests.analysis.report.page.comparing import drawn, same, steady
 from tests.analysis.report.page.traces import LAYERS, SUBJECTS
-from tests.analysis.report.page.views import choose, colours, point, read, shown
+from tests.analysis.report.page.views import choose, colours, read, shown
 
 Open = Callable[..., Opened]
 VIEWS = {
@@ -77,7 +77,7 @@ def test_rows_are_in_the_order_of_average_linkage(open_page: Open, plain: Path) 
     tree = linkage(np.sqrt(bits), "average")
     assert squareform(bits).shape == (3, 3)
     for row, subject in enumerate(leaves_list(tree)):
-        page.page.mouse.click(*point(page, "subject-divergence", 1.0, row))
+        page.page.mouse.click(*steady(page, "subject-divergence", 1.0, row))
         page.wait()
         assert page.state()["subject"] == subject
         box = page.page.locator("#subject-ranking").get_by_label("Subject", exact=True)
@@ -89,7 +89,7 @@ def test_rows_are_in_the_order_of_average_linkage(open_page: Open, plain: Path) 
 
 def test_map_says_divergence_and_noise(open_page: Open, plain: Path) -> None:
     page = drawn(open_page, plain, "subject-divergence")
-    page.page.mouse.move(*point(page, "subject-divergence", 1.0, 0.0))
+    page.page.mouse.move(*steady(page, "subject-divergence", 1.0, 0.0))
     tip = page.page.locator("#subject-divergence .tip")
     tip.wait_for(state="visible")
     assert "bits, from noise alone" in tip.inner_text()
@@ -119,8 +119,8 @@ def test_click_in_the_volcano_selects_the_expert(open_page: Open, plain: Path) -
     choose(page, "subject-volcano", "Subject", "0")
     mine = table[table["subject"] == SORTED[0]].dropna(subset=["z"])
     farthest = mine.sort_values("log_odds").iloc[-1]
-    height = min(-np.log10(farthest["q_value"]), 40)
-    place = point(page, "subject-volcano", farthest["log_odds"], height)
+    height = np.sqrt(-np.log10(farthest["q_value"]))
+    place = steady(page, "subject-volcano", farthest["log_odds"], height)
     page.page.mouse.click(*place)
     page.wait()
     assert NAMES[page.state()["layer"]] == farthest["layer"]
@@ -154,7 +154,7 @@ def test_ranking_orders_the_table(open_page: Open, plain: Path) -> None:
         assert page.text("#subject-ranking .status").startswith(f"{number} experts are used {side}")
         # Experts without log odds have no mark.
         first = found.dropna(subset=["log_odds"]).iloc[0]
-        page.page.mouse.click(*point(page, "subject-ranking", float(first["log_odds"]), 0))
+        page.page.mouse.click(*steady(page, "subject-ranking", float(first["log_odds"]), 0))
         page.wait()
         assert NAMES[page.state()["layer"]] == int(first["layer"])
         assert page.state()["expert"] == int(first["expert"])
