@@ -15,6 +15,9 @@ from moe_probe.cli import app
 OPTIONS = {
     "": "--version -V --install-completion --show-completion",
     "check": "trace --json --quiet -q",
+    "compare": (
+        "traces --output -o --rule --baseline-accuracy --seed --threads --force -f --json --quiet -q"
+    ),
     "demo": "--output -o --force -f",
     "env": "--json",
     "export": "trace --format --output -o --rule --layers --subject --force -f --json",
