@@ -5,8 +5,8 @@ token ids, with shared leading tokens taken from whoever stores them. Where a tr
 the recorded hashes of whole prompts have to do. Equal contexts have equal beginnings, so one common
 end aligns all tokens before it.
 
-Shape suffixes: S sequences, E the five ends of each one's stretches, Q contexts to hash, U those of
-them that some sequence's own rows end, R stretches of stored rows, T tokens of a part.
+Shape suffixes: S sequences, E ends of each one's stretches, ascending, Q contexts to hash, U those
+of them that some sequence's own rows end, R stretches of stored rows, T tokens of a part.
 """
 
 from __future__ import annotations
@@ -44,19 +44,24 @@ def context_marks(source: Source, *, token_ids: bool) -> Marks:
         token_ids: From the token ids, which it must have; else from hashes of prompts.
     """
     index = source.index
-    length_SE = np.column_stack([index.ends_S4, index.num_tokens_S])
-    is_new_SE = np.diff(length_SE, axis=1, prepend=0) > 0
     if not token_ids:
-        key_SE = np.zeros(length_SE.shape, np.uint64)
-        hashes = source.trace.sequences.sort_by("sequence_id")["prompt_hash"].to_pylist()
-        key_SE[:, _CHOICE_END] = [_digest(text) for text in hashes]
-        known_SE = np.zeros(length_SE.shape, bool)
-        known_SE[:, _CHOICE_END] = [bool(text) for text in hashes]
-        return Marks(length_SE, key_SE, known_SE & (length_SE > 0))
+        return _prompt_marks(source)
+    # One engine runs a choice's last token and the other does not: both ran what was asked about.
+    ends = (index.ends_S4, index.asked_end_S, index.num_tokens_S)
+    length_SE = np.sort(np.column_stack(ends), axis=1)
+    is_new_SE = np.diff(length_SE, axis=1, prepend=0) > 0
     sequence_Q = np.repeat(np.arange(len(length_SE)), length_SE.shape[1])
     key_Q, known_Q = _hashed(source, sequence_Q, length_SE.ravel())
     shape = length_SE.shape
     return Marks(length_SE, key_Q.reshape(shape), known_Q.reshape(shape) & is_new_SE)
+
+
+def _prompt_marks(source: Source) -> Marks:
+    hashes = source.trace.sequences.sort_by("sequence_id")["prompt_hash"].to_pylist()
+    length_S1 = source.index.ends_S4[:, _CHOICE_END, None]
+    key_S = np.array([_digest(text) for text in hashes], np.uint64)
+    known_S = np.array([bool(text) for text in hashes], bool)
+    return Marks(length_S1, key_S[:, None], known_S[:, None] & (length_S1 > 0))
 
 
 def common_contexts(first: Marks, second: Marks) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def expected(context: Context, noise: float) -> list[list[int]]:
     return [[spec.none_id if i < 0 else i for i in ids] for spec, ids in routed]  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("token_ids", [True, False])
 def test_aligned_rows_are_those_of_equal_contexts(
     tmp_path: Path, seed: int, token_ids: bool
@@ -81,6 +82,19 @@ def test_repeated_prompts_are_paired_in_their_order(tmp_path: Path) -> None:
     partner_S, common_S = common_contexts(*marks)
     assert partner_S.tolist() == [0, 1]
     assert common_S.tolist() == [4, 4]
+
+
+def test_the_last_token_of_a_choice_is_not_needed(tmp_path: Path) -> None:
+    """vLLM runs it and transformers does not: what comes before it is common to both."""
+    layers = [LayerSpec(layer=0, num_experts=8, top_k=1)]
+    for name, tokens in (("hf", 6), ("vllm", 7)):
+        run = {"runs_last_token": name == "vllm"}
+        with TraceWriter(tmp_path / name, layers=layers, run=run) as writer:
+            facts: Any = {"kind": "loglikelihood", "cue_end": 4, "question_end": 2}
+            writer.add([np.zeros((tokens, 1), int)], token_ids=np.arange(tokens), **facts)
+    first, second = (Source(open_trace(tmp_path / name)) for name in ("hf", "vllm"))
+    assert Alignment(first, second).common_S.tolist() == [6]
+    assert Alignment(second, first).common_S.tolist() == [6]
 
 
 def test_tokens_of_a_cache_are_aligned_with_nothing(tmp_path: Path) -> None:
