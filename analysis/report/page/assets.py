@@ -81,4 +81,4 @@ def bokeh() -> str:
             raise MoeProbeError(
                 f"Cannot read {path}: {error.strerror or error}. Install bokeh again."
             ) from error
-    return to_text(b"\n".join(parts), level=9)
+    return to_text(b"\n".join(parts))

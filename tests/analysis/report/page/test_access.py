@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser
 
 from tests.analysis.report.page.browser import Opened
@@ -67,9 +69,16 @@ def test_every_stop_of_the_tab_key_can_be_seen(open_page: Open, plain: Path) -> 
     assert {"Show as table", "Download CSV", "Zoom in", "Save image"} <= seen
 
 
-def test_colours_are_not_alone(open_page: Open, plain: Path) -> None:
+def test_idle_cells_have_a_cross_and_few_tokens_a_hatch(open_page: Open, plain: Path) -> None:
     page = open_page(plain)
-    assert "never selected" in page.text("#relative-load .note")
+    marks = (
+        "() => Bokeh.documents[0].roots()[0].renderers.filter(r => ['Scatter', 'HBar']"
+        ".includes(r.glyph.type)).map(r => [r.glyph.type, Array.from(r.data_source.data.y)])"
+    )
+    assert dict(page.page.evaluate(marks)) == {"Scatter": [0, 1, 2], "HBar": []}
+    page.page.evaluate("MoeProbe.page.set({slice: 'segment:2'})")
+    page.wait()
+    assert dict(page.page.evaluate(marks))["HBar"] == [0, 1, 2]
 
 
 def test_paper_has_figures_and_no_controls(open_page: Open, plain: Path) -> None:
@@ -102,11 +111,16 @@ def test_without_scripts_there_are_words_and_a_picture(chromium: Browser, plain:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [{"width": 1280, "height": 900}, PHONE])
-def test_screenshots_can_be_taken(
+def test_page_has_the_colours_asked_for(
     open_page: Open, plain: Path, tmp_path: Path, scheme: str, viewport: dict[str, int]
 ) -> None:
     page = open_page(plain, color_scheme=scheme, viewport=viewport)
     page.draw_all()
-    image = tmp_path / f"{scheme}-{viewport['width']}.png"
-    page.page.screenshot(path=image, full_page=True)
-    assert image.stat().st_size > 50_000
+    path = tmp_path / f"{scheme}-{viewport['width']}.png"
+    page.page.screenshot(path=path, full_page=True)
+    with Image.open(path) as image:
+        assert image.width == viewport["width"]
+        light = np.asarray(image.convert("L"), np.float64)
+    # Of all colours the page's own is the most frequent.
+    assert np.median(light) == pytest.approx({"light": 255, "dark": 23}[scheme], abs=8)
+    assert light.std() > 10
