@@ -16,7 +16,8 @@ OPTIONS = {
     "": "--version -V --install-completion --show-completion",
     "check": "trace --json --quiet -q",
     "compare": (
-        "traces --output -o --rule --baseline-accuracy --seed --threads --force -f --json --quiet -q"
+        "traces --output -o --rule --baseline-accuracy --seed --threads --force -f --json "
+        "--quiet -q"
     ),
     "demo": "--output -o --force -f",
     "env": "--json",
