@@ -1,7 +1,4 @@
-"""How many documents each run answered correctly, and whether two runs differ in that.
-
-Shape suffixes: D documents.
-"""
+"""How many documents each run answered correctly, and whether two runs differ in that."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.comparison.baseline import Baseline
@@ -56,9 +52,9 @@ def accuracy_table(
         accuracy  share answered correctly
         standard_error  over documents; null for fewer than two
         paired_documents  that the reference answered too
-        difference  accuracy less that of the reference: over those documents, or over all if
-            there are none
-        difference_low, difference_high  95 % interval of it, from Student's t
+        difference  accuracy less that of the reference, each over all its documents
+        difference_low, difference_high  95 % interval of it over documents, paired where both runs
+            answered them; null where a run has fewer than two
         only_reference, only_other  paired documents that one run alone answered correctly
     """
     rows: list[dict[str, Any]] = []
@@ -90,45 +86,49 @@ def _chosen(answered: Mapping[Document, bool], name: str) -> dict[Document, bool
 
 
 def _row(reference: Mapping[Document, bool], own: Mapping[Document, bool]) -> dict[str, Any]:
-    own_D = np.array([*own.values()], np.float64)
-    common = [document for document in own if document in reference]
-    row = {
+    common = reference.keys() & own.keys()
+    row: dict[str, Any] = {
         "documents": len(own),
-        "accuracy": float(own_D.mean()),
-        "standard_error": math.sqrt(_variance(own_D)),
+        "accuracy": _mean(own),
+        "standard_error": _error(_influences(own)),
         "paired_documents": len(common),
     }
     if common:
-        other_D = np.array([own[document] for document in common], np.float64)
-        first_D = np.array([reference[document] for document in common], np.float64)
-        difference = float((other_D - first_D).mean())
-        variance, freedom = _variance(other_D - first_D), len(common) - 1
-        row["only_reference"] = int((first_D > other_D).sum())
-        row["only_other"] = int((other_D > first_D).sum())
-    elif reference:
-        first_D = np.array([*reference.values()], np.float64)
-        difference = float(own_D.mean() - first_D.mean())
-        variance = _variance(own_D) + _variance(first_D)
-        freedom = min(len(own_D), len(first_D)) - 1
-    else:
+        row["only_reference"] = sum(reference[each] and not own[each] for each in common)
+        row["only_other"] = sum(own[each] and not reference[each] for each in common)
+    if not reference:
         return row
-    low, high = _interval(difference, variance, freedom)
-    return row | {"difference": difference, "difference_low": low, "difference_high": high}
+    mine, first = _influences(own), _influences(reference)
+    # What both runs answered alike is no noise of the difference.
+    apart = {each: mine.get(each, 0.0) - first.get(each, 0.0) for each in {**mine, **first}}
+    difference = row["accuracy"] - _mean(reference)
+    half = _error(apart) * _student(min(len(own), len(reference)) - 1)
+    return row | {
+        "difference": difference,
+        "difference_low": difference - half,
+        "difference_high": difference + half,
+    }
 
 
-def _variance(values_D: np.ndarray) -> float:
-    """Of the mean; NaN for fewer than two."""
-    number = len(values_D)
-    return float(values_D.var(ddof=1)) / number if number > 1 else math.nan
+def _mean(answered: Mapping[Document, bool]) -> float:
+    return sum(answered.values()) / len(answered)
 
 
-def _interval(value: float, variance: float, freedom: int) -> tuple[float, float]:
+def _influences(answered: Mapping[Document, bool]) -> dict[Document, float]:
+    """What each document adds to the accuracy; the root of the sum of squares is its error."""
+    number, mean = len(answered), _mean(answered)
+    scale = math.sqrt(number / (number - 1)) / number if number > 1 else math.nan
+    return {document: (correct - mean) * scale for document, correct in answered.items()}
+
+
+def _error(influences: Mapping[Document, float]) -> float:
+    return math.sqrt(math.fsum(value**2 for value in influences.values()))
+
+
+def _student(freedom: int) -> float:
     from scipy.special import stdtrit
 
-    if not variance >= 0:
-        return math.nan, math.nan
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
-    return value - half, value + half
+    return float(stdtrit(freedom, 0.975)) if freedom > 0 else math.nan
 
 
 def _baseline_rows(baseline: Baseline) -> Iterator[dict[str, Any]]:

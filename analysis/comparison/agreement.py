@@ -162,7 +162,7 @@ class _Comparison:
         for row_O, values_T in zip(sums.octaves_2O, (overlap_T, equal_T), strict=True):
             row_O += np.bincount(tokens.octave_T, values_T, OCTAVES)
         for row_N, ids_TK in zip(sums.counts_2N, ids, strict=True):
-            flat = np.minimum(ids_TK, spec.num_experts).ravel()
+            flat = np.minimum(ids_TK.astype(np.intp), spec.num_experts).ravel()
             times = np.repeat(weight_T, ids_TK.shape[1])
             row_N += np.bincount(flat, times, spec.num_experts + 1)[: spec.num_experts].astype(int)
         sums.lost_K += weight_T @ found.lost_TK

@@ -164,7 +164,7 @@ def _accuracy(found: Comparison) -> Iterator[str]:
     table = found.table("accuracy")
     whole = table[table["subject"] == ""].drop(columns="subject")
     if len(whole):
-        text = "Intervals are of the difference, over the same documents where there are any."
+        text = "Intervals are of the difference, paired where both runs answered a document."
         yield markup.section("Accuracy", markup.paragraph(text), _whole(whole))
 
 

@@ -113,14 +113,14 @@ def _divergence(found: Comparison, label: str) -> Iterator[str]:
     table = _of(found, "layers", label)
     if table.empty or table["divergence_bits"].isna().all():
         return
-    bits = table["divergence_bits"]
-    noise = table["divergence_noise_bits"]
+    bits, noise = table["divergence_bits"], table["divergence_noise_bits"]
     text = f"The loads of a layer are {bits.mean():.2g} bits apart on average"
     if noise.notna().all():
         above = int((bits > noise).sum())
         text += f"; noise alone gives {noise.mean():.2g}, and {above} of {len(table)} layers exceed"
         text += " it"
-    yield f"{text}. Their rank correlation is {table['spearman'].mean():.3f}."
+    if bits.any():
+        yield f"{text}. Their rank correlation is {table['spearman'].mean():.3f}."
     idle = table[["idle_reference", "idle_other", "idle_both"]].sum()
     if idle.any():
         yield (
@@ -166,10 +166,14 @@ def _accuracy(found: Comparison, label: str) -> Iterator[str]:
     own: Any = table.iloc[0]  # of all subjects
     text = f"Accuracy {own.accuracy:.3f} on {own.documents:,} documents"
     if pd.notna(own.difference):
-        on = f" on the {own.paired_documents:,} of both" if own.paired_documents else ""
-        text += f", {own.difference:+.3f} against the reference{on}"
+        text += f", {own.difference:+.3f} against the reference"
         if pd.notna(own.difference_low):
             text += f" (95 %: {own.difference_low:+.3f} to {own.difference_high:+.3f})"
+    if pd.notna(own.only_reference):
+        text += (
+            f"; of {own.paired_documents:,} common ones {own.only_reference:,} are right in the "
+            f"reference alone and {own.only_other:,} in this trace alone"
+        )
     if found.baseline is not None:
         text += f"; the dense {BASELINE} has {found.baseline.accuracy:.3f}"
     yield f"{text}."

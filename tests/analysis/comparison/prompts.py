@@ -20,8 +20,8 @@ from moe_probe.trace.schema import Sequence
 
 LAYERS = [
     LayerSpec(layer=1, num_experts=8, top_k=2, scalars=True),
-    LayerSpec(layer=3, num_experts=300, top_k=4, scalars=True),
-    LayerSpec(layer=4, num_experts=6, top_k=1, empty_slots=True),
+    LayerSpec(layer=3, num_experts=256, top_k=4, scalars=True),
+    LayerSpec(layer=4, num_experts=300, top_k=1, empty_slots=True),
 ]
 Context = tuple[int, ...]
 

@@ -41,12 +41,28 @@ def test_all_and_by_subject() -> None:
     assert whole["standard_error"] == pytest.approx(math.sqrt(0.25 / 3))
     # Three documents are common: the reference has two of them right, the other one.
     assert (whole["paired_documents"], whole["only_reference"], whole["only_other"]) == (3, 1, 0)
-    assert whole["difference"] == pytest.approx(-1 / 3)
-    interval = ttest_rel([0, 0, 1], [1, 0, 1]).confidence_interval(0.95)
-    assert whole["difference_low"] == pytest.approx(interval.low)
-    assert whole["difference_high"] == pytest.approx(interval.high)
-    assert np.isnan(row_of(table, "two", "c")["difference"])
+    assert whole["difference"] == -0.25
+    root = math.sqrt(4 / 3) / 4
+    apart = [
+        root * ((SECOND[each] - 0.5 if each in SECOND else 0) - (FIRST.get(each, 0.75) - 0.75))
+        for each in {*FIRST, *SECOND}
+    ]
+    half = 3.182446 * math.sqrt(sum(value**2 for value in apart))  # Student's, of four documents
+    assert whole["difference_low"] == pytest.approx(-0.25 - half)
+    assert whole["difference_high"] == pytest.approx(-0.25 + half)
+    assert np.isnan(row_of(table, "two", "c")["difference"])  # no subject of the reference
     assert np.isnan(row_of(table, "two", "u")["difference_low"])
+
+
+def test_the_same_documents_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((2, 30)) < 0.6
+    runs = [{("t", "a", n): bool(v) for n, v in enumerate(row)} for row in values]
+    row = row_of(accuracy_table(["one", "two"], runs), "two", "")
+    test = ttest_rel(values[1].astype(int), values[0].astype(int))
+    interval = test.confidence_interval(0.95)
+    assert row["difference_low"] == pytest.approx(interval.low)
+    assert row["difference_high"] == pytest.approx(interval.high)
 
 
 def test_runs_of_other_documents_are_independent() -> None:
