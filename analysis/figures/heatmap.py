@@ -80,6 +80,7 @@ def longest_idle(analysis: Analysis) -> Figure:
     documents: what is long on the left alone is due to the order. The colour bar names what chance
     gives and the windows of `idle_windows`.
     """
+    from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
     needs_tokens(analysis)
@@ -98,11 +99,13 @@ def longest_idle(analysis: Analysis) -> Figure:
     )
     every = np.concatenate([positive(run_LM).ravel() for run_LM, _ in shown])
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    # More shades could not be told apart, and two maps of them make a large file.
+    colours = colormaps["cividis"].resampled(64)
     norm = LogNorm(low, max(high, low * 1.01))
     is_idle_LM = grid(analysis.experts, "count") == 0
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (run_LM, title) in zip(panels, shown, strict=True):
-        image = _map(axes, np.maximum(run_LM, low), cmap="cividis", norm=norm)
+        image = _map(axes, np.maximum(run_LM, low), cmap=colours, norm=norm)
         axes.set_title(title)
         _mark(axes, is_idle_LM)
         _label(axes, analysis.layers["layer"])
@@ -125,7 +128,8 @@ def longest_idle(analysis: Analysis) -> Figure:
 def _map(axes: Any, values_LM: np.ndarray, **options: Any) -> Any:
     # Behind the image, which lets it through where there is no expert.
     axes.patch.set(facecolor=PALE, edgecolor="white", hatch="////")
-    return axes.imshow(values_LM, aspect="auto", interpolation="nearest", **options)
+    # Without interpolation a cell is one pixel of the SVG's image, however large it is drawn.
+    return axes.imshow(values_LM, aspect="auto", interpolation="none", **options)
 
 
 def _mark(axes: Any, is_marked_LM: np.ndarray) -> None:

@@ -35,7 +35,7 @@ _NAMED = 10
 _LEAST = 1e-300
 """Smaller q-values are drawn as this one."""
 _TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 300)
-_GRID = 1500
+_GRID = 1000
 """Of dots closer than this part of either axis, one is drawn."""
 # Label, colour and marker by the sign of a significant log-odds; 0 is not significant.
 _KINDS = {

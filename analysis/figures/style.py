@@ -257,7 +257,7 @@ def numbered(axes: Any, x: Sequence[float], y: Sequence[float], names: Sequence[
     axes.figure.legend(handles, labels, loc="outside right upper")
 
 
-_OFFSETS = ((3, 2), (3, -8), (-9, 2), (-9, -8), (-3, 6), (12, 2), (-18, 2), (-3, 14), (-3, -16))
+_OFFSETS = [(right, up) for up in (2, -8, 12, -18) for right in (3, -11, 17, -25)]
 """Where the number of a point may stand, in points from it, by preference."""
 
 

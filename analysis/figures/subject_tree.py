@@ -47,7 +47,7 @@ def subject_tree(analysis: Analysis) -> Figure:
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2, 3]}, sharey=True)
     _tree(left, tree, np.sqrt(noise))
     image = right.imshow(
-        bits_SS[np.ix_(leaves_S, leaves_S)], cmap="cividis", aspect="auto", interpolation="nearest"
+        bits_SS[np.ix_(leaves_S, leaves_S)], cmap="cividis", aspect="auto", interpolation="none"
     )
     figure.colorbar(image, ax=right, pad=0.01, aspect=30)
     right.set_title("divergence, bits")
@@ -73,7 +73,7 @@ def _tree(axes: Any, tree: Dendrogram, noise: float) -> None:
     rows = (np.array(found["icoord"]) - 5) / 10
     lines = np.stack([np.array(found["dcoord"]), rows], axis=-1)
     axes.add_collection(LineCollection(list(lines), colors="black", linewidths=0.8))
-    most = max(float(tree.links[:, 2].max()), noise)
+    most = max(float(tree.links[:, 2].max()), noise) or 1.0
     axes.set_xlim(-0.12 * most, 1.05 * most)
     if noise > 0:
         axes.axvline(noise, color=GREY, linestyle="--", linewidth=0.8)
@@ -101,5 +101,5 @@ def _areas(axes: Any, analysis: Analysis, leaves_S: np.ndarray) -> None:
     for number, area in enumerate(known):
         rows = [row for row, other in enumerate(areas) if other == area]
         look = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "none"}
-        axes.plot([left] * len(rows), rows, label=short(area), **look)
-    axes.figure.legend(loc="outside upper left", ncols=4)
+        axes.plot([left] * len(rows), rows, label=short(area, 18), **look)
+    axes.figure.legend(loc="outside upper left", ncols=3)

@@ -1,0 +1,225 @@
+"""Every figure: its caption, its files, and what it makes of unusual traces.
+
+Shape suffixes: none.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+
+from moe_probe.analysis import Analysis, Settings, analyse
+from moe_probe.analysis.figures import FIGURES, KINDS, Absent, caption, figures, save
+from moe_probe.analysis.figures.style import new_figure, write
+from moe_probe.bundled import SAMPLE_TRACE
+from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
+from tests.analysis.figures.conftest import FEW
+
+ONE_SUBJECT = {"specialization", "subject_tree", "log_odds"}
+"""What a trace of one subject has not."""
+ABSENT: dict[str, set[str]] = {
+    "top-1, one layer, one subject": ONE_SUBJECT,
+    "layers of three sizes": {"devices"},
+    "nothing significant": set(),
+    "five tokens": {"log_odds"},
+    "all experts selected": {"log_odds", "longest_idle", "rate_burst"},
+    "57 subjects": {"log_odds"},
+    "60 layers of 256": {"log_odds"},
+}
+HOSTILE = [
+    *("$\\frac{1}{0}$ & <b>bold</b>", "line\none\x00 \x1b[31m", "模型", "\u202etfel", "--> <!--"),
+    "m" * 10_000,
+]
+
+
+def rendered(figure: Any, kind: str) -> bytes:
+    file = BytesIO()
+    write(figure, file, kind)
+    return file.getvalue()
+
+
+def parts(figure: Any) -> list[Any]:
+    return [*figure.axes, *figure.texts, *figure.legends]
+
+
+def assert_nothing_is_cut(figure: Any) -> None:
+    """Compare what is drawn with the figure's own box, at its resolution."""
+    renderer = figure.canvas.get_renderer()
+    for part in parts(figure):
+        box = part.get_tightbbox(renderer)
+        if box is not None:
+            assert box.x0 > -3, part
+            assert box.y0 > -3, part
+            assert box.x1 < figure.bbox.x1 + 3, part
+            assert box.y1 < figure.bbox.y1 + 3, part
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_caption_says_how_it_was_counted(planted: Analysis, name: str) -> None:
+    text = caption(FIGURES[name](planted))
+    tokens = planted.layers["tokens"][0]
+    effective = planted.layers["tokens_effective"].median()
+    counted = (
+        f"Counting rule unique, token order canonical, T = {tokens:,} tokens, worth "
+        f"{effective:,.0f} independent ones (T_eff). By chance: "
+    )
+    assert counted in text
+    assert len(text.split(counted)[1]) > 20
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_files_are_the_same_each_time(planted: Analysis, name: str, tmp_path: Path) -> None:
+    for kind in KINDS:
+        first = rendered(FIGURES[name](planted), kind)
+        figure = FIGURES[name](planted)
+        with matplotlib.rc_context({"lines.linewidth": 9, "svg.hashsalt": None, "font.size": 30}):
+            save(figure, tmp_path / f"f.{kind}")
+        assert (tmp_path / f"f.{kind}").read_bytes() == first
+        # Whatever was written before it, and in whichever settings it was drawn.
+        with matplotlib.rc_context({"axes.facecolor": "red", "text.usetex": False}):
+            again = FIGURES[name](planted)
+        assert rendered(again, kind) == first
+    assert b"Matplotlib v" not in first
+    assert not re.search(rb"<dc:date>|20\d\d-\d\d-\d\d", first)
+    ElementTree.fromstring(first.decode())
+
+
+def test_nothing_else_is_written(planted: Analysis, tmp_path: Path) -> None:
+    for name in ("a.pdf", "a"):
+        with pytest.raises(ValueError, match="ends neither in"):
+            save(FIGURES["quality"](planted), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_unusual_traces_are_drawn_whole(shapes: Mapping[str, Analysis], name: str) -> None:
+    absent = set()
+    for figure_name, figure in figures(shapes[name]):
+        if isinstance(figure, str):
+            absent.add(figure_name)
+            continue
+        svg, png = rendered(figure, "svg"), rendered(figure, "png")
+        assert_nothing_is_cut(figure)
+        assert png.startswith(b"\x89PNG")
+        assert len(svg) < 300_000, figure_name
+        assert not re.search(rb'(d|x|y)="[^"]*(nan|inf)', svg), figure_name
+    assert absent == ABSENT[name]
+
+
+def test_large_maps_are_small_files(shapes: Mapping[str, Analysis]) -> None:
+    """One picture in each, not a path for each of 15,360 cells."""
+    for name in ("relative_load", "longest_idle", "rate_burst", "sorted_load"):
+        svg = rendered(FIGURES[name](shapes["60 layers of 256"]), "svg")
+        assert svg.count(b"<image ") >= 1
+        assert svg.count(b"<path") < 500
+        assert len(svg) < 300_000
+
+
+def test_a_trace_without_rows_has_what_counts_tell(counts_only: Analysis) -> None:
+    found = dict(figures(counts_only))
+    reasons = {name: text for name, text in found.items() if isinstance(text, str)}
+    assert set(reasons) == {
+        *("coverage", "rate_burst", "longest_idle", "repeats", "log_odds", "devices")
+    }
+    assert "no rows" in reasons["repeats"]
+    for figure in found.values():
+        if not isinstance(figure, str):
+            assert_nothing_is_cut_after_drawing(figure)
+            assert "T_eff" not in caption(figure).split("By chance")[0]
+
+
+def assert_nothing_is_cut_after_drawing(figure: Any) -> None:
+    rendered(figure, "png")
+    assert_nothing_is_cut(figure)
+
+
+def test_where_nothing_counts_only_the_checks_are_drawn(
+    new_trace: Callable[..., Trace],
+) -> None:
+    layers = [LayerSpec(layer=1, num_experts=4, top_k=1)]
+    trace = new_trace(layers, [np.zeros((3, 1), np.uint8)], new_from=3)
+    found = dict(figures(analyse(trace, rule="unique", **FEW)))
+    assert not isinstance(found.pop("quality"), str)
+    assert {str(reason).split(",")[0] for reason in found.values()} == {
+        "no token counts under the rule unique"
+    }
+
+
+def test_names_of_a_trace_are_drawn_as_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with TraceWriter(
+        tmp_path / "trace", layers=[LayerSpec(layer=0, num_experts=8, top_k=2)]
+    ) as writer:
+        for number in range(31 * len(HOSTILE)):
+            ids = rng.random((10, 8)).argsort(axis=1)[:, :2]
+            subject = HOSTILE[number % len(HOSTILE)]
+            writer.add([ids], subject=subject, area=subject[::-1], doc_id=number)
+    analysis = analyse(open_trace(tmp_path / "trace"), **FEW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, figure in figures(analysis):
+            assert not isinstance(figure, str), name
+            assert_nothing_is_cut_after_drawing(figure)
+            ElementTree.fromstring(rendered(figure, "svg").decode())
+    labels = [
+        text.get_text() for text in FIGURES["subject_tree"](analysis).axes[0].get_yticklabels()
+    ]
+    assert "$\\frac{1}{0}$ & <b>bold</b>" in labels
+    assert "line?one? ?[31m" in labels
+    assert "m" * 39 + "…" in labels
+
+
+def test_the_bundled_example() -> None:
+    analysis = analyse(SAMPLE_TRACE, **FEW)
+    found = dict(figures(analysis))
+    assert found.pop("log_odds") == "no subject beside others has 30 documents"
+    for figure in found.values():
+        assert_nothing_is_cut_after_drawing(figure)
+    assert FIGURES["subject_tree"](analysis).axes[0].get_ylim() == (56.5, -0.5)
+
+
+def test_another_rule_and_order_are_named(planted: Analysis) -> None:
+    trace = planted.sums.trace
+    analysis = analyse(trace, rule="raw", order="shuffle-docs:3", **FEW)
+    text = caption(FIGURES["longest_idle"](analysis))
+    assert "Counting rule raw, token order shuffle-docs:3" in text
+    assert FIGURES["longest_idle"](analysis).axes[0].get_title("left") == "order: shuffle-docs:3"
+    assert Settings().order != analysis.sums.settings.order
+
+
+def test_names_without_room_are_not_drawn_over_others() -> None:
+    from moe_probe.analysis.figures.style import numbered
+
+    figure = new_figure(5, 3)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    x = [0.5 + 0.001 * number for number in range(6)]
+    numbered(axes, x, [0.5] * 6, [f"n{number}" for number in range(6)])
+    rendered(figure, "png")
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 6
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
+
+
+def test_reasons_are_raised_by_a_single_figure(shapes: Mapping[str, Analysis]) -> None:
+    for name in ONE_SUBJECT:
+        with pytest.raises(Absent, match="all tokens are of one subject"):
+            FIGURES[name](shapes["top-1, one layer, one subject"])
+
+
+def test_matplotlib_is_imported_when_something_is_drawn() -> None:
+    code = "import sys; import moe_probe.analysis.figures; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
