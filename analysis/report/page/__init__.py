@@ -9,10 +9,10 @@ from pathlib import Path
 from string import Template
 
 from moe_probe import __version__
-from moe_probe.analysis.report.contents import Contents, one_line
+from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.assets import bokeh, file, script
 from moe_probe.analysis.report.page.data import payload_of
-from moe_probe.analysis.report.page.summary import summary
+from moe_probe.analysis.report.page.summary import shown, summary
 
 __all__ = ["render"]
 _WIDTH = 1000
@@ -30,7 +30,7 @@ def render(contents: Contents, heatmap: bytes | None, *, tokenizer: Path | None 
     Raises:
         UsageError: `tokenizer` cannot be read.
     """
-    title = f"Expert use of {one_line(contents.run.get('model', 'a model'))}"
+    title = f"Expert use of {shown(contents.run.get('model', 'a model'))}"
     return Template(file("page.html")).substitute(
         title=escape(title),
         style=file("style.css"),

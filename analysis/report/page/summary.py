@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from moe_probe.analysis.quality import Status
+from dataclasses import astuple, fields
+from typing import Any
+
+from moe_probe.analysis.quality import Check, Status
 from moe_probe.analysis.report.contents import Contents, one_line
 from moe_probe.analysis.report.markup import description, listing, paragraph, section, table
-from moe_probe.analysis.tables.files import quality_table
 
+_LONGEST = 400
 _QUESTIONS = (
     "Are experts loaded unevenly?",
     "Which experts are used least?",
@@ -36,14 +39,20 @@ def summary(contents: Contents) -> str:
     return "\n".join(parts)
 
 
+def shown(value: Any) -> str:
+    """Return a fact on one line that fits a screen; report.json has the whole of it."""
+    text = one_line(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
 def run_facts(contents: Contents) -> dict[str, str]:
     """Name what was run and how it was counted."""
-    facts = {name.replace("_", " "): one_line(value) for name, value in contents.run.items()}
+    facts = {name.replace("_", " "): shown(value) for name, value in contents.run.items()}
     return facts | {
         "sequences": f"{contents.num_sequences:,}",
         "tokens counted": f"{contents.tokens:,}",
         "counting rule": f"{contents.rule}: {contents.rule.description}",
-        "trace": one_line(contents.trace),
+        "trace": shown(contents.trace),
     }
 
 
@@ -57,7 +66,7 @@ def completeness(contents: Contents) -> str:
 
 
 def _checks(contents: Contents) -> str:
-    checks = quality_table(contents.checks)
-    rows = table(list(checks.columns), checks.itertuples(index=False))
+    header = [field.name for field in fields(Check)]
+    rows = table(header, map(astuple, contents.checks))
     is_open = " open" if contents.failed else ""
     return f"<details{is_open}><summary>All checks</summary>{rows}</details>"

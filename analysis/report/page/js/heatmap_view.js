@@ -55,7 +55,7 @@ function drawHeatmap(host) {
     hatch_pattern: "/", hatch_color: "#000000", hatch_alpha: 0.5, hatch_scale: 16,
   });
   const idle = map.scatter([], [], {
-    marker: "x", size: 5, line_color: "#000000", line_width: 1.2,
+    marker: "x", size: crossSize(map.height), line_color: "#000000", line_width: 1.2,
   });
   const marks = [3, 1].map((line_width) => map.rect([], [], 1, 1, { fill_alpha: 0, line_width }));
   page.show(map, host);
@@ -81,6 +81,12 @@ function drawHeatmap(host) {
     });
     say(shown);
   };
+}
+
+/** In pixels, so that a cross fits into a cell of a wide screen. */
+function crossSize(height) {
+  const { layers, N } = page.data;
+  return Math.max(5, Math.min(16, 500 / N, (height - 110) / 2 / layers.length));
 }
 
 function emptyMap() {
