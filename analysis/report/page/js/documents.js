@@ -35,7 +35,7 @@ view({
 });
 
 function noDocuments() {
-  return page.data.meta.has_rows ? "the trace has no token ids" : "the trace has no rows of tokens";
+  return `the trace has no rows of tokens${page.data.meta.has_rows ? " with token ids" : ""}`;
 }
 
 function documentName(d) {

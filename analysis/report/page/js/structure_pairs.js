@@ -14,7 +14,7 @@ view({
     "two. Experts that meet often lie side by side unless they are ordered by id. Blank: " +
     "fewer than 5 tokens expected, or, where a layer has more pairs than are kept, close to chance. Click a cell to select " +
     "the expert of its row.",
-  available: () => page.data.table("pairs").length > 0 || noPairs(),
+  available: () => (page.data.meta.T > 0 && page.data.table("pairs").length > 0) || noPairs(),
   controls: () => [
     oneLayerControl(),
     select({
@@ -30,7 +30,7 @@ view({
 
 function noPairs() {
   if (!page.data.meta.has_rows) return "the trace has no rows of tokens";
-  return "a token selects one expert";
+  return page.data.meta.T > 0 ? "a token selects one expert" : "no token counts";
 }
 
 /**

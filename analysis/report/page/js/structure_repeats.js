@@ -15,7 +15,11 @@ view({
     "drawn uniformly. Dashed: drawn at the layer's own rates, whatever came before; only what lies " +
     "above it is memory. What falls off within few tokens is syntax, what stays is topic. Pairs of " +
     "different token ids leave out that equal tokens are routed alike.",
-  available: () => page.data.table("repeats").length > 0 || "the trace has no rows of tokens",
+  available: () => {
+    const { meta, table } = page.data;
+    if (!meta.has_rows) return "the trace has no rows of tokens";
+    return (meta.T > 0 && table("repeats").length > 0) || "no token counts";
+  },
   controls: () => [
     oneLayerControl(),
     select({

@@ -114,9 +114,10 @@ function rankingWords({ cells, isTested, by }) {
   const { logQ, critical } = subjectMath();
   const name = subjectName(s);
   if (!isTested) {
-    const documents = page.data.array("subjects.documents").values[s];
-    return `${name} has ${format(documents)} documents, fewer than the ${page.data.meta.least_documents} that ` +
-      `a test needs: lift alone, ranked by ${RANKINGS[by]}, may be noise.`;
+    const { array, meta } = page.data;
+    const number = `${format(array("subjects.documents").values[s])} of at least ${meta.least_documents}`;
+    const why = meta.has_rows ? `it has too few documents, ${number}` : "its documents are not known";
+    return `Nothing is tested for ${name}: ${why}. Lift, ranked by ${RANKINGS[by]}, may be noise.`;
   }
   const isLess = page.state.rankingSide === "less";
   const side = cells.filter(({ z }) => (isLess ? z < 0 : z > 0));
