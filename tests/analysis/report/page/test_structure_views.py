@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from tests.analysis.conftest import make_run
 from tests.analysis.report.page.browser import Opened
 from tests.analysis.report.page.comparing import drawn, same, steady
+from tests.analysis.report.page.conftest import report_of
 from tests.analysis.report.page.traces import IDLE, LAYERS, SUBJECTS
 from tests.analysis.report.page.views import choose, read, shown
 
@@ -78,3 +81,31 @@ def test_nulls_of_other_rates(open_page: Open, plain: Path) -> None:
     np.testing.assert_allclose(found["any_overlap"][:, 1], 1 / LAYERS[2].num_experts)
     frequency_N = read(plain, "experts").groupby("layer").get_group(NAMES[2])["frequency"]
     np.testing.assert_allclose(found["any_overlap"][:, 2], (frequency_N**2).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("capture", ["ids", "counts"])
+def test_views_say_what_a_trace_lacks(open_page: Open, tmp_path: Path, capture: str) -> None:
+    """Few documents and no token ids, or nothing but counts."""
+    run = make_run(tmp_path / "trace", 3, capture=capture)
+    page = drawn(open_page, report_of(run.trace.path), "subject-ranking")
+    rows = "the trace has no rows of tokens"
+    reasons = {
+        "ids": {
+            "subject-volcano": "no subject has the 30 documents that a test needs",
+            "document": f"{rows} with token ids",
+        },
+        "counts": {
+            "subject-volcano": "the trace does not say what its documents are",
+            "coactivation": rows,
+            "repeats": rows,
+            "document": rows,
+        },
+    }
+    for view, reason in reasons[capture].items():
+        assert page.text(f"#{view} .absent") == f"Not shown: {reason}."
+    said = page.text("#subject-ranking .status")
+    why = {"ids": "it has too few documents", "counts": "its documents are not known"}
+    assert why[capture] in said
+    assert "may be noise" in said
+    lift = shown(page, "subject-ranking")["lift"].astype(float)
+    assert lift.is_monotonic_decreasing
