@@ -65,7 +65,7 @@ def coverage(analysis: Analysis) -> Figure:
     right.set_title("experts still missing (log scale)")
     log_scale(right, "y", (experts - table["seen"]).to_numpy())
     right.set_ylim(bottom=_LEAST)
-    left.legend()
+    left.legend(loc="lower right")
     shown = (
         "Experts seen in the first x tokens, mean over shuffled orders of the documents: lines are "
         "the median layer, the band is from the lowest to the highest one. Own rates above seen "

@@ -128,7 +128,7 @@ def specialization(analysis: Analysis) -> Figure:
     bars.set_ylabel("bits per selection")
     bars.set_title("imbalance within subjects")
     bars.margins(y=0.2)
-    bars.legend(ncols=2)
+    bars.legend(loc="upper right", ncols=2)
     _against_chance(axes, table, layer_L)
     layer_axis(axes)
     shown = (
@@ -145,10 +145,11 @@ def _against_chance(axes: Any, table: pd.DataFrame, layer_L: np.ndarray) -> None
     axes.plot(layer_L, table["null"], marker="_", label="by chance, up to 95 %", **line)
     axes.plot(layer_L, table["null_95"], marker="_", **line)
     axes.plot(layer_L, table["documents_bits"], "o", color=ORANGE, label="I(expert; subject)")
+    axes.margins(y=0.35)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("bits per selection")
     axes.set_title("specialisation against chance")
-    axes.legend()
+    axes.legend(loc="upper right", ncols=2)
 
 
 def _floats(column: pd.Series[Any]) -> np.ndarray:

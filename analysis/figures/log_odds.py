@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from moe_probe.analysis.figures.named_points import numbered
 from moe_probe.analysis.figures.style import (
     BLACK,
     BLUE,
@@ -20,7 +21,6 @@ from moe_probe.analysis.figures.style import (
     captioned,
     needs_tokens,
     new_figure,
-    numbered,
     short,
     styled,
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from moe_probe.analysis.figures.named_points import numbered
 from moe_probe.analysis.figures.style import (
     BLACK,
     GREY,
@@ -19,7 +20,6 @@ from moe_probe.analysis.figures.style import (
     captioned,
     needs_tokens,
     new_figure,
-    numbered,
     styled,
 )
 from moe_probe.analysis.metrics.rate_burst import independent_band

@@ -11,10 +11,12 @@ import numpy as np
 
 from moe_probe.analysis.figures.style import (
     BLACK,
+    COLOURS,
+    DASHES,
     GREY,
+    MARKERS,
     PALE,
     captioned,
-    layer_lines,
     log_scale,
     needs_tokens,
     new_figure,
@@ -45,11 +47,11 @@ def sorted_load(analysis: Analysis) -> Figure:
     axes = figure.add_subplot()
     _bands(axes, analysis)
     axes.axhline(1, color=BLACK, linewidth=0.6)
-    layer_lines(axes, {n: (np.arange(1, len(r_N) + 1), r_N) for n, r_N in curves.items()})
+    _lines(axes, {n: (np.arange(1, len(r_N) + 1), r_N) for n, r_N in curves.items()})
     every = np.concatenate(list(curves.values()))
     log_scale(axes, "y", every)
     axes.set_ylim(bottom=max(axes.get_ylim()[0], _LEAST))
-    axes.legend()
+    axes.legend(loc="upper right")
     axes.set(xlabel="rank of the expert, from the most used", ylabel="relative load (log scale)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     shown = "Relative load of each layer's experts, sorted; 1 is a fair share."
@@ -72,3 +74,25 @@ def _bands(axes: Any, analysis: Analysis) -> None:
         # Many lines would hide the band, but not its ends.
         for end_N in (low_N, high_N):
             axes.plot(rank_N, end_N, color=GREY, linewidth=0.6, zorder=2.5)
+
+
+def _lines(axes: Any, lines: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draw one line per layer: few with a legend, many in a colour scale of depth."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    if len(lines) <= len(COLOURS):
+        for number, (layer, (x, y)) in enumerate(lines.items()):
+            dash = DASHES[number]
+            mark = MARKERS[number] if len(x) == 1 else ""
+            axes.plot(
+                x, y, color=COLOURS[number], linestyle=dash, marker=mark, label=f"layer {layer}"
+            )
+        return
+    norm = Normalize(min(lines), max(lines))
+    for layer, (x, y) in lines.items():
+        colour = colormaps["cividis"](norm(layer))
+        axes.plot(x, y, color=colour, linewidth=0.6, rasterized=True)
+    mappable = ScalarMappable(norm, "cividis")
+    axes.figure.colorbar(mappable, ax=axes, label="layer", pad=0.01, aspect=30)

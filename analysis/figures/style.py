@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
 BLUE, VERMILION, PURPLE, GREY = "#0072b2", "#d55e00", "#cc79a7", "#767676"
 PALE = "#d9d9d9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), "-", "-")
+_ON_AND_OFF = ((5, 2), (3, 1, 1, 1), (8, 2), (1, 1), (8, 2, 1, 2), (3, 1, 1, 1, 1, 1))
+DASHES: tuple[Any, ...] = ("-", *((0, dash) for dash in _ON_AND_OFF))
 MARKERS = "osD^vPX"
 """Everything that has a colour of `COLOURS` has a dash or a marker of its own as well."""
 
@@ -60,7 +61,7 @@ _STYLE: dict[str, Any] = {
 _CAPTION_SIZE = 7
 _FEW_DECADES, _NO_DECADE = 50, 4
 _COMPRESSION = 4
-# Of text in that size: wide enough for capitals, so that no line is cut.
+# Fewer than fit of that size, so that no line is cut.
 _LETTERS_PER_INCH = 19
 _LINE_INCHES = 0.135
 
@@ -151,7 +152,7 @@ def write(figure: Figure, file: Any, kind: str) -> Figure:
         canvas.draw()
         # Nothing is transparent, and three channels take half the time of four.
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-        picture.save(file, "png", dpi=(DPI, DPI), compress_level=_COMPRESSION)
+        picture.save(file, "png", dpi=(figure.dpi, figure.dpi), compress_level=_COMPRESSION)
     else:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -209,58 +210,3 @@ def short(name: str, letters: int = 40) -> str:
 
 def clamp(value: float, low: float, high: float) -> float:
     return max(low, min(high, value))
-
-
-def layer_lines(axes: Any, lines: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Draw one line per layer: few with a legend, many in a colour scale of depth."""
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    if len(lines) <= len(COLOURS):
-        for number, (layer, (x, y)) in enumerate(lines.items()):
-            dash = DASHES[number]
-            mark = MARKERS[number] if len(x) == 1 else ""
-            axes.plot(
-                x, y, color=COLOURS[number], linestyle=dash, marker=mark, label=f"layer {layer}"
-            )
-        return
-    norm = Normalize(min(lines), max(lines))
-    for layer, (x, y) in lines.items():
-        colour = colormaps["cividis"](norm(layer))
-        axes.plot(x, y, color=colour, linewidth=0.6, rasterized=True)
-    mappable = ScalarMappable(norm, "cividis")
-    axes.figure.colorbar(mappable, ax=axes, label="layer", pad=0.01, aspect=30)
-
-
-def numbered(axes: Any, x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> None:
-    """Number some points, and say in the legend, right of the axes, what they are.
-
-    The limits of the axes have to be as they will stay.
-    """
-    from matplotlib.lines import Line2D
-
-    handles, labels = axes.get_legend_handles_labels()
-    at: dict[tuple[float, float], list[str]] = {}
-    for number, (place, name) in enumerate(zip(zip(x, y, strict=True), names, strict=True), 1):
-        at.setdefault(place, []).append(str(number))
-        handles.append(Line2D([], [], linestyle="none"))
-        labels.append(f"{number}  {name}")
-    taken: list[np.ndarray] = []
-    for place, numbers in at.items():
-        point = axes.transData.transform(place) * 72 / axes.figure.dpi
-        free = [o for o in _OFFSETS if all(_is_apart(point + o, other) for other in taken)]
-        offset = (free or _OFFSETS)[0]
-        taken.append(point + offset)
-        options = {"xytext": offset, "textcoords": "offset points", "zorder": 4}
-        axes.annotate(", ".join(numbers), place, size=7, **options)
-    axes.figure.legend(handles, labels, loc="outside right upper")
-
-
-_OFFSETS = [(right, up) for up in (2, -8, 12, -18) for right in (3, -11, 17, -25)]
-"""Where the number of a point may stand, in points from it, by preference."""
-
-
-def _is_apart(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two numbers of at most two digits do not overlap."""
-    return bool((np.abs(first - second) > (12, 8)).any())

@@ -21,7 +21,8 @@ import pytest
 
 from moe_probe.analysis import Analysis, Settings, analyse
 from moe_probe.analysis.figures import FIGURES, KINDS, Absent, caption, figures, save
-from moe_probe.analysis.figures.style import new_figure, write
+from moe_probe.analysis.figures.named_points import numbered
+from moe_probe.analysis.figures.style import COLOURS, DASHES, MARKERS, new_figure, write
 from moe_probe.bundled import SAMPLE_TRACE
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
 from tests.analysis.figures.conftest import FEW
@@ -199,8 +200,6 @@ def test_another_rule_and_order_are_named(planted: Analysis) -> None:
 
 
 def test_names_without_room_are_not_drawn_over_others() -> None:
-    from moe_probe.analysis.figures.style import numbered
-
     figure = new_figure(5, 3)
     axes = figure.add_subplot()
     axes.set(xlim=(0, 1), ylim=(0, 1))
@@ -223,3 +222,7 @@ def test_matplotlib_is_imported_when_something_is_drawn() -> None:
     code = "import sys; import moe_probe.analysis.figures; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_no_two_lines_differ_by_colour_alone() -> None:
+    assert len(COLOURS) == len({*COLOURS}) == len({*DASHES}) == len({*MARKERS})
