@@ -205,3 +205,9 @@ def test_an_earlier_comparison_is_replaced(probe: Any, new_trace: Any, tmp_path:
     assert (output / "notes.txt").read_text() == "mine"
     (tmp_path / "file").write_text("mine")
     assert probe("compare", *paths, "-o", tmp_path / "file").code == 2
+
+
+def test_help_loads_nothing_heavy() -> None:
+    from tests.cli.test_imports import HELP, heavy_modules_after
+
+    assert heavy_modules_after(HELP.format(arguments=["compare", "--help"])) == []
