@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -90,13 +89,11 @@ def write(
     noise: float,
     share: bool = True,
     token_ids: bool = True,
-    run: dict[str, Any] | None = None,
+    capture: str = "weights",
 ) -> Trace:
-    """Write a trace of prompts with weights and router scalars, in parts of 64 tokens."""
-    facts = {"slot_order": "descending_weight", **(run or {})}
-    with TraceWriter(
-        path, layers=LAYERS, capture="weights", segment_tokens=64, run=facts
-    ) as writer:
+    """Write a trace of prompts, with router scalars if with weights, in parts of 64 tokens."""
+    facts = {"slot_order": "descending_weight"}
+    with TraceWriter(path, layers=LAYERS, capture=capture, segment_tokens=64, run=facts) as writer:
         for number, prompt in enumerate(prompts):
             _write(writer, prompt, prompts[:number], noise, share=share, token_ids=token_ids)
     return open_trace(path)

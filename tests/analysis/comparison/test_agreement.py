@@ -203,6 +203,18 @@ def test_slots_and_margins(both: tuple[Comparison, list[list[Token]]]) -> None:
             assert cell.different == pytest.approx(part.count(False) / len(part))
 
 
+def test_margins_are_of_the_trace_that_has_them(tmp_path: Path) -> None:
+    prompts = make_prompts(5)
+    plain = write(tmp_path / "plain", prompts, noise=NOISE, capture="ids")
+    whole = write(tmp_path / "whole", prompts, noise=0)
+    tables = [compare(pair).table("margins") for pair in ([plain, whole], [whole, plain])]
+    assert [table["margins_of"].unique().tolist() for table in tables] == [["whole"]] * 2
+    columns = ["layer", "same_tokens", "same_q50", "different_tokens", "different_q50", "smaller"]
+    pd.testing.assert_frame_equal(tables[0][columns], tables[1][columns])
+    assert tables[0]["different_tokens"].min() > 10
+    assert compare([plain, plain]).table("margins").empty
+
+
 def test_chance_of_smaller_of_nothing() -> None:
     assert math.isnan(chance_of_smaller(np.array([0, 0]), np.array([1, 2])))
 

@@ -116,6 +116,17 @@ def test_tokens_of_a_cache_are_aligned_with_nothing(tmp_path: Path) -> None:
     assert Alignment(first, first)
 
 
+def test_prompts_of_equal_hash_and_other_lengths_are_not_equal(tmp_path: Path) -> None:
+    layers = [LayerSpec(layer=0, num_experts=8, top_k=1)]
+    for name, end in (("a", 4), ("b", 5)):
+        with TraceWriter(tmp_path / name, layers=layers) as writer:
+            writer.add([np.zeros((6, 1), int)], prompt_hash="same", choice_end=end)
+            writer.add([np.zeros((6, 1), int)], choice_end=4)  # a prompt without a hash
+    first, second = (Source(open_trace(tmp_path / name)) for name in "ab")
+    assert not Alignment(first, second)
+    assert Alignment(first, first).common_S.tolist() == [4, 0]
+
+
 def test_one_damaged_beginning_does_not_loop(tmp_path: Path) -> None:
     """A sequence that leaves its first tokens to itself is a fault, and shares nothing."""
     layers = [LayerSpec(layer=0, num_experts=8, top_k=1)]
