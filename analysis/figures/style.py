@@ -131,6 +131,10 @@ def captioned(figure: Figure, shown: str, analysis: Analysis, null: str) -> Figu
     # Once, not for every file again.
     engine.execute(figure)
     figure.set_layout_engine("none")
+    for axes in figure.axes:
+        # The solver's last digits depend on where objects lie in memory.
+        axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
+        axes.set_in_layout(True)
     return figure
 
 

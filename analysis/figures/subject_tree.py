@@ -51,7 +51,10 @@ def subject_tree(analysis: Analysis) -> Figure:
     )
     figure.colorbar(image, ax=right, pad=0.01, aspect=30)
     right.set_title("divergence, bits")
-    _names(right, analysis, leaves_S)
+    _names(left, analysis, leaves_S)
+    # The rows are named already.
+    right.yaxis.set_visible(False)
+    right.set_xticks([])
     _areas(left, analysis, leaves_S)
     shown = (
         "Subjects by the experts they use: average linkage of the root of the Jensen-Shannon "
@@ -87,7 +90,6 @@ def _names(axes: Any, analysis: Analysis, leaves_S: np.ndarray) -> None:
     size = clamp(430 / len(leaves_S), 3, 7)
     axes.set_yticks(np.arange(len(names)), names, fontsize=size)
     axes.yaxis.set_tick_params(length=0)
-    axes.set_xticks([])
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 

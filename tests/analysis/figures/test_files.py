@@ -226,3 +226,12 @@ def test_matplotlib_is_imported_when_something_is_drawn() -> None:
 
 def test_no_two_lines_differ_by_colour_alone() -> None:
     assert len(COLOURS) == len({*COLOURS}) == len({*DASHES}) == len({*MARKERS})
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_places_have_no_digits_of_the_solver(planted: Analysis, name: str) -> None:
+    """They depend on where objects lie in memory, and names in an SVG depend on them."""
+    for axes in FIGURES[name](planted).axes:
+        place = axes.get_position(original=True).get_points().ravel()
+        np.testing.assert_allclose(place, np.round(place, 6), rtol=0, atol=1e-15)
+        assert axes.get_in_layout()
