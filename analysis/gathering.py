@@ -5,7 +5,7 @@ Shape suffixes: S groups (task, subject, area), N experts of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +33,19 @@ from moe_probe.analysis.layer_state import LayerState, Resampling, finish_layer,
 from moe_probe.analysis.quality import Check
 from moe_probe.analysis.quality.suite import Evidence
 from moe_probe.analysis.rules import Rule, default_rule
-from moe_probe.analysis.scan import Accumulator, chunks, default_threads, scan_layers
+from moe_probe.analysis.scan import (
+    Accumulator,
+    Progress,
+    chunks,
+    default_threads,
+    scan_layers,
+)
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import poisson_weights
 from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
 _COMPARED = (Rule.UNIQUE, Rule.QUESTION, Rule.DECISION, Rule.NO_TEMPLATE)
-Progress = Callable[[int, int], None]
-"""Called with the number of layers done, and of all."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.gaps import WINDOWS
 from moe_probe.analysis.findings.headline import Headline, headline
-from moe_probe.analysis.gathering import Progress, Sums, gather
+from moe_probe.analysis.gathering import Sums, gather
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.rules import Rule, default_rule
+from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables import experts, layers, structure, subjects
 from moe_probe.analysis.tables.files import quality_table

@@ -20,6 +20,8 @@ from moe_probe.trace import Capture, LayerSpec, Trace
 
 # Layers that a thread takes at a time: more would keep more tables of documents, fewer read slower.
 _CHUNK = 2
+Progress = Callable[[int, int], None]
+"""Called with the number of layers done, and of all."""
 
 
 class Accumulator(Protocol):
@@ -53,7 +55,7 @@ def scan(
     layers: Sequence[int] | None = None,
     threads: int | None = None,
     kernels: ModuleType | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Fill accumulators from the tokens of a trace.
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 _quiet = False
@@ -25,6 +26,13 @@ def result(text: str = "") -> None:
 def document(value: Any) -> None:
     """Print the one JSON document of a `--json` run."""
     print(json.dumps(value, ensure_ascii=False, indent=1, default=_plain), flush=True)
+
+
+def places(paths: Iterable[Path], directory: Path) -> None:
+    """Print where results lie: of many files in a folder of `directory`, the folder."""
+    shown = [path if path.parent == directory else path.parent for path in paths]
+    for place in dict.fromkeys(shown):
+        result(str(place))
 
 
 def note(text: str) -> None:

@@ -19,7 +19,7 @@ from moe_probe.analysis.comparison.baseline import Baseline, read_baseline, subj
 from moe_probe.analysis.comparison.gathering import gather
 from moe_probe.analysis.comparison.sides import CompareSettings, common_rule, open_sides
 from moe_probe.analysis.comparison.sums import Gathered, SideSums
-from moe_probe.analysis.gathering import Progress
+from moe_probe.analysis.scan import Progress
 from moe_probe.trace import Trace, open_trace
 
 

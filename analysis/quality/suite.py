@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.repeats import Repeats
@@ -33,7 +33,7 @@ from moe_probe.analysis.quality.run_facts import (
 )
 from moe_probe.analysis.quality.weights import weights_in_range
 from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.scan import Accumulator, scan
+from moe_probe.analysis.scan import Accumulator, Progress, scan
 from moe_probe.analysis.source import Source
 from moe_probe.errors import TraceError
 from moe_probe.trace import Capture, Trace
@@ -107,7 +107,7 @@ class Evidence:
         ]
 
 
-def check_trace(trace: Trace, *, progress: Callable[[int, int], None] | None = None) -> list[Check]:
+def check_trace(trace: Trace, *, progress: Progress | None = None) -> list[Check]:
     """Run every check that applies to a trace.
 
     Args:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from moe_probe.analysis.figures import FIGURES, KINDS, figures, save
 from moe_probe.analysis.figures.style import write
-from moe_probe.analysis.gathering import Progress
 from moe_probe.analysis.report.contents import Contents, gather
+from moe_probe.analysis.report.folder import Folder
 from moe_probe.analysis.report.page import render
 from moe_probe.analysis.report.page.data_documents import token_texts
 from moe_probe.analysis.results import TABLES
 from moe_probe.analysis.rules import default_rule
+from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables.files import write_table
-from moe_probe.errors import MoeProbeError, UsageError
 from moe_probe.trace import Trace
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def write_report(
     kinds = () if tables_only else tuple(figure_kinds)
     names = [name for name in _FILES if not (tables_only and name in _PAGE)]
     names = [name for name in names if name not in _FIGURES or name.endswith(kinds)]
-    earlier = _earlier_files(output)
+    folder = Folder(output, _FILES, _MANIFEST, "moe_probe_report", command="report")
     if not force:
-        _refuse_foreign(output, names, earlier)
+        folder.refuse_foreign(names, force=force)
     if tokenizer is not None:
         # Before the scan, which takes long.
         token_texts([], tokenizer)
@@ -81,15 +81,8 @@ def write_report(
     # For readers without scripts the page needs one in any case.
     drawn = {} if tables_only else _drawn(contents, FIGURES if kinds else (_ON_PAGE,))
     names = [name for name in names if name not in _FIGURES or _FIGURES[name] in drawn]
-    try:
-        for name in earlier:
-            (output / name).unlink(missing_ok=True)
+    with folder.replaced():
         _write(contents, output, names, drawn, tokenizer)
-    except OSError as error:
-        raise MoeProbeError(
-            f"Cannot write the report into {output}: {error.strerror or error}. "
-            "Choose another directory with --output."
-        ) from error
     return contents, [output / name for name in names]
 
 
@@ -127,24 +120,3 @@ def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
     write(figure, buffer, "png")
     return buffer.getvalue()
-
-
-def _earlier_files(output: Path) -> list[str]:
-    """Return which of our files an earlier report in this directory wrote."""
-    try:
-        manifest = json.loads((output / _MANIFEST).read_text("utf-8"))
-        written = manifest["files"] if "moe_probe_report" in manifest else []
-        return [name for name in _FILES if name in written]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _refuse_foreign(output: Path, names: list[str], earlier: list[str]) -> None:
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is not a directory. Choose another one with --output.")
-    foreign = [name for name in names if (output / name).exists() and name not in earlier]
-    if foreign:
-        raise UsageError(
-            f"{output} has {', '.join(foreign)}, which no moe-probe report wrote. "
-            "Choose another directory with --output, or use --force to overwrite."
-        )

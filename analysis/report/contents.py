@@ -12,11 +12,11 @@ import pandas as pd
 
 from moe_probe import __version__
 from moe_probe.analysis.accumulators.counts import LayerCounts
-from moe_probe.analysis.gathering import Progress
 from moe_probe.analysis.gathering import gather as scanned
 from moe_probe.analysis.quality import Check, failures
 from moe_probe.analysis.results import Analysis
 from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables.files import quality_table, to_records
 from moe_probe.trace import Trace

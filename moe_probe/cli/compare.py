@@ -81,7 +81,5 @@ def compare(
         for line in summary(found):
             output.result(line)
         output.result()
-        places = [path if path.parent == output_directory else path.parent for path in paths]
-        for place in dict.fromkeys(places):
-            output.result(str(place))
+        output.places(paths, output_directory)
     output.note(f"Next: open {output_directory / 'compare.html'} in a browser")

@@ -134,10 +134,7 @@ def report(
         for line in summary(contents, styled=output.is_terminal(sys.stdout)):
             output.result(line)
         output.result()
-        # Of forty tables their folder is enough.
-        places = [path if path.parent == directory else path.parent for path in paths]
-        for place in dict.fromkeys(places):
-            output.result(str(place))
+        output.places(paths, directory)
     if contents.failed:
         output.note(f"Next: moe-probe check {trace}")
     elif not tables_only:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from moe_probe.analysis.comparison import TABLES
 from moe_probe.trace import LayerSpec, TraceWriter
+from tests.cli.html_page import Page
 
 HOSTILE = "\"'><script>alert(1)</script>&\x1b[31m\nnew"
 FILES = [
@@ -44,24 +44,6 @@ def new_trace(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
-
-
-class Page(HTMLParser):
-    """The tags, attributes and text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_files_are_written_and_named(probe: Any, new_trace: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_probe import progress as line
 from moe_probe.analysis.quality import check_trace
 from moe_probe.cli import progress
 from moe_probe.cli.progress import ScanProgress
@@ -43,7 +44,7 @@ def test_without_a_terminal_a_line_comes_every_30_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(line, "time", SimpleNamespace(monotonic=lambda: clock.now))
     for quiet in (False, True):
         with ScanProgress(60, quiet=quiet) as shown:
             start = clock.now

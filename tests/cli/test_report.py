@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
+from tests.cli.html_page import Page
 
 HOSTILE = "\"'><script>alert(1)</script>&\x1b[31m\nnew"
 NAMES = (
@@ -51,24 +51,6 @@ def new_trace(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "trace"
 
     return write
-
-
-class Page(HTMLParser):
-    """The tags, attributes and text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_files_are_written_and_named(probe: Any, new_trace: Any) -> None:

@@ -10,8 +10,8 @@ from moe_probe import __version__
 from moe_probe.analysis.comparison import TABLES, Comparison
 from moe_probe.analysis.report.compare.page import render
 from moe_probe.analysis.report.compare.sentences import findings, notes
+from moe_probe.analysis.report.folder import Folder
 from moe_probe.analysis.tables.files import to_records, write_table
-from moe_probe.errors import MoeProbeError, UsageError
 
 __all__ = ["FILES", "check_output", "to_json", "write_comparison"]
 
@@ -30,15 +30,8 @@ def check_output(output: Path, *, force: bool = False) -> None:
 
     Raises UsageError.
     """
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is not a directory. Choose another one with --output.")
-    earlier = _earlier_files(output)
-    foreign = [name for name in FILES if (output / name).exists() and name not in earlier]
-    if foreign and not force:
-        raise UsageError(
-            f"{output} has {', '.join(foreign[:3])}, which no moe-probe compare wrote. "
-            "Choose another directory with --output, or use --force to overwrite."
-        )
+    # The first few of forty tables tell enough.
+    _folder(output).refuse_foreign(FILES, force=force, most=3)
 
 
 def write_comparison(found: Comparison, output: Path, *, force: bool = False) -> list[Path]:
@@ -58,9 +51,7 @@ def write_comparison(found: Comparison, output: Path, *, force: bool = False) ->
     check_output(output, force=force)
     # Before anything is deleted.
     page, manifest = render(found), to_json(found)
-    try:
-        for name in _earlier_files(output):
-            (output / name).unlink(missing_ok=True)
+    with _folder(output).replaced():
         (output / "tables").mkdir(parents=True, exist_ok=True)
         # First, so that a comparison that was cut short is known as one and can be replaced.
         text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
@@ -68,11 +59,6 @@ def write_comparison(found: Comparison, output: Path, *, force: bool = False) ->
         for name in TABLES:
             write_table(found.table(name), output / f"tables/{name}.csv")
         (output / "compare.html").write_text(page, "utf-8", "replace")
-    except OSError as error:
-        raise MoeProbeError(
-            f"Cannot write the comparison into {output}: {error.strerror or error}. "
-            "Choose another directory with --output."
-        ) from error
     return [output / name for name in FILES]
 
 
@@ -93,11 +79,5 @@ def to_json(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _earlier_files(output: Path) -> list[str]:
-    """Return which of our files an earlier comparison in this directory wrote."""
-    try:
-        manifest = json.loads((output / _MANIFEST).read_text("utf-8"))
-        written = manifest["files"] if "moe_probe_comparison" in manifest else []
-        return [name for name in FILES if name in written]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+def _folder(output: Path) -> Folder:
+    return Folder(output, FILES, _MANIFEST, "moe_probe_comparison", command="compare")

@@ -115,14 +115,18 @@ def _repeat_nulls(sums: Sums) -> dict[str, np.ndarray]:
     """Nulls that the table `repeats` does not have, float64 [L]; NaN where they are unknown."""
     layers = len(sums.specs)
     any_L, any_own_L, first_own_L = (np.full(layers, np.nan) for _ in range(3))
+    alike: dict[tuple[int, int], dict[int, np.ndarray]] = {}
     for place, (layer, spec) in enumerate(sums.specs.items()):
         any_L[place] = any_shared(spec.num_experts, spec.top_k)
         counts = sums.counts.layer(layer)
         # A set of k at the experts' own rates: not where some slots are empty.
         if counts.tokens and counts.assignments == counts.tokens * spec.top_k:
-            frequency_N = counts.counts_N / positive(np.array(counts.tokens))
-            any_own_L[place] = own_rate_any(frequency_N, spec.top_k)
+            frequencies = alike.setdefault((spec.num_experts, spec.top_k), {})
+            frequencies[place] = counts.counts_N / positive(np.array(counts.tokens))
         if sums.slots is not None and sums.has_ranks:
             first_N = sums.slots.arrays[layer]["slot_counts_KN"][0]
             first_own_L[place] = first_choice_null_own(first_N)
+    # Layers of one shape at once, which takes a third of the time.
+    for (_, top_k), frequencies in alike.items():
+        any_own_L[list(frequencies)] = own_rate_any(np.stack([*frequencies.values()]), top_k)
     return {"any_null": any_L, "any_null_own": any_own_L, "first_null_own": first_own_L}
