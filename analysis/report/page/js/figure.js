@@ -106,7 +106,8 @@ function zoom(made, factor) {
  * @param {(x: number, y: number) => void} callback
  */
 function onTap(made, callback) {
-  made.on_event("tap", ({ x, y }) => callback(x, y));
+  // Of two clicks soon after each other, wherever they are, the second comes as a double one.
+  for (const name of ["tap", "doubletap"]) made.on_event(name, ({ x, y }) => callback(x, y));
 }
 
 /**

@@ -52,6 +52,8 @@ class Opened:
 
     def download(self, view: str, button: str = "Download CSV") -> bytes:
         """Press a button of a view that hands out a file; return it."""
+        # A view that is drawn as it comes near moves what lies below.
+        self.draw_all()
         with self.page.expect_download() as found:
             self.page.locator(f"#{view}").get_by_role("button", name=button).click()
         return found.value.path().read_bytes()

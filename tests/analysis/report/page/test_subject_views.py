@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,22 @@ def test_rows_are_in_the_order_of_average_linkage(open_page: Open, plain: Path) 
     closest = {SORTED[leaf] for leaf in tree[0, :2].astype(int)}
     said = page.text("#subject-divergence .status").split("farthest")[0]
     assert all(name in said for name in closest)
+
+
+def test_of_two_quick_clicks_both_count(open_page: Open, plain: Path) -> None:
+    page = drawn(open_page, plain, "subject-divergence")
+
+    def click(*rows: int) -> Any:
+        page.page.wait_for_timeout(400)
+        for place in [steady(page, "subject-divergence", 1.0, row) for row in rows]:
+            page.page.mouse.click(*place)
+        page.wait()
+        return page.state()["subject"]
+
+    first, last = click(0), click(2)
+    assert first != last
+    assert click(0, 2) == last
+    assert click(2, 0) == first
 
 
 def test_map_says_divergence_and_noise(open_page: Open, plain: Path) -> None:
