@@ -1,7 +1,8 @@
 """Analysis of traces: one scan fills accumulators; metrics, tables and reports read those.
 
 `analyse` gives all tables of a trace as DataFrames. For metrics of your own there are the scan, its
-accumulators and the functions of `metrics` and `statistics`. The names below load on first use.
+accumulators and the functions of `metrics` and `statistics`; functions such as `working_sets`
+answer one question more with a scan of their own. The names below load on first use.
 Nothing here imports torch or `moe_probe.hooks`.
 """
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
     from moe_probe.analysis.accumulators.documents import DocumentCounts
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
+    from moe_probe.analysis.deeper.locality import working_sets
     from moe_probe.analysis.orders import Order
     from moe_probe.analysis.quality import Check, check_trace
     from moe_probe.analysis.report import write_report
@@ -39,6 +41,7 @@ __all__ = [
     "analyse",
     "check_trace",
     "count",
+    "working_sets",
     "write_report",
 ]
 
@@ -58,6 +61,7 @@ _MODULES = {
     "analyse": "results",
     "check_trace": "quality",
     "count": "scan",
+    "working_sets": "deeper.locality",
     "write_report": "report",
 }
 

@@ -10,7 +10,7 @@ W window lengths, P selections; 5 sums over pairs of tokens, in the order of `SU
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,28 +131,42 @@ def working_set(
         float64 [W] in experts, at most min(N, k w); NaN where no document has w tokens.
         Null: `random_sets.experts_seen`.
     """
+    start_T = np.repeat(starts_D, np.diff(starts_D, append=len(ids_TK)))
+    sizes = distinct_experts(ids_TK, start_T, num_experts, windows)
+    full = [size_T[size_T >= 0] for size_T in sizes]
+    return np.array([size_T.mean() if len(size_T) else math.nan for size_T in full])
+
+
+def distinct_experts(
+    ids_TK: np.ndarray, start_T: np.ndarray, num_experts: int, windows: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Yield for each length how many experts the window that ends with each token selects.
+
+    Args:
+        ids_TK: Selected experts, documents one after the other; ids of num_experts and above
+            are empty slots.
+        start_T: The first token of each token's document, ascending.
+        num_experts: N.
+        windows: Lengths, in tokens.
+
+    Yields:
+        int64 [T] in experts; -1 where the document has fewer tokens up to there.
+    """
     slot_P = np.flatnonzero(ids_TK.ravel() < num_experts)
     expert_P = ids_TK.ravel()[slot_P]
     order_P = np.argsort(expert_P, kind="stable")
     expert_P, token_P = expert_P[order_P], slot_P[order_P] // ids_TK.shape[1]
-    length_D = np.diff(starts_D, append=len(ids_TK))
-    document_P = np.repeat(np.arange(len(starts_D)), length_D)[token_P]
-    at_P = token_P - starts_D[document_P]
-    room_P = length_D[document_P]
-    # How many tokens of the document came after the expert's last use, all of them at first.
-    fresh_P = at_P + 1
-    again_P = np.flatnonzero((np.diff(expert_P) == 0) & (np.diff(document_P) == 0)) + 1
-    fresh_P[again_P] = at_P[again_P] - at_P[again_P - 1]
-    sizes = []
+    tokens = len(ids_TK)
+    end_T = np.searchsorted(start_T, start_T, side="right")
+    # A selection stands for its expert until the next one does, or the document ends.
+    until_P = end_T[token_P]
+    again_P = np.flatnonzero(np.diff(expert_P) == 0)
+    until_P[again_P] = np.minimum(until_P[again_P], token_P[again_P + 1])
+    enters_T = np.bincount(token_P, minlength=tokens)
+    at_T = np.arange(tokens) - start_T
     for window in windows:
-        # A window counts the expert once, at its first use in it: the windows that start after
-        # the last use, reach to this one, and end inside the document.
-        earliest_P = at_P - np.minimum(fresh_P, window) + 1
-        latest_P = np.minimum(at_P, room_P - window)
-        number = np.maximum(length_D - window + 1, 0).sum()
-        distinct = np.maximum(latest_P - earliest_P + 1, 0).sum()
-        sizes.append(distinct / number if number else math.nan)
-    return np.array(sizes)
+        leaves_T = np.bincount(np.minimum(until_P, token_P + window), minlength=tokens)[:tokens]
+        yield np.where(at_T >= window - 1, np.cumsum(enters_T - leaves_T), -1)
 
 
 def _rates(sums_S5: np.ndarray, mean_k_S: np.ndarray) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from moe_probe.analysis.accumulators.structure import (
     PositionCounts,
     SlotCounts,
 )
+from moe_probe.analysis.accumulators.working_sets import WorkingSets
 from moe_probe.analysis.kernels import plain
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.rules import Rule
@@ -40,6 +41,7 @@ KINDS: list[tuple[type[LayerAccumulator], dict[str, Any]]] = [
     (FlowCounts, {}),
     (PositionCounts, {}),
     (Overlaps, {"lags": (1, 3), "other_tokens": True}),
+    (WorkingSets, {"windows": (1, 3, 7)}),
     (DocumentCounts, {"most": 400}),
     (Gaps, {"most": 400, "windows": (2, 6)}),
 ]

@@ -1,0 +1,52 @@
+"""The rows that a rule counts, one by one: for sums that take no kernel.
+
+Shape suffixes: T counted rows, K slots, P pieces, C clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.source import Rows
+from moe_probe.trace import SEGMENTS
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Rows of a part that count, in the order of recording."""
+
+    row_T: np.ndarray
+    """Number of the row in its part."""
+    weight_T: np.ndarray
+    """How often it counts, at least once."""
+    group_T: np.ndarray
+    """Its (task, subject, area)."""
+    cluster_T: np.ndarray
+    """Its document."""
+    start_T: np.ndarray
+    """The place in these arrays of the first of its run: consecutive tokens of one document."""
+
+    @classmethod
+    def of(cls, rows: Rows, rule: Rule) -> Counted:
+        """Find the rows that a rule counts."""
+        pieces = rows.pieces(rule)
+        length_P = pieces.length_P
+        begin_P = np.cumsum(length_P) - length_P
+        first_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, begin_P))
+        piece_T = np.repeat(np.arange(len(pieces)), length_P)
+        return cls(
+            row_T=np.arange(len(piece_T)) + (pieces.start_P - begin_P)[piece_T],
+            weight_T=pieces.weight_P[piece_T],
+            group_T=pieces.stratum_P[piece_T] // len(SEGMENTS),
+            cluster_T=pieces.cluster_P[piece_T],
+            start_T=first_P[piece_T],
+        )
+
+    def by_weight(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield every weight that occurs, and which of the rows have it: bool [T]."""
+        for weight in np.unique(self.weight_T).tolist():
+            yield weight, self.weight_T == weight
