@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
     from moe_probe.analysis.accumulators.documents import DocumentCounts
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
+    from moe_probe.analysis.deeper.devices import device_fanout
     from moe_probe.analysis.deeper.locality import working_sets
     from moe_probe.analysis.orders import Order
     from moe_probe.analysis.quality import Check, check_trace
@@ -41,6 +42,7 @@ __all__ = [
     "analyse",
     "check_trace",
     "count",
+    "device_fanout",
     "working_sets",
     "write_report",
 ]
@@ -61,6 +63,7 @@ _MODULES = {
     "analyse": "results",
     "check_trace": "quality",
     "count": "scan",
+    "device_fanout": "deeper.devices",
     "working_sets": "deeper.locality",
     "write_report": "report",
 }

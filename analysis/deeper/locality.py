@@ -12,7 +12,14 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.working_sets import WINDOWS, WorkingSets
-from moe_probe.analysis.deeper.scanning import AnyTrace, facts_of, fill, source_of, stacked
+from moe_probe.analysis.deeper.scanning import (
+    AnyTrace,
+    facts_of,
+    fill,
+    source_of,
+    stacked,
+    with_all,
+)
 from moe_probe.analysis.gathering import subject_names
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
@@ -84,11 +91,3 @@ def working_sets(
         )
 
     return stacked(source, table)
-
-
-def with_all(counts_SN: np.ndarray, tokens_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Put the sum over all groups before the groups."""
-    return (
-        np.concatenate([counts_SN.sum(axis=0, keepdims=True), counts_SN]),
-        np.concatenate([[tokens_S.sum()], tokens_S]),
-    )

@@ -1,4 +1,7 @@
-"""What functions that scan a trace once more have in common."""
+"""What functions that scan a trace once more have in common.
+
+Shape suffixes: S groups (task, subject, area), N experts of a layer.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
@@ -62,3 +66,11 @@ def _of_layers(
         if found is not None:
             found.insert(0, "layer", layer)
             yield found
+
+
+def with_all(counts_SN: np.ndarray, tokens_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put the sum over all groups before the groups."""
+    return (
+        np.concatenate([counts_SN.sum(axis=0, keepdims=True), counts_SN]),
+        np.concatenate([[tokens_S.sum()], tokens_S]),
+    )

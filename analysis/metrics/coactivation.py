@@ -156,15 +156,19 @@ def groups_hit(ids_TK: np.ndarray, num_experts: int, groups: int) -> float:
     Raises:
         ValueError: G does not divide N.
     """
+    groups_T = groups_of_tokens(ids_TK, num_experts, groups)
+    return float(groups_T.mean()) if len(groups_T) else math.nan
+
+
+def groups_of_tokens(ids_TK: np.ndarray, num_experts: int, groups: int) -> np.ndarray:
+    """Return in how many groups each token's experts lie: int64 [T]; arguments of `groups_hit`."""
     if num_experts % groups:
         raise ValueError(f"{groups} groups do not divide {num_experts} experts")
-    if len(ids_TK) == 0:
-        return math.nan
     is_hit_TG = np.zeros((len(ids_TK), groups + 1), bool)
     # Empty slots fall into one column more, which is not counted.
     group_TK = np.minimum(ids_TK.astype(np.intp) // (num_experts // groups), groups)
     np.put_along_axis(is_hit_TG, group_TK, True, axis=1)
-    return float(is_hit_TG[:, :groups].sum() / len(ids_TK))
+    return np.asarray(is_hit_TG[:, :groups].sum(axis=1))
 
 
 def _off_diagonal(part_NN: np.ndarray, whole_NN: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ of tokens, J sizes 0 to k of a set, I sizes of a second one; leading axes, if an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -73,6 +74,34 @@ def devices_hit(num_experts: int, top_k: int, devices: int) -> float:
     """
     elsewhere = num_experts - num_experts // devices
     return devices * (1 - math.comb(elsewhere, top_k) / math.comb(num_experts, top_k))
+
+
+def own_rate_devices_hit(
+    frequency_N: np.ndarray, top_k: int, devices_X: Sequence[int]
+) -> np.ndarray:
+    """Return on how many of D devices a token's experts are under N1, for sets of most entropy.
+
+    Sets as in `own_rate_any`: nothing but the frequencies is assumed. A device without the token
+    has P = [x^k] prod over the others (1 + w x) / [x^k] prod (1 + w x). With equal p this is
+    `devices_hit`.
+
+    Args:
+        frequency_N: p, [..., N], summing to k. All layers of a model in one call is fastest.
+        top_k: k, the same for every token.
+        devices_X: Numbers D of devices; each has an equal share of experts, in order.
+
+    Returns:
+        float64 [..., X] in [1, min(D, k)]; NaN where a frequency is.
+    """
+    weight_N = _fit_weights(frequency_N, top_k)
+    total = _symmetric_sums(weight_N, top_k)[..., -1, top_k]
+    hit_X = np.zeros((*frequency_N.shape[:-1], len(devices_X)))
+    for number, devices in enumerate(devices_X):
+        share = frequency_N.shape[-1] // devices
+        for device in range(devices):
+            others_N = np.delete(weight_N, slice(device * share, (device + 1) * share), axis=-1)
+            hit_X[..., number] += 1 - _symmetric_sums(others_N, top_k)[..., -1, top_k] / total
+    return hit_X
 
 
 def experts_seen(num_experts: int, top_k: int, tokens: np.ndarray | int) -> np.ndarray:

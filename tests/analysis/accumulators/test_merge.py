@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.documents import DocumentCounts, cluster_moments
+from moe_probe.analysis.accumulators.fanout import DeviceFanout
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import Overlaps
 from moe_probe.analysis.accumulators.structure import (
@@ -41,6 +42,7 @@ KINDS: list[tuple[type[LayerAccumulator], dict[str, Any]]] = [
     (FlowCounts, {}),
     (PositionCounts, {}),
     (Overlaps, {"lags": (1, 3), "other_tokens": True}),
+    (DeviceFanout, {"devices": (1, 2, 5)}),
     (WorkingSets, {"windows": (1, 3, 7)}),
     (DocumentCounts, {"most": 400}),
     (Gaps, {"most": 400, "windows": (2, 6)}),

@@ -114,6 +114,24 @@ def test_known_spread_over_devices() -> None:
     assert random_sets.devices_hit(16, 16, 4) == 4
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([(4, 1), (6, 2), (6, 4)]), st.integers(0, 10**6))
+def test_devices_of_own_rates_over_all_sets(shape: tuple[int, int], seed: int) -> None:
+    num_experts, top_k = shape
+    weight_N = np.random.default_rng(seed).uniform(0.1, 3, num_experts)
+    sets = all_sets(num_experts, top_k)
+    chance = np.array([np.prod(weight_N[list(s)]) for s in sets])
+    chance /= chance.sum()
+    frequency_N = np.array([chance[[e in s for s in sets]].sum() for e in range(num_experts)])
+    expected = sum(
+        p * len({2 * e // num_experts for e in s}) for p, s in zip(chance, sets, strict=True)
+    )
+    layers = np.stack([frequency_N, np.full(num_experts, top_k / num_experts)])
+    found_LX = random_sets.own_rate_devices_hit(layers, top_k, (1, 2))
+    assert found_LX[0].tolist() == pytest.approx([1, expected], abs=1e-6)
+    assert found_LX[1, 1] == pytest.approx(random_sets.devices_hit(num_experts, top_k, 2))
+
+
 def test_coverage_by_own_rates() -> None:
     frequency_N, tokens_X = np.array([0.5, 0.25, 0.0]), np.array([0, 1, 2])
     seen_X = random_sets.own_rate_seen(frequency_N, tokens_X)

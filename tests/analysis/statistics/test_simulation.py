@@ -17,7 +17,11 @@ from moe_probe.analysis.statistics.nulls import (
     expected_indices,
     uniform_chi_square,
 )
-from moe_probe.analysis.statistics.simulation import simulate_counts, simulated_indices
+from moe_probe.analysis.statistics.simulation import (
+    limited_sets,
+    simulate_counts,
+    simulated_indices,
+)
 
 
 def simulate(
@@ -148,3 +152,22 @@ def test_simulated_indices() -> None:
     for name in ("max_vio", "cv", "gini", "kl_uniform", "total_variation"):
         assert getattr(paired, name) == pytest.approx(getattr(single, name), rel=0.1)
     assert all(math.isnan(value) for value in astuple(simulated_indices(8, 2, 0, rng, 2)))
+
+
+def test_limited_sets_keep_their_limits_and_spread() -> None:
+    ids_TK = limited_sets(256, 8, 8, 4, 2, 4000)
+    assert all(len(set(ids)) == 8 for ids in ids_TK.tolist())
+    groups_T = np.array([len({expert // 32 for expert in ids}) for ids in ids_TK.tolist()])
+    assert groups_T.max() == 4
+    # The research notes have 3.95 from a simulation of their own.
+    assert groups_T.mean() == pytest.approx(3.95, abs=0.01)
+    counts_N = np.bincount(ids_TK.ravel(), minlength=256)
+    assert counts_N.std() < 3 * np.sqrt(counts_N.mean())
+
+
+def test_limited_sets_take_groups_by_their_best_scores() -> None:
+    """With one group per token, k of n experts of the group that has the largest score."""
+    ids_TK = limited_sets(6, 2, 3, 1, 1, 500)
+    assert (np.sort(ids_TK, axis=1) == 2 * (ids_TK.min(axis=1) // 2)[:, None] + [0, 1]).all()
+    score_TN = np.random.default_rng(0).random((500, 3, 2)).reshape(500, 6)
+    assert (ids_TK // 2 == score_TN.argmax(axis=1)[:, None] // 2).all()
