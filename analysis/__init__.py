@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
     from moe_probe.analysis.deeper.devices import device_fanout
     from moe_probe.analysis.deeper.locality import working_sets
+    from moe_probe.analysis.deeper.vocabulary import (
+        token_lists,
+        token_predictability,
+        vocabulary_specialization,
+    )
     from moe_probe.analysis.orders import Order
     from moe_probe.analysis.quality import Check, check_trace
     from moe_probe.analysis.report import write_report
@@ -43,6 +48,9 @@ __all__ = [
     "check_trace",
     "count",
     "device_fanout",
+    "token_lists",
+    "token_predictability",
+    "vocabulary_specialization",
     "working_sets",
     "write_report",
 ]
@@ -64,6 +72,9 @@ _MODULES = {
     "check_trace": "quality",
     "count": "scan",
     "device_fanout": "deeper.devices",
+    "token_lists": "deeper.vocabulary",
+    "token_predictability": "deeper.vocabulary",
+    "vocabulary_specialization": "deeper.vocabulary",
     "working_sets": "deeper.locality",
     "write_report": "report",
 }

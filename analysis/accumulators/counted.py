@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.pieces import Pieces
 from moe_probe.trace import SEGMENTS
 
 
@@ -31,9 +30,8 @@ class Counted:
     """The place in these arrays of the first of its run: consecutive tokens of one document."""
 
     @classmethod
-    def of(cls, rows: Rows, rule: Rule) -> Counted:
-        """Find the rows that a rule counts."""
-        pieces = rows.pieces(rule)
+    def of(cls, pieces: Pieces) -> Counted:
+        """Spread out the pieces of a part."""
         length_P = pieces.length_P
         begin_P = np.cumsum(length_P) - length_P
         first_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, begin_P))

@@ -48,7 +48,7 @@ class DeviceFanout(LayerAccumulator):
         }
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
-        counted, arrays = Counted.of(rows, self.rule), self.arrays[layer]
+        counted, arrays = Counted.of(rows.pieces(self.rule)), self.arrays[layer]
         experts = self.layers[layer].num_experts
         ids_TK = rows.topk_ids(layer)[counted.row_T]
         slots_T = (ids_TK < experts).sum(axis=1)

@@ -48,7 +48,7 @@ class WorkingSets(LayerAccumulator):
         return {"sizes_SX2": np.zeros(shape, np.int64)}
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
-        counted, table_SX2 = Counted.of(rows, self.rule), self.arrays[layer]["sizes_SX2"]
+        counted, table_SX2 = Counted.of(rows.pieces(self.rule)), self.arrays[layer]["sizes_SX2"]
         ids_TK = rows.topk_ids(layer)[counted.row_T]
         experts = self.layers[layer].num_experts
         sizes = distinct_experts(ids_TK, counted.start_T, experts, self.windows)

@@ -105,13 +105,12 @@ def device_fanout(
             }
         )
 
-    def table(layer: int) -> pd.DataFrame | None:
-        experts = source.layers[layer].num_experts
-        fitting = [n for n, count in enumerate(fanout.devices) if experts % count == 0]
-        parts = [rows(layer, number) for number in fitting]
-        return pd.concat(parts, ignore_index=True) if parts else None
-
-    return stacked(source, table)
+    return stacked(
+        (layer, rows(layer, number))
+        for layer, spec in source.layers.items()
+        for number, count in enumerate(fanout.devices)
+        if spec.num_experts % count == 0
+    )
 
 
 def _hits(fanout: DeviceFanout, layer: int, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -90,4 +90,4 @@ def working_sets(
             }
         )
 
-    return stacked(source, table)
+    return stacked((layer, table(layer)) for layer in source.layers)

@@ -5,20 +5,21 @@ Shape suffixes: S groups (task, subject, area), N experts of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from moe_probe.analysis.rules import Rule, default_rule
-from moe_probe.analysis.scan import Accumulator, Progress, scan
+from moe_probe.analysis.scan import Accumulator, Progress, default_threads, scan
 from moe_probe.analysis.source import Source
 from moe_probe.errors import TraceError
-from moe_probe.trace import Capture, Trace, open_trace
+from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
+AnyAccumulator = TypeVar("AnyAccumulator", bound=Accumulator)
 AnyTrace = Trace | str | Path
 """A trace, or where it lies."""
 
@@ -50,22 +51,45 @@ def fill(
         scan(source, accumulators, threads=threads, progress=progress)
 
 
-def stacked(source: Source, table: Callable[[int], pd.DataFrame | None]) -> pd.DataFrame:
-    """Put the tables of all layers under one another, the layer first; None has no rows."""
-    tables = list(_of_layers(source, table))
-    if not tables:
+def by_layers(
+    source: Source,
+    make: Callable[[dict[int, LayerSpec]], AnyAccumulator],
+    threads: int | None,
+    progress: Progress | None,
+) -> Iterator[tuple[int, AnyAccumulator]]:
+    """Scan as many layers at a time as there are threads: big tables exist for these alone.
+
+    Args:
+        source: Of the trace.
+        make: What makes the accumulator of some layers.
+        threads: Threads of the scan; all processors if None.
+        progress: Called with the number of layers done, and of all.
+
+    Yields:
+        Every layer, and the accumulator that has it.
+    """
+    layers, workers = list(source.layers.items()), threads or default_threads()
+    for start in range(0, len(layers), workers):
+        some = dict(layers[start : start + workers])
+        made = make(some)
+        with threadpool_limits(1):
+            scan(source, [made], layers=list(some), threads=workers)
+        yield from ((layer, made) for layer in some)
+        # The next tables are not made before these are gone.
+        del made
+        if progress:
+            progress(start + len(some), len(layers))
+
+
+def stacked(tables: Iterable[tuple[int, pd.DataFrame]]) -> pd.DataFrame:
+    """Put the tables of layers under one another, with the layer as the first column."""
+    found = []
+    for layer, table in tables:
+        table.insert(0, "layer", layer)
+        found.append(table)
+    if not found:
         return pd.DataFrame({"layer": pd.Series(dtype="int64")})
-    return pd.concat(tables, ignore_index=True)
-
-
-def _of_layers(
-    source: Source, table: Callable[[int], pd.DataFrame | None]
-) -> Iterator[pd.DataFrame]:
-    for layer in source.layers:
-        found = table(layer)
-        if found is not None:
-            found.insert(0, "layer", layer)
-            yield found
+    return pd.concat(found, ignore_index=True)
 
 
 def with_all(counts_SN: np.ndarray, tokens_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

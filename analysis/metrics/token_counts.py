@@ -28,6 +28,22 @@ class VocabularyCounts:
     counts_P: np.ndarray
     """Selections of each pair: int64, never 0."""
 
+    @classmethod
+    def of_table(
+        cls, token_ids_X: np.ndarray, tokens_X: np.ndarray, counts_XN: np.ndarray
+    ) -> VocabularyCounts:
+        """Keep what is not 0 of a full table of ascending token ids."""
+        occurs_X = tokens_X > 0
+        token_ids_X, counts_XN = token_ids_X[occurs_X].astype(np.int64), counts_XN[occurs_X]
+        row_P, expert_P = np.nonzero(counts_XN)
+        return cls(
+            counts_XN.shape[1],
+            token_ids_X,
+            tokens_X[occurs_X].astype(np.int64),
+            token_ids_X[row_P] * counts_XN.shape[1] + expert_P,
+            counts_XN[row_P, expert_P].astype(np.int64),
+        )
+
     def merge(self, other: VocabularyCounts) -> VocabularyCounts:
         """Return the sum of both; raises ValueError where the number of experts differs."""
         if other.num_experts != self.num_experts:

@@ -107,6 +107,15 @@ def layer_quantiles(deff_N: np.ndarray, quantiles: tuple[float, ...]) -> np.ndar
     return np.asarray(np.where(is_blank[..., 0], np.nan, found))
 
 
+def halves(keys: Sequence[str]) -> np.ndarray:
+    """Return the half of the documents that each cluster is in, 0 or 1: int64 [C].
+
+    It depends on the cluster's key alone, so shards and machines agree.
+    """
+    digests = [blake2b(key.encode(), digest_size=1, salt=b"half").digest() for key in keys]
+    return np.array([digest[0] & 1 for digest in digests], np.int64)
+
+
 def poisson_weights(keys: Sequence[str], replicates: int) -> np.ndarray:
     """Return how often each replicate draws each cluster: Poisson(1), uint8 [B, C].
 

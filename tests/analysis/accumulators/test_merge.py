@@ -25,6 +25,7 @@ from moe_probe.analysis.accumulators.structure import (
     PositionCounts,
     SlotCounts,
 )
+from moe_probe.analysis.accumulators.vocabulary import TokenCounts
 from moe_probe.analysis.accumulators.working_sets import WorkingSets
 from moe_probe.analysis.kernels import plain
 from moe_probe.analysis.orders import Order
@@ -43,6 +44,7 @@ KINDS: list[tuple[type[LayerAccumulator], dict[str, Any]]] = [
     (PositionCounts, {}),
     (Overlaps, {"lags": (1, 3), "other_tokens": True}),
     (DeviceFanout, {"devices": (1, 2, 5)}),
+    (TokenCounts, {"token_ids_X": np.arange(4), "most": 10_000}),
     (WorkingSets, {"windows": (1, 3, 7)}),
     (DocumentCounts, {"most": 400}),
     (Gaps, {"most": 400, "windows": (2, 6)}),
