@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
     from moe_probe.analysis.deeper.devices import device_fanout
     from moe_probe.analysis.deeper.locality import working_sets
+    from moe_probe.analysis.deeper.next_layer import layer_predictability
     from moe_probe.analysis.deeper.vocabulary import (
         token_lists,
         token_predictability,
@@ -48,6 +49,7 @@ __all__ = [
     "check_trace",
     "count",
     "device_fanout",
+    "layer_predictability",
     "token_lists",
     "token_predictability",
     "vocabulary_specialization",
@@ -72,6 +74,7 @@ _MODULES = {
     "check_trace": "quality",
     "count": "scan",
     "device_fanout": "deeper.devices",
+    "layer_predictability": "deeper.next_layer",
     "token_lists": "deeper.vocabulary",
     "token_predictability": "deeper.vocabulary",
     "vocabulary_specialization": "deeper.vocabulary",

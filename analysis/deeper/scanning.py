@@ -81,6 +81,13 @@ def by_layers(
             progress(start + len(some), len(layers))
 
 
+def half_of(progress: Progress | None, number: int) -> Progress | None:
+    """Return what the first (0) or the second (1) of two scans calls."""
+    if progress is None:
+        return None
+    return lambda done, layers: progress(number * layers + done, 2 * layers)
+
+
 def stacked(tables: Iterable[tuple[int, pd.DataFrame]]) -> pd.DataFrame:
     """Put the tables of layers under one another, with the layer as the first column."""
     found = []

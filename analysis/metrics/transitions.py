@@ -111,11 +111,20 @@ def recall_at_k(transition_NM: np.ndarray, ids_TK: np.ndarray, next_ids_TK: np.n
         In [0, 1]; NaN where nothing was selected or the table is empty. Null:
         `recall_of_most_frequent`.
     """
+    hits, selected = foreseen(transition_NM, ids_TK, next_ids_TK)
+    return hits / selected if selected and transition_NM.any() else math.nan
+
+
+def foreseen(
+    transition_NM: np.ndarray, ids_TK: np.ndarray, next_ids_TK: np.ndarray
+) -> tuple[int, int]:
+    """Return how many selections in the next layer a table foresees, and of how many.
+
+    Arguments as in `recall_at_k`; both numbers add up over tokens. An empty table foresees nothing.
+    """
     num_experts, num_next = transition_NM.shape
     flows = transition_NM.sum()
-    if flows == 0:
-        return math.nan
-    share_M = transition_NM.sum(axis=0) / flows
+    share_M = transition_NM.sum(axis=0) / max(flows, 1)
     # An expert that the table never saw in the next layer ranks last, with any lift.
     known_M = np.where(share_M > 0, share_M, np.finfo(np.float64).tiny)
     # The row's sum divides all of a row alike, and so changes no rank.
@@ -125,12 +134,13 @@ def recall_at_k(transition_NM: np.ndarray, ids_TK: np.ndarray, next_ids_TK: np.n
     hits = selected = 0
     for start in range(0, len(ids_TK), _BLOCK):
         block = slice(start, start + _BLOCK)
-        score_TM = _multi_hot(ids_TK[block], num_experts) @ evidence_NM + prior_M
-        foreseen_TK = np.argpartition(-score_TM, top_k - 1, axis=1)[:, :top_k]
         is_next_TM = _multi_hot(next_ids_TK[block], num_next)
-        hits += int(np.take_along_axis(is_next_TM, foreseen_TK, axis=1).sum())
         selected += int(is_next_TM.sum())
-    return hits / selected if selected else math.nan
+        if flows:
+            score_TM = _multi_hot(ids_TK[block], num_experts) @ evidence_NM + prior_M
+            foreseen_TK = np.argpartition(-score_TM, top_k - 1, axis=1)[:, :top_k]
+            hits += int(np.take_along_axis(is_next_TM, foreseen_TK, axis=1).sum())
+    return hits, selected
 
 
 def recall_of_most_frequent(fitted_M: np.ndarray, counts_M: np.ndarray, top_k: int) -> float:

@@ -19,6 +19,7 @@ from moe_probe.analysis.accumulators.documents import DocumentCounts, cluster_mo
 from moe_probe.analysis.accumulators.fanout import DeviceFanout
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import Overlaps
+from moe_probe.analysis.accumulators.set_flows import SetFlows
 from moe_probe.analysis.accumulators.structure import (
     FlowCounts,
     PairCounts,
@@ -44,6 +45,7 @@ KINDS: list[tuple[type[LayerAccumulator], dict[str, Any]]] = [
     (PositionCounts, {}),
     (Overlaps, {"lags": (1, 3), "other_tokens": True}),
     (DeviceFanout, {"devices": (1, 2, 5)}),
+    (SetFlows, {}),
     (TokenCounts, {"token_ids_X": np.arange(4), "most": 10_000}),
     (WorkingSets, {"windows": (1, 3, 7)}),
     (DocumentCounts, {"most": 400}),
