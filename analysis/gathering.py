@@ -17,7 +17,11 @@ from threadpoolctl import threadpool_limits
 
 from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.counts import Counts
-from moe_probe.analysis.accumulators.documents import DocumentCounts, cluster_tokens
+from moe_probe.analysis.accumulators.documents import (
+    DocumentCounts,
+    cluster_tokens,
+    smallest_type,
+)
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import BatchStats, Overlaps
 from moe_probe.analysis.accumulators.structure import (
@@ -128,7 +132,7 @@ def gather(
 
     # Layers are worked on side by side; libraries that start threads of their own get in the way.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        for finished in pool.map(take, chunks(layers, threads)):
+        for finished in pool.map(take, chunks(layers, threads, state.table_bytes)):
             done |= finished
             if progress:
                 progress(len(done), len(layers))
@@ -184,6 +188,13 @@ class DefaultScan:
         if self.settings.rule is Rule.RAW and self.source.has_repeated_rows:
             return documents, None
         return documents, Gaps(*facts, most=self.most, windows=self.settings.windows)
+
+    @property
+    def table_bytes(self) -> int:
+        """What `document_tables` take per layer, at most."""
+        experts = max(spec.num_experts for spec in self.source.layers.values())
+        entry = np.dtype(smallest_type(self.most + 1)).itemsize
+        return 3 * entry * experts * len(self.source.index.clusters)
 
     def accumulators(
         self, evidence: Evidence, tables: tuple[DocumentCounts, Gaps | None]

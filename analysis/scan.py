@@ -18,8 +18,10 @@ from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows, Source
 from moe_probe.trace import Capture, LayerSpec, Trace
 
-# Layers that a thread takes at a time: more would keep more tables of documents, fewer read slower.
-_CHUNK = 2
+# Layers that a thread takes at a time: the more, the faster they are read.
+_FEW, _MANY = 2, 8
+# Bytes that the tables of documents of the layers at hand may take, if those are not few.
+_TABLES = 128 << 20
 Progress = Callable[[int, int], None]
 """Called with the number of layers done, and of all."""
 
@@ -92,9 +94,16 @@ def scan(
                 progress(done, len(wanted))
 
 
-def chunks(layers: Sequence[int], threads: int) -> list[Sequence[int]]:
-    """Cut layers into what one thread takes at a time: few neighbours, equally often for each."""
-    rounds = -(-len(layers) // (_CHUNK * threads))
+def chunks(layers: Sequence[int], threads: int, table: int = 0) -> list[Sequence[int]]:
+    """Cut layers into what one thread takes at a time: neighbours, equally often for each.
+
+    Args:
+        layers: The layers.
+        threads: How many work at once.
+        table: Bytes that tables of documents take per layer, made for every group of layers.
+    """
+    most = _TABLES // max(table * threads, 1)
+    rounds = -(-len(layers) // (min(max(most, _FEW), _MANY) * threads))
     bounds = np.linspace(0, len(layers), rounds * threads + 1).round().astype(int).tolist()
     return [layers[start:stop] for start, stop in itertools.pairwise(bounds) if stop > start]
 

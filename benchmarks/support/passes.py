@@ -119,7 +119,7 @@ def default_scan(path: str) -> Any:
         scan_layers(source, wanted, some, kernels)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(take, chunks(list(source.layers), THREADS)))
+        list(threads.map(take, chunks(list(source.layers), THREADS, state.table_bytes)))
     return state
 
 
