@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.documents import DocumentCounts
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
     from moe_probe.analysis.deeper.devices import device_fanout
+    from moe_probe.analysis.deeper.documents import (
+        expert_selectivity,
+        exposures,
+        subject_selectivity,
+    )
     from moe_probe.analysis.deeper.locality import working_sets
     from moe_probe.analysis.deeper.next_layer import layer_predictability
     from moe_probe.analysis.deeper.vocabulary import (
@@ -49,7 +54,10 @@ __all__ = [
     "check_trace",
     "count",
     "device_fanout",
+    "expert_selectivity",
+    "exposures",
     "layer_predictability",
+    "subject_selectivity",
     "token_lists",
     "token_predictability",
     "vocabulary_specialization",
@@ -74,7 +82,10 @@ _MODULES = {
     "check_trace": "quality",
     "count": "scan",
     "device_fanout": "deeper.devices",
+    "expert_selectivity": "deeper.documents",
+    "exposures": "deeper.documents",
     "layer_predictability": "deeper.next_layer",
+    "subject_selectivity": "deeper.documents",
     "token_lists": "deeper.vocabulary",
     "token_predictability": "deeper.vocabulary",
     "vocabulary_specialization": "deeper.vocabulary",
