@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         exposures,
         subject_selectivity,
     )
+    from moe_probe.analysis.deeper.drift import load_changes, load_drift
     from moe_probe.analysis.deeper.locality import working_sets
     from moe_probe.analysis.deeper.next_layer import layer_predictability
     from moe_probe.analysis.deeper.vocabulary import (
@@ -57,6 +58,8 @@ __all__ = [
     "expert_selectivity",
     "exposures",
     "layer_predictability",
+    "load_changes",
+    "load_drift",
     "subject_selectivity",
     "token_lists",
     "token_predictability",
@@ -85,6 +88,8 @@ _MODULES = {
     "expert_selectivity": "deeper.documents",
     "exposures": "deeper.documents",
     "layer_predictability": "deeper.next_layer",
+    "load_changes": "deeper.drift",
+    "load_drift": "deeper.drift",
     "subject_selectivity": "deeper.documents",
     "token_lists": "deeper.vocabulary",
     "token_predictability": "deeper.vocabulary",

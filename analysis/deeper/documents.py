@@ -200,10 +200,10 @@ def _by_layer(
     most, clusters = int(tokens_C.max(initial=0)), index.clusters
     document_D = np.flatnonzero(document_labels(clusters, tokens_C) >= 0)
 
-    def make(layers: Mapping[int, LayerSpec]) -> DocumentCounts:
-        return DocumentCounts(layers, chosen, index, most=most)
+    def make(layers: Mapping[int, LayerSpec]) -> tuple[DocumentCounts]:
+        return (DocumentCounts(layers, chosen, index, most=most),)
 
-    for layer, documents in by_layers(source, make, threads, progress):
+    for layer, (documents,) in by_layers(source, make, threads, progress):
         yield (
             layer,
             _Documents(

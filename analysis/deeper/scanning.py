@@ -19,7 +19,7 @@ from moe_probe.analysis.source import Source
 from moe_probe.errors import TraceError
 from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
-AnyAccumulator = TypeVar("AnyAccumulator", bound=Accumulator)
+Made = TypeVar("Made", bound=tuple[Accumulator, ...])
 AnyTrace = Trace | str | Path
 """A trace, or where it lies."""
 
@@ -53,27 +53,27 @@ def fill(
 
 def by_layers(
     source: Source,
-    make: Callable[[dict[int, LayerSpec]], AnyAccumulator],
+    make: Callable[[dict[int, LayerSpec]], Made],
     threads: int | None,
     progress: Progress | None,
-) -> Iterator[tuple[int, AnyAccumulator]]:
+) -> Iterator[tuple[int, Made]]:
     """Scan as many layers at a time as there are threads: big tables exist for these alone.
 
     Args:
         source: Of the trace.
-        make: What makes the accumulator of some layers.
+        make: What makes the accumulators of some layers.
         threads: Threads of the scan; all processors if None.
         progress: Called with the number of layers done, and of all.
 
     Yields:
-        Every layer, and the accumulator that has it.
+        Every layer, and the accumulators that have it.
     """
     layers, workers = list(source.layers.items()), threads or default_threads()
     for start in range(0, len(layers), workers):
         some = dict(layers[start : start + workers])
         made = make(some)
         with threadpool_limits(1):
-            scan(source, [made], layers=list(some), threads=workers)
+            scan(source, made, layers=list(some), threads=workers)
         yield from ((layer, made) for layer in some)
         # The next tables are not made before these are gone.
         del made

@@ -180,10 +180,10 @@ def _tabulate(
     token_ids_X, tokens_X = counted_token_ids(source, chosen)
     most = int(tokens_X.max(initial=0))
 
-    def make(layers: Mapping[int, LayerSpec]) -> TokenCounts:
-        return TokenCounts(layers, chosen, index, token_ids_X=token_ids_X, most=most)
+    def make(layers: Mapping[int, LayerSpec]) -> tuple[TokenCounts]:
+        return (TokenCounts(layers, chosen, index, token_ids_X=token_ids_X, most=most),)
 
     found = by_layers(source, make, threads, progress)
     return stacked(
-        (layer, table(counts.halves(layer), source.layers[layer])) for layer, counts in found
+        (layer, table(counts.halves(layer), source.layers[layer])) for layer, (counts,) in found
     )

@@ -95,6 +95,13 @@ def design_effect(variance: np.ndarray, share: np.ndarray, tokens: np.ndarray | 
     return np.asarray(variance * tokens / positive(share * (1 - share)))
 
 
+def pooled_design_effect(moments: ClusterMoments) -> np.ndarray:
+    """Return each expert's design effect, all subjects pooled: float64 [N], NaN where undefined."""
+    pooled = moments.pooled()
+    share_N = (pooled.c_SN / positive(pooled.n_S)[:, None])[0]
+    return design_effect(cluster_variance(pooled)[0], share_N, int(pooled.n_S[0]))
+
+
 def effective_tokens(tokens: np.ndarray | int, deff: np.ndarray | float) -> np.ndarray:
     """Return T_eff = T / deff, how many independent tokens say as much; NaN unless deff > 0."""
     return np.asarray(tokens / positive(deff))

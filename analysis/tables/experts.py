@@ -15,14 +15,9 @@ from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table
 from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
 from moe_probe.analysis.metrics.ranking import bottom_probability, rank_interval
 from moe_probe.analysis.metrics.tiers import tiers
-from moe_probe.analysis.statistics.clusters import (
-    cluster_variance,
-    design_effect,
-    layer_quantiles,
-)
+from moe_probe.analysis.statistics.clusters import layer_quantiles, pooled_design_effect
 from moe_probe.analysis.statistics.intervals import few_documents, share_interval
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
-from moe_probe.analysis.statistics.undefined import positive
 
 _IDLE_FIRST = ("longest_idle", "current_idle", "leading_idle", "rate_deficit", "burstiness")
 _IDLE_COLUMNS = (
@@ -77,10 +72,7 @@ def deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
     """Return each expert's design effect, all groups pooled: float64 [N], NaN where undefined."""
     if state is None:
         return np.full(num_experts, np.nan)
-    pooled = state.moments.pooled()
-    share_N = (pooled.c_SN / positive(pooled.n_S)[:, None])[0]
-    variance_N = cluster_variance(pooled)[0]
-    return design_effect(variance_N, share_N, int(pooled.n_S[0]))
+    return pooled_design_effect(state.moments)
 
 
 def median_deff(deff_N: np.ndarray) -> float:

@@ -27,6 +27,7 @@ from moe_probe.analysis.accumulators.structure import (
     SlotCounts,
 )
 from moe_probe.analysis.accumulators.vocabulary import TokenCounts
+from moe_probe.analysis.accumulators.windows import WindowCounts
 from moe_probe.analysis.accumulators.working_sets import WorkingSets
 from moe_probe.analysis.kernels import plain
 from moe_probe.analysis.orders import Order
@@ -194,3 +195,26 @@ def test_other_layers_or_rules_do_not_merge(source: Source) -> None:
         counts.merge(Counts(source.layers, Rule.RAW, source.index))
     with pytest.raises(ValueError, match="different layers or rules"):
         counts.merge(Counts({}, Rule.UNIQUE, source.index))
+
+
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(0, 8), max_size=3))
+def test_windows_of_shards_are_joined_in_order(source: Source, cuts: list[int]) -> None:
+    """Each shard's full windows, one after the other; what is left of a shard is lost."""
+
+    def windows(parts: list[Any]) -> WindowCounts:
+        shard = copy.copy(source)
+        shard.parts = parts
+        found = WindowCounts(source.layers, Rule.UNIQUE, source.index, window=16)
+        scan(shard, [found], kernels=plain)
+        return found
+
+    bounds = [0, *sorted(min(cut, len(source.parts)) for cut in cuts), len(source.parts)]
+    shards = [windows(source.parts[a:b]) for a, b in itertools.pairwise(bounds)]
+    expected = {n: np.concatenate([shard.full(n) for shard in shards]) for n in source.layers}
+    merged = shards[0]
+    for shard in shards[1:]:
+        merged.merge(shard)
+    for layer in source.layers:
+        assert merged.full(layer).tolist() == expected[layer].tolist()
+        assert len(merged.full(layer)) > 5
