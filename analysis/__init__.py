@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.deeper.drift import load_changes, load_drift
     from moe_probe.analysis.deeper.locality import working_sets
     from moe_probe.analysis.deeper.next_layer import layer_predictability
+    from moe_probe.analysis.deeper.stability import ranking_stability
     from moe_probe.analysis.deeper.vocabulary import (
         token_lists,
         token_predictability,
@@ -60,6 +61,7 @@ __all__ = [
     "layer_predictability",
     "load_changes",
     "load_drift",
+    "ranking_stability",
     "subject_selectivity",
     "token_lists",
     "token_predictability",
@@ -90,6 +92,7 @@ _MODULES = {
     "layer_predictability": "deeper.next_layer",
     "load_changes": "deeper.drift",
     "load_drift": "deeper.drift",
+    "ranking_stability": "deeper.stability",
     "subject_selectivity": "deeper.documents",
     "token_lists": "deeper.vocabulary",
     "token_predictability": "deeper.vocabulary",

@@ -38,7 +38,7 @@ from moe_probe.trace import LayerSpec
 
 
 @dataclass(frozen=True)
-class _Documents:
+class Documents:
     """The documents of one layer that have counted tokens; shared prefixes are left out."""
 
     counts_DN: np.ndarray
@@ -94,7 +94,7 @@ def exposures(
         )
     found = stacked(
         (layer, exposure_table(d.counts_DN, d.tokens_D, d.group_D, d.correct_D, least))
-        for layer, d in _by_layer(source, rule, threads, progress)
+        for layer, d in documents_by_layer(source, rule, threads, progress)
     )
     found["q_value"] = benjamini_hochberg(found.pop("p_value").to_numpy(np.float64))
     return found
@@ -138,7 +138,7 @@ def expert_selectivity(
         return selectivity.expert_selectivity(counts_SN, tokens_S).set_index("expert")
 
     source = source_of(trace)
-    found = _by_layer(source, rule, threads, progress)
+    found = documents_by_layer(source, rule, threads, progress)
     return stacked(_beside_null(found, source, table, permutations, seed))
 
 
@@ -188,13 +188,14 @@ def subject_selectivity(
         found["total_variation"] = [mean_of_pairs(apart_SS), *_from_others(apart_SS)]
         return found.set_index("subject")
 
-    found = _by_layer(source, rule, threads, progress)
+    found = documents_by_layer(source, rule, threads, progress)
     return stacked(_beside_null(found, source, table, permutations, seed))
 
 
-def _by_layer(
+def documents_by_layer(
     source: Source, rule: Rule | str | None, threads: int | None, progress: Progress | None
-) -> Iterator[tuple[int, _Documents]]:
+) -> Iterator[tuple[int, Documents]]:
+    """Yield each layer and its documents, scanning a few layers at a time."""
     _, chosen, index = facts_of(source, rule)
     tokens_C = cluster_tokens(source, chosen)
     most, clusters = int(tokens_C.max(initial=0)), index.clusters
@@ -206,7 +207,7 @@ def _by_layer(
     for layer, (documents,) in by_layers(source, make, threads, progress):
         yield (
             layer,
-            _Documents(
+            Documents(
                 counts_DN=documents.arrays[layer]["counts_CN"][document_D],
                 tokens_D=tokens_C[document_D],
                 group_D=clusters.group_C[document_D],
@@ -216,7 +217,7 @@ def _by_layer(
 
 
 def _beside_null(
-    layers: Iterator[tuple[int, _Documents]],
+    layers: Iterator[tuple[int, Documents]],
     source: Source,
     table: Callable[[np.ndarray, np.ndarray], pd.DataFrame],
     permutations: int,
@@ -228,7 +229,7 @@ def _beside_null(
     groups = len(source.index.groups)
     for layer, documents in layers:
 
-        def of(label_D: np.ndarray, documents: _Documents = documents) -> pd.DataFrame:
+        def of(label_D: np.ndarray, documents: Documents = documents) -> pd.DataFrame:
             tokens_S = np.bincount(label_D, documents.tokens_D, groups)
             return table(sums_by_label(documents.counts_DN, label_D, groups), tokens_S)
 
