@@ -1,6 +1,12 @@
-/* A view on the page: heading, note, controls, figure, caption, table. Drawn when it comes near. */
+/* A view on the page: heading, note, controls, figure, caption, table. Drawn when it comes near,
+   and drawn again when it is near after a change: far ones would make every change wait for them. */
 
-/** @typedef {{view: View, element: HTMLElement, draw: () => void, isDrawn: () => boolean}} Card */
+/**
+ * @typedef {object} Card
+ * @property {HTMLElement} element
+ * @property {() => void} catchUp draw what the state asks for, wherever the view is
+ * @property {(isNear: boolean) => void} setNear whether the view is close to the screen
+ */
 
 /**
  * @param {View} view
@@ -15,44 +21,58 @@ function makeCard(view) {
   const available = view.available ? view.available(page) : true;
   if (available !== true) {
     card.append(element("p", { class: "absent" }, `Not shown: ${available}.`));
-    return { view, element: card, draw: () => {}, isDrawn: () => true };
+    return { element: card, catchUp: () => {}, setNear: () => {} };
   }
   const controls = view.controls ? view.controls(page) : [];
   const bar = element("div", { class: "controls" }, ...controls.map((one) => one.element));
   const host = element("div", { class: "host" });
   const caption = element("figcaption", {}, page.data.meta.caption);
   const drawing = element("figure", { "aria-label": `${view.title}. ${view.note}` }, host, caption);
-  card.append(bar, drawing, tableButtons(view));
+  const below = tableButtons(view);
+  card.append(bar, drawing, below.element);
 
   let update = null;
-  function draw() {
-    if (update) return;
-    update = view.draw(host, page) ?? (() => {});
-    // The state may have changed since the controls were made.
-    controls.forEach((one) => one.update());
-    update();
-    page.listeners.add((names) => {
-      controls.forEach((one) => one.update());
-      update(names);
-    });
-    card.dataset.drawn = "";
+  let isNear = false;
+  /** Names that changed since the view was last drawn. */
+  const missed = new Set();
+
+  function catchUp() {
+    if (!update) {
+      update = view.draw(host, page) ?? (() => {});
+      update();
+      card.dataset.drawn = "";
+    } else if (missed.size) update(new Set(missed));
+    if (missed.size) below.update();
+    missed.clear();
   }
-  return { view, element: card, draw, isDrawn: () => update !== null };
+  page.listeners.add((names) => {
+    // They are cheap, and a screen reader reads them wherever they are.
+    controls.forEach((one) => one.update());
+    names.forEach((name) => missed.add(name));
+    if (isNear) catchUp();
+  });
+  // A button can be pressed in the moment before the observer reports its view.
+  card.addEventListener("click", () => update && catchUp(), { capture: true });
+  return {
+    element: card,
+    catchUp,
+    setNear: (near) => {
+      isNear = near;
+      if (isNear) catchUp();
+    },
+  };
 }
 
-/** The buttons below a figure, and the table that one of them shows. */
+/**
+ * The buttons below a figure, and the table that one of them shows.
+ * @returns {{element: HTMLElement, update: () => void}}
+ */
 function tableButtons(view) {
   const place = element("div", { id: `${view.id}-table` });
   let shown = null;
   const toggle = element("button", {
     type: "button", "aria-expanded": "false", "aria-controls": place.id, click: () => {
-      if (shown) {
-        page.listeners.delete(shown.update);
-        shown = null;
-      } else {
-        shown = makeTable(() => view.table(page));
-        page.listeners.add(shown.update);
-      }
+      shown = shown ? null : makeTable(() => view.table(page));
       place.replaceChildren(...(shown ? [shown.element] : []));
       toggle.textContent = shown ? "Hide table" : "Show as table";
       toggle.setAttribute("aria-expanded", String(Boolean(shown)));
@@ -64,5 +84,8 @@ function tableButtons(view) {
   const describe = `${view.id}-title`;
   for (const button of [toggle, save]) button.setAttribute("aria-describedby", describe);
   const buttons = element("div", { class: "buttons" }, toggle, save);
-  return element("div", { class: "below" }, buttons, place);
+  return {
+    element: element("div", { class: "below" }, buttons, place),
+    update: () => shown?.update(),
+  };
 }

@@ -1,7 +1,11 @@
 /* Bokeh figures in the page's style. */
 
-/** Every figure drawn so far; themes recolour them. */
-const figures = new Set();
+/** Every figure made so far, and Bokeh's view of it once it is on the page. */
+const figures = new Map();
+
+/** Bokeh's views, each when it is on the page. */
+const showings = [];
+const allShown = () => Promise.all(showings);
 
 /**
  * Make a figure: Bokeh's own attributes, `height` in pixels; its width is that of the page.
@@ -20,7 +24,7 @@ function figure(attributes = {}) {
     ...attributes,
   });
   recolour(made);
-  figures.add(made);
+  figures.set(made, null);
   return made;
 }
 
@@ -58,7 +62,12 @@ function recolourPanel(panel) {
 
 /** Give every figure the colours of the theme in force. */
 function recolourAll() {
-  for (const made of figures) recolour(made);
+  for (const made of figures.keys()) recolour(made);
+}
+
+/** Paint every figure at once: Bokeh waits for the next frame of the screen, which paper has not. */
+function paintAll() {
+  for (const drawn of figures.values()) drawn?.repaint();
 }
 
 /**
@@ -67,12 +76,19 @@ function recolourAll() {
  * @param {HTMLElement} host
  * @returns {Promise<void>} when it is drawn
  */
-async function show(made, host) {
+function show(made, host) {
+  const showing = showNow(made, host);
+  showings.push(showing);
+  return showing;
+}
+
+async function showNow(made, host) {
   recolour(made);
   const box = element("div", { class: "plot" });
   const tools = element("div", { class: "buttons tools" });
   host.append(box, tools);
   const drawn = await Bokeh.Plotting.show(made, box);
+  figures.set(made, drawn);
   if (figures.size === 1) performance.mark("moe-probe-first-view");
   // The figure itself answers to no key.
   drawn.canvas_view.events_el.tabIndex = -1;

@@ -81,8 +81,10 @@ function drawRunMap(pair, scale, title, values) {
   made.image({ ...columns, source, color_mapper: mapper });
   const never = made.scatter([], [], { marker: "x", size: 5, line_color: "#000000", line_width: 1.2 });
   const long = made.scatter([], [], { size: L > 30 ? 3 : 5, fill_color: "#ffffff", line_color: "#000000", line_width: 0.8 });
-  const mark = made.rect([], [], 1, 1, { fill_alpha: 0, line_width: 3, line_color: colors.marker });
-  const inner = made.rect([], [], 1, 1, { fill_alpha: 0, line_width: 1, line_color: colors.page });
+  // On a canvas of their own: thousands of dots need not be painted again.
+  const frame = { level: "overlay", fill_alpha: 0 };
+  const mark = made.rect([], [], 1, 1, { ...frame, line_width: 3, line_color: colors.marker });
+  const inner = made.rect([], [], 1, 1, { ...frame, line_width: 1, line_color: colors.page });
   made.add_layout(runBar(mapper), "right");
   page.show(made, host);
 

@@ -87,7 +87,8 @@ function drawBurstiness(host) {
     x_offset: x === "left" ? 6 : -6, y_offset: y === "bottom" ? 4 : -4, background_fill_alpha: 0.8,
   }));
   for (const one of [...lines, ...names]) made.add_layout(one);
-  const mark = made.scatter([], [], { size: 15, fill_alpha: 0, line_width: 2.5, line_color: colors.marker });
+  // On a canvas of its own: thousands of dots need not be painted again.
+  const mark = made.scatter([], [], { level: "overlay", size: 15, fill_alpha: 0, line_width: 2.5, line_color: colors.marker });
   if (layers.length > 1) made.add_layout(layerBar(mapper), "right");
   addKey(host, [
     { mark: "circle", color: colors.sequential[128], label: "an expert, coloured by layer" },

@@ -13,12 +13,6 @@ const concerns = (changes, ...names) => !changes || names.some((name) => changes
 /** A column of a source, as Bokeh's glyphs take it. */
 const field = (name) => ({ field: name });
 
-/* A selected expert brings its layer to the views of one layer. */
-page.listeners.add((names) => {
-  const { layer } = page.state;
-  if ((names.has("layer") || names.has("expert")) && layer !== null) page.set({ shownLayer: layer });
-});
-
 /** @returns {true|string} whether any token counts */
 const countsAny = () => page.data.meta.T > 0 || "no token counts under this rule";
 

@@ -34,24 +34,32 @@ async function buildSections() {
     links.append(element("li", {}, element("a", { href: `#${heading.id}` }, title)));
     cards.push(...mine);
     if (cards.length === mine.length) {
-      mine[0].draw();
+      mine[0].setNear(true);
       await painted();
     }
   }
   return cards;
 }
 
-/** Draw each view when it comes near the screen, and all of them before printing. */
+/** Keep views current that are close to the screen, and all of them on paper. */
 function drawWhenNear(cards) {
   const byElement = new Map(cards.map((card) => [card.element, card]));
   const observer = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
-      if (isIntersecting) {
-        observer.unobserve(target);
-        byElement.get(target).draw();
-      }
+      byElement.get(target).setNear(isIntersecting);
     }
   }, { rootMargin: "400px" });
   for (const card of cards) observer.observe(card.element);
-  addEventListener("beforeprint", () => cards.forEach((card) => card.draw()));
+  // Two listeners: between them Bokeh takes over the data, which it does not do at once.
+  addEventListener("beforeprint", () => cards.forEach((card) => card.catchUp()));
+  addEventListener("beforeprint", paintAll);
+  const button = document.getElementById("print");
+  button.hidden = false;
+  // What is drawn for the first time appears later, and the browser's own command does not wait.
+  button.addEventListener("click", async () => {
+    cards.forEach((card) => card.catchUp());
+    await allShown();
+    await painted();
+    print();
+  });
 }

@@ -43,10 +43,10 @@ const page = {
     }
   },
 
-  /** Select an expert everywhere: place of the layer and expert; null clears. */
+  /** Select an expert everywhere: place of the layer and expert, whose layer is then shown; null clears. */
   select(l, e = null) {
     const isOne = l !== null && e !== null && page.data.layers[l]?.num_experts > e && e >= 0;
-    page.set(isOne ? { layer: l, expert: e } : { layer: null, expert: null });
+    page.set(isOne ? { layer: l, expert: e, shownLayer: l } : { layer: null, expert: null });
   },
 };
 
