@@ -15,6 +15,7 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
 from moe_probe.analysis.index import Clusters, TraceIndex
+from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows, Source
 from moe_probe.analysis.statistics.clusters import ClusterMoments
@@ -91,18 +92,19 @@ def cluster_moments(
         *(np.zeros(groups) for _ in range(3)),
         *(np.zeros((groups, counts_CN.shape[1])) for _ in range(3)),
     )
-    for start in range(0, len(counts_CN), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        n_C, c_CN = tokens_C[rows].astype(np.float64), counts_CN[rows].astype(np.float64)
-        member_SC = (group_C[rows] == np.arange(groups)[:, None]).astype(np.float64)
+    member_C = np.flatnonzero((group_C >= 0) & (group_C < groups))
+    for start in range(0, len(member_C), _CHUNK):
+        some_C = member_C[start : start + _CHUNK]
+        group, n_C = group_C[some_C], tokens_C[some_C].astype(np.float64)
+        c_CN = counts_CN[some_C].astype(np.float64)
         sums = sums.merged(
             ClusterMoments(
-                clusters_S=member_SC @ (n_C > 0),
-                n_S=member_SC @ n_C,
-                n_square_S=member_SC @ (n_C * n_C),
-                c_SN=member_SC @ c_CN,
-                c_square_SN=member_SC @ (c_CN * c_CN),
-                cn_SN=member_SC @ (c_CN * n_C[:, None]),
+                clusters_S=np.bincount(group, n_C > 0, groups),
+                n_S=np.bincount(group, n_C, groups),
+                n_square_S=np.bincount(group, n_C * n_C, groups),
+                c_SN=sums_by_label(c_CN, group, groups),
+                c_square_SN=sums_by_label(c_CN * c_CN, group, groups),
+                cn_SN=sums_by_label(c_CN * n_C[:, None], group, groups),
             )
         )
     return sums

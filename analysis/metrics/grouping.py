@@ -5,7 +5,19 @@ Shape suffixes: C documents, G groups, N experts of a layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+
+# Entries of a table [C, N] that are worked on at a time: copies of one take 8 MiB.
+_ENTRIES = 1 << 20
+
+
+def expert_slices(documents: int, num_experts: int) -> Iterator[slice]:
+    """Yield stretches of experts, so that a table of them over the documents is never large."""
+    step = max(_ENTRIES // max(documents, 1), 1)
+    for start in range(0, num_experts, step):
+        yield slice(start, start + step)
 
 
 def sums_by_label(value_CN: np.ndarray, label_C: np.ndarray, num_labels: int) -> np.ndarray:
@@ -24,7 +36,10 @@ def sums_by_label(value_CN: np.ndarray, label_C: np.ndarray, num_labels: int) ->
     documents = len(label_C)
     ones_C, column_C = np.ones(documents), np.arange(documents + 1)
     member_GC = csc_array((ones_C, label_C, column_C), shape=(num_labels, documents))
-    return np.asarray(member_GC @ value_CN)
+    sum_GN = np.empty((num_labels, value_CN.shape[1]))
+    for experts in expert_slices(*value_CN.shape):
+        sum_GN[:, experts] = member_GC @ value_CN[:, experts]
+    return sum_GN
 
 
 def within_groups(value_CN: np.ndarray, label_C: np.ndarray, num_labels: int) -> np.ndarray:
