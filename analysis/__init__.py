@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
     from moe_probe.analysis.accumulators.documents import DocumentCounts
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
+    from moe_probe.analysis.deeper.committees import committees
     from moe_probe.analysis.deeper.devices import device_fanout
     from moe_probe.analysis.deeper.documents import (
         expert_selectivity,
@@ -54,6 +55,7 @@ __all__ = [
     "Source",
     "analyse",
     "check_trace",
+    "committees",
     "count",
     "device_fanout",
     "expert_selectivity",
@@ -86,6 +88,7 @@ _MODULES = {
     "analyse": "results",
     "check_trace": "quality",
     "count": "scan",
+    "committees": "deeper.committees",
     "device_fanout": "deeper.devices",
     "expert_selectivity": "deeper.documents",
     "exposures": "deeper.documents",

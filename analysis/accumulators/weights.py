@@ -11,10 +11,10 @@ from types import ModuleType
 import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
+from moe_probe.analysis.accumulators.counted import Counted
 from moe_probe.analysis.metrics.confidence import BINS, EDGES, histogram, weight_shares
-from moe_probe.analysis.pieces import Pieces
 from moe_probe.analysis.source import Rows
-from moe_probe.trace import ROUTER_SCALARS, SEGMENTS, LayerSpec
+from moe_probe.trace import ROUTER_SCALARS, LayerSpec
 
 
 class WeightSums(LayerAccumulator):
@@ -32,7 +32,8 @@ class WeightSums(LayerAccumulator):
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         spec, arrays = self.layers[layer], self.arrays[layer]
-        token_T, weight_T, group_T = counted_tokens(rows.pieces(self.rule))
+        counted = Counted.of(rows.pieces(self.rule))
+        token_T, weight_T, group_T = counted.row_T, counted.weight_T, counted.group_T
         ids_TK = rows.topk_ids(layer)[token_T].astype(np.int64)
         gates_TK = _filled(ids_TK, rows.topk_weights(layer)[token_T], spec)
         mass_T = gates_TK.sum(axis=1)
@@ -64,7 +65,8 @@ class Confidence(LayerAccumulator):
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         spec = self.layers[layer]
-        token_T, weight_T, _ = counted_tokens(rows.pieces(self.rule))
+        counted = Counted.of(rows.pieces(self.rule))
+        token_T, weight_T = counted.row_T, counted.weight_T
         ids_TK = rows.topk_ids(layer)[token_T]
         gates_TK = _filled(ids_TK, rows.topk_weights(layer)[token_T], spec)
         values = dict(zip(("top_share", "effective_k"), weight_shares(gates_TK), strict=True))
@@ -75,15 +77,6 @@ class Confidence(LayerAccumulator):
             if quantity in values:
                 facts = (spec.num_experts, spec.top_k)
                 row_H += histogram(quantity, values[quantity], weight_T, *facts)
-
-
-def counted_tokens(pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows that count, how often, and their group: three int64 [T]."""
-    length_P = pieces.length_P
-    begins_P = np.cumsum(length_P) - length_P
-    token_T = np.arange(int(length_P.sum())) + np.repeat(pieces.start_P - begins_P, length_P)
-    group_P = pieces.stratum_P // len(SEGMENTS)
-    return token_T, np.repeat(pieces.weight_P, length_P), np.repeat(group_P, length_P)
 
 
 def _filled(ids_TK: np.ndarray, weights_TK: np.ndarray, spec: LayerSpec) -> np.ndarray:
