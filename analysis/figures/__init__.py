@@ -25,7 +25,7 @@ from moe_probe.analysis.figures.quality import quality_table
 from moe_probe.analysis.figures.rate_burst import rate_burst
 from moe_probe.analysis.figures.repeats import repeats
 from moe_probe.analysis.figures.sorted_load import sorted_load
-from moe_probe.analysis.figures.style import Absent, caption, write
+from moe_probe.analysis.figures.style import Absent, caption, rendered
 from moe_probe.analysis.figures.subject_tree import subject_tree
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from moe_probe.analysis.results import Analysis
 
-__all__ = ["FIGURES", "KINDS", "Absent", "caption", "figures", "save"]
+__all__ = ["FIGURES", "KINDS", "Absent", "caption", "figures", "rendered", "save"]
 
 FIGURES: dict[str, Callable[[Analysis], Figure]] = {
     "quality": quality_table,
@@ -73,4 +73,4 @@ def save(figure: Figure, path: str | Path) -> None:
     kind = Path(path).suffix.removeprefix(".")
     if kind not in KINDS:
         raise ValueError(f"{path} ends neither in .png nor in .svg")
-    write(figure, path, kind)
+    Path(path).write_bytes(rendered(figure, kind))

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from io import BytesIO
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from moe_probe.analysis.figures import FIGURES, KINDS, figures, save
-from moe_probe.analysis.figures.style import write
+from moe_probe.analysis.figures import FIGURES, KINDS
 from moe_probe.analysis.report.contents import Contents, gather
+from moe_probe.analysis.report.drawing import Drawn, draw, drawing
 from moe_probe.analysis.report.folder import Folder
 from moe_probe.analysis.report.page import render
 from moe_probe.analysis.report.page.data_documents import token_texts
 from moe_probe.analysis.results import TABLES
 from moe_probe.analysis.rules import default_rule
-from moe_probe.analysis.scan import Progress
+from moe_probe.analysis.scan import Progress, default_threads
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables.files import write_table
 from moe_probe.trace import Trace
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Contents", "gather", "write_report"]
 
@@ -78,45 +75,53 @@ def write_report(
         # Before the scan, which takes long.
         token_texts([], tokenizer)
     contents = gather(trace, settings or Settings(rule=default_rule(trace)), progress=progress)
-    # For readers without scripts the page needs one in any case.
-    drawn = {} if tables_only else _drawn(contents, FIGURES if kinds else (_ON_PAGE,))
-    names = [name for name in names if name not in _FIGURES or _FIGURES[name] in drawn]
-    with folder.replaced():
-        _write(contents, output, names, drawn, tokenizer)
+    analysis = contents.analysis
+    for name in TABLES:
+        # Before processes share them.
+        analysis.table(name)
+    wanted = {name: kinds for name in FIGURES if kinds and name != _ON_PAGE}
+    processes = analysis.sums.settings.threads or default_threads()
+    with drawing(analysis, wanted, processes) as finish, folder.replaced():
+        for place in {(output / name).parent for name in names}:
+            place.mkdir(parents=True, exist_ok=True)
+        said = contents.to_json()
+        # First, so that a report that was cut short is known as one and can be replaced.
+        _write_manifest({**said, "files": names}, output)
+        for name in TABLES:
+            write_table(analysis.table(name), output / f"tables/{name}.csv")
+        drawn = {} if tables_only else {_ON_PAGE: _write_page(contents, output, kinds, tokenizer)}
+        # Last, since other processes draw meanwhile.
+        left_out = _write_figures(drawn | finish(), output, names)
+        names = [name for name in names if _FIGURES.get(name) not in left_out]
+        contents = replace(contents, figures_left_out=left_out)
+        _write_manifest({**said, **contents.left_out_json(), "files": names}, output)
     return contents, [output / name for name in names]
 
 
-def _write(
-    contents: Contents,
-    output: Path,
-    names: list[str],
-    drawn: dict[str, Figure],
-    tokenizer: Path | None,
-) -> None:
-    for folder in {(output / name).parent for name in names}:
-        folder.mkdir(parents=True, exist_ok=True)
-    # First, so that a report that was cut short is known as one and can be replaced.
-    manifest = {**contents.to_json(), "files": names}
-    (output / _MANIFEST).write_text(
-        json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-    )
-    for name in TABLES:
-        write_table(contents.analysis.table(name), output / f"tables/{name}.csv")
-    for name in filter(_FIGURES.get, names):
-        save(drawn[_FIGURES[name]], output / name)
-    if "report.html" in names:
-        heatmap = _png(drawn[_ON_PAGE]) if _ON_PAGE in drawn else None
-        page = render(contents, heatmap, tokenizer=tokenizer)
-        (output / "report.html").write_text(page, "utf-8")
+def _write_page(
+    contents: Contents, output: Path, kinds: tuple[str, ...], tokenizer: Path | None
+) -> Drawn:
+    """Write the page; returns the figure that it has for readers without scripts."""
+    drawn = draw(contents.analysis, _ON_PAGE, {*kinds, "png"})
+    heatmap = None if isinstance(drawn, str) else drawn["png"]
+    page = render(contents, heatmap, tokenizer=tokenizer)
+    (output / "report.html").write_text(page, "utf-8")
+    return drawn
 
 
-def _drawn(contents: Contents, wanted: Collection[str]) -> dict[str, Figure]:
-    """Draw those of the wanted figures that the trace has the data for."""
-    found = figures(contents.analysis, wanted)
-    return {name: figure for name, figure in found if not isinstance(figure, str)}
+def _write_figures(drawn: dict[str, Drawn], output: Path, names: list[str]) -> dict[str, str]:
+    """Write those of the named files that are figures; returns why others were not drawn."""
+    left_out = {}
+    for file, name in _FIGURES.items():
+        if file in names:
+            files = drawn[name]
+            if isinstance(files, str):
+                left_out[name] = files
+            else:
+                (output / file).write_bytes(files[Path(file).suffix.removeprefix(".")])
+    return left_out
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    write(figure, buffer, "png")
-    return buffer.getvalue()
+def _write_manifest(manifest: dict[str, Any], output: Path) -> None:
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+    (output / _MANIFEST).write_text(text + "\n", "utf-8")

@@ -5,7 +5,7 @@ Shape suffixes: N experts of a layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -41,6 +41,8 @@ class Contents:
     """Whether the recording ended as planned and lacks nothing."""
     num_sequences: int
     analysis: Analysis
+    figures_left_out: dict[str, str] = field(default_factory=dict)
+    """Why figures that were asked for were not drawn, by their names."""
 
     @property
     def rule(self) -> Rule:
@@ -122,7 +124,13 @@ class Contents:
             "layers": to_records(self.layers),
             "most_used": to_records(self.most_used()),
             "least_used": to_records(self.least_used()),
+            **self.left_out_json(),
         }
+
+    def left_out_json(self) -> dict[str, Any]:
+        """Return what `to_json` says of figures that were not drawn."""
+        left_out = self.figures_left_out.items()
+        return {"figures_left_out": [{"figure": name, "reason": why} for name, why in left_out]}
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

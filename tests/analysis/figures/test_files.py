@@ -19,11 +19,12 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from moe_probe.analysis import Analysis, Settings, analyse
-from moe_probe.analysis.figures import FIGURES, KINDS, Absent, caption, figures, save
+from moe_probe.analysis.figures import FIGURES, KINDS, Absent, caption, figures, rendered, save
 from moe_probe.analysis.figures.named_points import numbered
-from moe_probe.analysis.figures.style import COLOURS, DASHES, MARKERS, new_figure, write
+from moe_probe.analysis.figures.style import COLOURS, DASHES, DPI, MARKERS, new_figure, png, styled
 from moe_probe.bundled import SAMPLE_TRACE
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
 from tests.analysis.figures.conftest import FEW
@@ -43,12 +44,6 @@ HOSTILE = [
     *("$\\frac{1}{0}$ & <b>bold</b>", "line\none\x00 \x1b[31m", "模型", "\u202etfel", "--> <!--"),
     "m" * 10_000,
 ]
-
-
-def rendered(figure: Any, kind: str) -> bytes:
-    file = BytesIO()
-    write(figure, file, kind)
-    return file.getvalue()
 
 
 def parts(figure: Any) -> list[Any]:
@@ -94,6 +89,28 @@ def test_files_are_the_same_each_time(planted: Analysis, name: str, tmp_path: Pa
     assert b"Matplotlib v" not in first
     assert not re.search(rb"<dc:date>|20\d\d-\d\d-\d\d", first)
     ElementTree.fromstring(first.decode())
+
+
+def test_png_has_the_pixels_of_the_canvas(planted: Analysis) -> None:
+    """Read by Pillow, which has no part in writing it."""
+    figure = FIGURES["relative_load"](planted)
+    canvas = FigureCanvasAgg(figure)
+    styled(canvas.draw)()
+    with Image.open(BytesIO(rendered(figure, "png"))) as picture:
+        assert picture.mode == "RGB"
+        assert picture.info["dpi"] == pytest.approx((DPI, DPI), rel=1e-4)
+        np.testing.assert_array_equal(
+            np.asarray(picture), np.asarray(canvas.buffer_rgba())[..., :3]
+        )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (40, 301)])
+def test_png_of_any_size(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    with Image.open(BytesIO(png(pixels, 72))) as picture:
+        picture.verify()
+    with Image.open(BytesIO(png(pixels, 72))) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), pixels)
 
 
 def test_nothing_else_is_written(planted: Analysis, tmp_path: Path) -> None:
@@ -166,6 +183,7 @@ def test_names_of_a_trace_are_drawn_as_they_are(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         found = dict(figures(analysis))
         for figure in found.values():
+            assert not isinstance(figure, str)
             ElementTree.fromstring(rendered(figure, "svg").decode())
         # Measuring names that the font lacks, outside of the common style, does warn.
         warnings.filterwarnings("ignore", "Glyph")
