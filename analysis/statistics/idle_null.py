@@ -68,10 +68,11 @@ def p_longest_at_least(p: Values, tokens: Values, window: Values) -> np.ndarray:
     chance = np.zeros(expected.shape)
     for j in range(1, _TERMS + 1):
         room = tokens - j * window
-        term = np.where(room >= 0, idle, 0.0)
         # Powers and binomials apart would overflow.
-        for i in range(j - 1):
-            term = term * (np.maximum(room - i, 0) * step / (i + 1))
+        i = np.arange(j - 1.0).reshape(-1, *[1] * expected.ndim)
+        factors = np.maximum(room - i, 0) * step / (i + 1)
+        first = np.where(room >= 0, idle, 0.0)
+        term = np.multiply.reduce(np.concatenate([first[None], factors]))
         chance -= (-1) ** j * term * (1 + np.maximum(room - j + 1, 0) * p / j)
     chance = np.clip(chance, 0, 1)
     return np.where(expected < _ALMOST_SURE, chance, -np.expm1(-expected))
