@@ -10,10 +10,10 @@ from typing import Any
 
 from moe_probe.analysis.figures import FIGURES, KINDS
 from moe_probe.analysis.report.contents import Contents, gather
-from moe_probe.analysis.report.drawing import Drawn, draw, drawing
 from moe_probe.analysis.report.folder import Folder
 from moe_probe.analysis.report.page import render
 from moe_probe.analysis.report.page.data_documents import token_texts
+from moe_probe.analysis.report.pictures import Drawn, draw, drawing
 from moe_probe.analysis.results import TABLES
 from moe_probe.analysis.rules import default_rule
 from moe_probe.analysis.scan import Progress, default_threads

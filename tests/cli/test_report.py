@@ -104,6 +104,20 @@ def test_json_is_one_document_with_the_same_numbers(probe: Any, new_trace: Any) 
     assert {**written, "files": 0} == {**document, "files": 0}
 
 
+def test_figures_that_were_left_out_are_named(probe: Any, new_trace: Any) -> None:
+    trace = new_trace()
+    written = json.loads(probe("report", trace, "--figures", "svg", "--json").out)
+    # One subject: there is nothing to compare.
+    assert written["figures_left_out"] == [
+        {"figure": name, "reason": "all tokens are of one subject"}
+        for name in ("specialization", "subject_tree", "log_odds")
+    ]
+    drawn = {path.stem for path in (trace / "report/figures").iterdir()}
+    assert drawn == set(DRAWN.split())
+    # None was asked for.
+    assert json.loads(probe("report", trace, *QUICK, "--json").out)["figures_left_out"] == []
+
+
 def test_options_of_the_run_are_shown(probe: Any, new_trace: Any) -> None:
     run = {"options": {"tasks": ["a", "b"], "limit": 5}, "engine": {"name": "e", "version": "1.2"}}
     trace = new_trace(**run)
