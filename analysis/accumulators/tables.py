@@ -19,6 +19,8 @@ from moe_probe.trace.counting import Stratum
 from moe_probe.trace.schema import COUNTS_SCHEMA
 from moe_probe.trace.tables import read_part
 
+# Rows of a counts table that are widened at a time.
+_ROWS = 1 << 18
 _TABLE_RULES = (Rule.RAW, Rule.UNIQUE, Rule.QUESTION)
 
 
@@ -64,9 +66,11 @@ def table_totals(trace: Trace) -> dict[int, np.ndarray]:
     for path in trace.counts_parts:
         # Without the strings a part is read ten times faster.
         table = read_part(path, schema)
-        column_R = _columns(table, trace.layers)
-        known_R = column_R >= 0
-        total += _bincount(column_R[known_R], table["count"].to_numpy()[known_R], len(total))
+        for start in range(0, len(table), _ROWS):
+            some = table.slice(start, _ROWS)
+            column_R = _columns(some, trace.layers)
+            known_R = column_R >= 0
+            total += _bincount(column_R[known_R], some["count"].to_numpy()[known_R], len(total))
     return dict(zip(trace.layers, _split(total, trace.layers), strict=True))
 
 
