@@ -22,7 +22,7 @@ from moe_probe.analysis.figures.style import (
     styled,
 )
 from moe_probe.analysis.metrics.clustering import Dendrogram, average_linkage
-from moe_probe.analysis.metrics.subject_distance import mean_over_layers
+from moe_probe.analysis.metrics.subject_distance import layer_matrices, mean_over_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,13 +35,14 @@ def subject_tree(analysis: Analysis) -> Figure:
     """Draw average linkage of the root of the Jensen-Shannon divergence, the mean over layers."""
     needs_tokens(analysis)
     subjects, table = analysis.sums.subjects, analysis.table("divergence")
-    bits_SS = mean_over_layers(table, subjects)
+    layers = analysis.sums.specs
+    bits_SS = mean_over_layers(layer_matrices(table, layers, subjects))
     tree = average_linkage(np.sqrt(bits_SS))
     leaves_S = tree.order_S[: len(tree.known_S)]
     if len(leaves_S) < 2:
         raise Absent("all tokens are of one subject")
-    null_SS = mean_over_layers(table, subjects, "divergence_null_bits")
-    noise = float(np.median(null_SS[np.triu_indices(len(subjects), 1)]))
+    null_SS = mean_over_layers(layer_matrices(table, layers, subjects, "divergence_null_bits"))
+    noise = float(np.nanmedian(null_SS[np.triu_indices(len(subjects), 1)]))
     height = clamp(0.9 + 0.12 * len(leaves_S), 2.2, 12)
     figure = new_figure(clamp(height + 3, 7, 11), height)
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2, 3]}, sharey=True)

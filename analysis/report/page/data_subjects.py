@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_probe.analysis.metrics.clustering import Dendrogram, area_agreement, average_linkage
+from moe_probe.analysis.metrics.subject_distance import layer_matrices, mean_over_layers
 from moe_probe.analysis.metrics.subjects import LEAST_DOCUMENTS
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import DIGITS, Payload, round_float32
@@ -72,22 +73,10 @@ def _trees(contents: Contents, payload: Payload) -> None:
 
 
 def divergences(contents: Contents) -> np.ndarray:
-    """Return the table `divergence` as matrices, the mean of all layers first: float64 [M, S, S].
-
-    NaN in rows and columns of subjects without selections.
-    """
-    sums = contents.analysis.sums
-    number = len(sums.subjects)
-    first, second = np.triu_indices(number, 1)
-    bits = contents.analysis.table("divergence")["divergence_bits"].to_numpy(np.float64)
-    bits_LP = bits.reshape(len(sums.specs), len(first))
-    bits_MP = np.concatenate([bits_LP.mean(axis=0, keepdims=True), bits_LP])
-    bits_MSS = np.zeros((len(bits_MP), number, number))
-    bits_MSS[:, first, second] = bits_MSS[:, second, first] = bits_MP
-    has_LS = np.stack([sums.by_group(layer)[0].sum(axis=1) > 0 for layer in sums.specs])
-    has_MS = np.concatenate([has_LS.all(axis=0, keepdims=True), has_LS])
-    bits_MSS[~(has_MS[:, :, None] & has_MS[:, None, :])] = np.nan
-    return bits_MSS
+    """Return the table `divergence` as matrices [M, S, S], the mean of all layers first."""
+    sums, table = contents.analysis.sums, contents.analysis.table("divergence")
+    bits_LSS = layer_matrices(table, sums.specs, sums.subjects)
+    return np.concatenate([mean_over_layers(bits_LSS)[None], bits_LSS])
 
 
 def _joined(tree: Dendrogram) -> np.ndarray:

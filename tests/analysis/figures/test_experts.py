@@ -114,7 +114,7 @@ def test_tree_joins_subjects_at_their_mean_distance(planted: Analysis) -> None:
 
 def test_leaves_of_a_large_tree_stand_at_their_rows(shapes: Mapping[str, Analysis]) -> None:
     from moe_probe.analysis.metrics.clustering import average_linkage
-    from moe_probe.analysis.metrics.subject_distance import mean_over_layers
+    from moe_probe.analysis.metrics.subject_distance import layer_matrices, mean_over_layers
 
     analysis = shapes["57 subjects"]
     left = FIGURES["subject_tree"](analysis).axes[0]
@@ -123,7 +123,8 @@ def test_leaves_of_a_large_tree_stand_at_their_rows(shapes: Mapping[str, Analysi
     assert sorted(ends.tolist()) == list(range(57))
     names = [text.get_text() for text in left.get_yticklabels()]
     subjects = analysis.sums.subjects
-    distance = np.sqrt(mean_over_layers(analysis.table("divergence"), subjects))
+    table = analysis.table("divergence")
+    distance = np.sqrt(mean_over_layers(layer_matrices(table, analysis.sums.specs, subjects)))
     tree = average_linkage(distance)
     assert names == [subjects[leaf] for leaf in tree.order_S]
     tops = sorted(float(segment[1, 0]) for segment in segments.get_segments())
