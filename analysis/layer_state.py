@@ -1,7 +1,7 @@
 """One layer after the scan: its sums, and what its table of documents says before it is dropped.
 
 Shape suffixes: C clusters, D documents, S groups (task, subject, area), N experts, K slots,
-B replicates, R shuffled orders, W windows, L labellings.
+B replicates, R shuffled orders, W windows, L labellings, X different lengths.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from moe_probe.analysis.metrics.permutation import (
     permuted_information,
 )
 from moe_probe.analysis.metrics.variance_partition import variance_table
+from moe_probe.analysis.orders import Order
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.clusters import ClusterMoments, replicate_sums
 from moe_probe.trace import LayerSpec
@@ -59,6 +60,9 @@ class Idle:
     first_seen_RN: np.ndarray
     runs_RWN: np.ndarray
     """Runs of at least W tokens in those orders."""
+    stretches_2X: np.ndarray
+    """Different lengths, in tokens, of the stretches that no run of `runs` leaves, and how many
+    there are of each: one stretch of all tokens, or every document in the order request-local."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,14 @@ def _idle(
         longest_RN=longest_RN,
         first_seen_RN=first_seen_RN,
         runs_RWN=windows_RW3N[:, :, 0],
+        stretches_2X=_stretches(gaps.arrays[layer]["next_C"], settings.order),
     )
+
+
+def _stretches(tokens_C: np.ndarray, order: Order) -> np.ndarray:
+    is_local = order.kind == "request-local"
+    length_S = tokens_C[tokens_C > 0] if is_local else np.array([tokens_C.sum()])
+    return np.stack(np.unique(length_S, return_counts=True)).astype(np.int64)
 
 
 def resampling_of(

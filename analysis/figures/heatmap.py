@@ -117,7 +117,7 @@ def longest_idle(analysis: Analysis) -> Figure:
     text = (
         "Longest idle run in fair intervals: the mean distance between two selections under even "
         "load. Long in the left map alone: the order made the run. The scale names what chance "
-        "gives, and windows in tokens."
+        "gives in one stream of all tokens, and windows in tokens."
     )
     if is_idle_LM.any():
         text += f" Cross: never selected ({int(is_idle_LM.sum()):,} experts), the run is all T."

@@ -4,7 +4,7 @@ An idle run is a stretch of consecutive tokens, in a named token order, that do 
 expert. It is measured against two rates of independent tokens: the expert's own, p = c / T, and
 the fair one, A / (T N), which is k / N where every slot is filled.
 
-Shape suffixes: N experts of a layer, R shuffled orders of the documents.
+Shape suffixes: N experts of a layer, R shuffled orders of the documents, X different lengths.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from moe_probe.analysis.statistics.idle_null import (
 
 if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.gaps import IdleRuns
+    from moe_probe.analysis.statistics.idle_null import Values
 
 
 def fair_rate(counts_N: np.ndarray, tokens: int) -> float:
@@ -117,7 +118,8 @@ def idle_table(counts_N: np.ndarray, runs: IdleRuns, longest_RN: np.ndarray) -> 
         longest_idle, current_idle, leading_idle  int64, tokens
         censored  never selected: the three are T, and the true runs may be longer
         longest_idle_shuffled  median over the shuffled orders; null without any
-        longest_idle_expected  mean longest run at the own rate, tokens
+        longest_idle_expected  mean longest run at the own rate, tokens, in one stream of T tokens
+            as the shuffled orders are, whatever the order of `runs`
         rate_deficit, burstiness  nats, the latter of the shuffled orders: null without any
         burstiness_index, burstiness_index_null  Goh & Barabasi, and of independent tokens
         p_own, p_fair  of the gap test in shuffled orders
@@ -149,7 +151,7 @@ def idle_table(counts_N: np.ndarray, runs: IdleRuns, longest_RN: np.ndarray) -> 
 
 
 def idle_windows_table(
-    counts_N: np.ndarray, runs: IdleRuns, windows: tuple[int, ...]
+    counts_N: np.ndarray, runs: IdleRuns, windows: tuple[int, ...], stretches_2X: np.ndarray
 ) -> pd.DataFrame:
     """Tabulate how often the experts of one layer idle for W tokens or more.
 
@@ -157,13 +159,16 @@ def idle_windows_table(
         counts_N: Selections.
         runs: Idle runs, in the order that the table is to be of.
         windows: The W of `runs`, in tokens.
+        stretches_2X: Lengths of the stretches of tokens that no run leaves, and how many there are
+            of each length: T and 1, or those of documents in the order request-local.
 
     Returns:
         expert, window  all pairs
         runs  int64, maximal idle runs of at least W tokens
         share  of the tokens that lie inside such runs; null without tokens
         sliding  int64, windows of W consecutive tokens that all idle; they overlap
-        expected_runs, expected_runs_fair  of independent tokens at the own and at the fair rate
+        expected_runs, expected_runs_fair  of independent tokens at the own and at the fair rate, in
+            as many stretches of the same lengths
         window_fair_intervals  W times the fair rate: W in mean distances between selections under
             even load, the unit in which models compare
     """
@@ -178,8 +183,8 @@ def idle_windows_table(
                 "runs": runs_N,
                 "share": selection_frequency(idle_N, tokens),
                 "sliding": sliding_N,
-                "expected_runs": expected_runs(own_N, tokens, window),
-                "expected_runs_fair": float(expected_runs(fair, tokens, window)),
+                "expected_runs": _expected_in_all(own_N, stretches_2X, window),
+                "expected_runs_fair": float(_expected_in_all(fair, stretches_2X, window)),
                 "window_fair_intervals": window * fair,
             }
         )
@@ -188,6 +193,12 @@ def idle_windows_table(
         )
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def _expected_in_all(rate: Values, stretches_2X: np.ndarray, window: int) -> np.ndarray:
+    """Return the expected runs of W or more in all stretches together: shape of the rate."""
+    length_X, number_X = stretches_2X[:, stretches_2X[0] >= window]
+    return np.asarray(expected_runs(np.asarray(rate)[..., None], length_X, window) @ number_X)
 
 
 def _log_ratio(over_N: np.ndarray, under_N: np.ndarray) -> np.ndarray:

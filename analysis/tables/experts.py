@@ -48,7 +48,8 @@ def experts_table(sums: Sums) -> pd.DataFrame:
         rank_low, rank_high  95 % interval of the rank from the least used
         in_bottom_tenth  share of bootstrap replicates that have it among the least used tenth
         longest_idle_shuffled  median over shuffled orders of the documents
-        longest_idle_expected  mean longest run of independent tokens at the own rate
+        longest_idle_expected  mean longest run of independent tokens at the own rate, in one stream
+            as the shuffled orders are
         burstiness_index, burstiness_index_null  Goh and Barabasi, and of independent tokens
         p_own, q_own, p_fair  gap test at the own rate, the same adjusted over all experts, and at
             the fair rate
@@ -164,7 +165,8 @@ def idle_windows(sums: Sums) -> pd.DataFrame:
         layer, expert, window  all of them
         runs  maximal idle runs of at least that many tokens, in the order asked for
         share  of the tokens that lie in such runs; null without tokens
-        expected_runs  of independent tokens at the expert's own rate
+        expected_runs  of independent tokens at the expert's own rate; in the order request-local
+            of as many documents of the same lengths, else of one stream
         expected_runs_fair  at the fair rate
         sliding  windows of that many consecutive tokens that lie in such runs
         runs_shuffled  median over shuffled orders of the documents; null without any
@@ -174,7 +176,9 @@ def idle_windows(sums: Sums) -> pd.DataFrame:
     for layer, state in sums.layers.items():
         if state.idle is not None:
             counts_N = sums.by_group(layer)[0].sum(axis=0)
-            table = idle_windows_table(counts_N, state.idle.runs, sums.settings.windows)
+            table = idle_windows_table(
+                counts_N, state.idle.runs, sums.settings.windows, state.idle.stretches_2X
+            )
             runs_RWN = state.idle.runs_RWN
             shuffled_WN = (
                 np.median(runs_RWN, axis=0)

@@ -21,7 +21,7 @@ FEW: dict[str, Any] = {"shuffles": 3, "replicates": 20, "permutations": 19, "win
 """Too few to conclude anything, and quick."""
 BY_ORDER = {
     "experts": {"longest_idle", "current_idle", "leading_idle", "burstiness_index"},
-    "idle_windows": {"runs", "share", "sliding"},
+    "idle_windows": {"runs", "share", "sliding", "expected_runs", "expected_runs_fair"},
 }
 """Columns, by table, that speak of the order asked for; no others may change with it."""
 IDLE = [
@@ -94,6 +94,27 @@ def test_orders_change_only_what_idle_runs_say(trace: Trace, found: Analysis, or
     assert changed.keys() == BY_ORDER.keys()
     assert all(columns <= BY_ORDER[name] for name, columns in changed.items()), changed
     assert "longest_idle" in changed["experts"]
+
+
+def test_runs_inside_documents_are_expected_of_their_lengths(tmp_path: Path) -> None:
+    rng, lengths = np.random.default_rng(2), [4, 9, 9, 20]
+    with TraceWriter(tmp_path / "trace", layers=[LayerSpec(layer=2, num_experts=8, top_k=2)]) as w:
+        for number, length in enumerate(lengths):
+            ids_TK = rng.random((length, 8)).argsort(axis=1)[:, :2]
+            w.add([ids_TK], doc_id=number, subject="a", prefix_end=0)
+    found = analyse(tmp_path / "trace", order="request-local", **FEW)
+    rate_N = found.experts["frequency"].to_numpy()
+    for window in FEW["windows"]:
+        table = found.idle_windows[found.idle_windows["window"] == window]
+        # A run begins with a document, or after a token that selects the expert.
+        first_N = sum((1 - rate_N) ** window * (length >= window) for length in lengths)
+        later_N = sum(
+            rate_N * (1 - rate_N) ** window
+            for length in lengths
+            for start in range(1, length)
+            if start + window <= length
+        )
+        np.testing.assert_allclose(table["expected_runs"], first_N + later_N, rtol=1e-9)
 
 
 def test_repeated_rows_have_no_idle_runs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What chance alone would give beside the figures of loads, idle windows and devices.
 
-Shape suffixes: L layers, N experts of a layer, D devices, R simulated traces.
+Shape suffixes: L layers, N experts of a layer, D devices, R simulated traces,
+X different lengths.
 """
 
 from __future__ import annotations
@@ -36,9 +37,20 @@ def load(contents: Contents, payload: Payload) -> None:
         names = ["layer", "expert", "window", "runs", "share", "runs_shuffled"]
         windows = windows.loc[occurs, names]
     payload.table("idle_windows", windows)
+    payload.array("stretches", stretches(contents))
     sizes = contents.analysis.table("devices")["devices"].tolist()
     payload.table("devices_chance", devices_chance(layers, sizes))
     payload.table("device_layers_chance", device_layers_chance(layers, sizes))
+
+
+def stretches(contents: Contents) -> np.ndarray:
+    """Return the lengths of the stretches that no idle run leaves, and how many of each: [2, X].
+
+    Of one layer: rows have all layers, so that these have the same tokens. Without order, none.
+    """
+    states = contents.analysis.sums.layers.values()
+    known = [state.idle.stretches_2X for state in states if state.idle is not None]
+    return known[0] if known else np.zeros((2, 0), np.int64)
 
 
 def layers_chance(layers: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ Shape suffixes: T tokens, K slots, N experts, W windows, R orders.
 from __future__ import annotations
 
 import math
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def table_of(sets: list[set[int]], num_experts: int, longest_RN: np.ndarray) -> 
 
 
 def windows_of(sets: list[set[int]], num_experts: int) -> pd.DataFrame:
-    return idle.idle_windows_table(*naive(sets, num_experts), WINDOWS)
+    one_stream = np.array([[len(sets)], [1]])
+    return idle.idle_windows_table(*naive(sets, num_experts), WINDOWS, one_stream)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -161,6 +163,35 @@ def test_expected_runs_hold_in_simulation() -> None:
     gap_W = runs_RW.mean(axis=0) - means[0]["expected_runs_fair"].to_numpy()
     assert (np.abs(gap_W) < 3 * runs_RW.std(axis=0) / math.sqrt(200)).all()
     assert runs_RW[:, -1].sum() > 0
+
+
+def runs_in_every_history(rate: float, tokens: int, window: int) -> float:
+    """Expected runs of W or more, from all 2^T histories of selected and idle tokens."""
+    expected = 0.0
+    for history in product((False, True), repeat=tokens):
+        chance = math.prod(rate if selected else 1 - rate for selected in history)
+        long = sum(not key and len(list(run)) >= window for key, run in groupby(history))
+        expected += chance * long
+    return expected
+
+
+def test_expected_runs_of_documents_are_sums_over_them() -> None:
+    sets = stream(3, 26, 4, 2)
+    counts_N, runs = naive(sets, 4)
+    lengths = [9, 3, 3, 11]
+    stretches_2X = np.array([[3, 9, 11], [2, 1, 1]])
+    table = idle.idle_windows_table(counts_N, runs, WINDOWS, stretches_2X)
+    fair = counts_N.sum() / len(sets) / 4
+    for window in WINDOWS:
+        mine = table[table["window"] == window]
+        for rates, name in (
+            (counts_N / len(sets), "expected_runs"),
+            ([fair], "expected_runs_fair"),
+        ):
+            wanted = [
+                math.fsum(runs_in_every_history(p, n, window) for n in lengths) for p in rates
+            ]
+            assert mine[name].to_list()[: len(wanted)] == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=60)

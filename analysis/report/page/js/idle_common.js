@@ -53,8 +53,34 @@ function fairRate(l) {
 /** A run in mean distances between selections under even load. */
 const inFairIntervals = (run, l) => run * fairRate(l);
 
+/** What `longest_idle_expected` is of, where that is not the order of the caption. */
+const inOneStream = () => (page.data.meta.order === "request-local" ? ", all documents in one stream" : "");
+
 /** An expected number: tiny ones only say that they are. */
 const expectation = (value) => (value < 0.001 ? "under 0.001" : format(value, 3));
+
+/** Stretches of tokens that no idle run leaves, the longest first: all tokens, or documents. */
+const stretches = once(() => {
+  const { values, shape } = page.data.array("stretches");
+  const found = Array.from({ length: shape[1] }, (_, i) => ({ tokens: values[i], number: values[shape[1] + i] }));
+  return found.reverse();
+});
+
+/** Those that a run of W tokens fits into. */
+const stretchesFor = (window) => stretches().filter(({ tokens }) => tokens >= window);
+
+/** What a stretch is expected to have, summed over all of them. */
+const inStretches = (window, of) => sum(stretchesFor(window).map(({ tokens, number }) => number * of(tokens)));
+
+/** Chance of any idle run of W tokens or more, independent tokens at one rate. */
+function chanceOfAnyRun(p, window) {
+  let none = 1;
+  for (const { tokens, number } of stretchesFor(window)) {
+    none *= (1 - chanceOfRun(p, tokens, window)) ** number;
+    if (none < 1e-9) break;
+  }
+  return 1 - none;
+}
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
@@ -64,7 +90,7 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
  * @returns {{idle: number, shuffled: number, own: number, fair: number}[]} by layer; `shuffled` is
  *   NaN without shuffled orders, `own` and `fair` are expectations
  */
-const idleOfLayers = memo((window) => page.data.layers.map(({ num_experts, tokens }, l) => {
+const idleOfLayers = memo((window) => page.data.layers.map(({ num_experts }, l) => {
   const rates = Array.from(ofLayer("frequency", l));
   const reaching = (name) => {
     const runs = Array.from(ofLayer(name, l));
@@ -73,8 +99,8 @@ const idleOfLayers = memo((window) => page.data.layers.map(({ num_experts, token
   return {
     idle: reaching("longest_idle"),
     shuffled: reaching("longest_idle_shuffled"),
-    own: sum(rates.map((p) => chanceOfRun(p, tokens, window))),
-    fair: num_experts * chanceOfRun(fairRate(l), tokens, window),
+    own: sum(rates.map((p) => chanceOfAnyRun(p, window))),
+    fair: num_experts * chanceOfAnyRun(fairRate(l), window),
   };
 }));
 
@@ -93,9 +119,10 @@ const runsOfLayers = memo((window) => {
     return {
       runs: start,
       shuffled: meta.shuffles > 0 ? start : NaN,
-      expected: sum(rates.map((p) => expectedRuns(p, tokens, window))),
+      expected: sum(rates.map((p) => inStretches(window, (length) => expectedRuns(p, length, window)))),
       share: start,
-      expectedShare: sum(rates.map((p) => expectedIdleShare(p, tokens, window))) / num_experts,
+      expectedShare: sum(rates.map((p) => (
+        inStretches(window, (length) => length * expectedIdleShare(p, length, window))))) / num_experts / tokens,
     };
   });
   const rows = table("idle_windows");

@@ -6,7 +6,7 @@ view({
   title: "Longest idle run of every expert",
   note:
     "In fair intervals: mean distances between two selections under even load, so that models " +
-    "compare; fair routing gives the length that the colour bar marks. Dots: W tokens or more. " +
+    "compare; fair routing in one stream gives the length that the colour bar marks. Dots: W tokens or more. " +
     "Yellow with a cross: never selected. What only the second map has, the order of documents made.",
   available: knowsRuns,
   controls: () => [windowControl()],
@@ -136,7 +136,7 @@ function runText(l, e) {
     `layer ${page.data.layers[l].layer}, expert ${e}: r ${format(value("relative_load"), 3)}`,
     `shuffled: ${both(value("longest_idle_shuffled"))}`,
     `order ${page.data.meta.order}: ${both(value("longest_idle"))}`,
-    `expected at own rate: ${both(value("longest_idle_expected"))}`,
+    `expected at own rate${inOneStream()}: ${both(value("longest_idle_expected"))}`,
   ];
 }
 

@@ -118,7 +118,7 @@ function drawIdleExperts(host) {
   addKey(host, [
     { mark: "circle", color: CATEGORICAL[0], label: `order ${meta.order}` },
     { mark: "diamond", color: CATEGORICAL[1], label: "documents shuffled (median)" },
-    { mark: "upright", color: "var(--text)", label: "expected at its own rate" },
+    { mark: "upright", color: "var(--text)", label: `expected at its own rate${inOneStream()}` },
     { mark: "dashed", color: "var(--faint)", label: "W" },
   ]);
   page.show(made, host);

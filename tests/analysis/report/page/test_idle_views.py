@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from moe_probe.analysis.orders import Order
 from moe_probe.analysis.report import write_report
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.settings import Settings
@@ -90,6 +92,33 @@ def test_runs_and_share_at_the_windows_of_the_settings(open_page: Open, plain: P
     page.page.evaluate("MoeProbe.page.set({window: 10})")
     page.wait()
     assert shown(page, "idle-windows")[["runs", "share"]].isna().all(axis=None)
+
+
+def test_inside_documents_runs_are_expected_of_their_lengths(
+    open_page: Open, tmp_path: Path
+) -> None:
+    rng, lengths = np.random.default_rng(4), [30, 30, 45, 80]
+    with TraceWriter(tmp_path / "trace", layers=[LAYERS[0]], run={"model": "m"}) as writer:
+        for number, length in enumerate(lengths):
+            clock_TN = rng.exponential(size=(length, 16)) / (1.0 + np.arange(16) ** 2)
+            ids_TK = np.argsort(clock_TN, axis=1)[:, :2]
+            writer.add([ids_TK], doc_id=number, subject="law", prefix_end=0)
+    settings = Settings(windows=(25,), shuffles=2, replicates=20, permutations=2)
+    settings = replace(settings, order=Order.parse("request-local"))
+    write_report(open_trace(tmp_path / "trace"), tmp_path / "out", settings, figure_kinds=())
+    page, experts = open_page(tmp_path / "out"), read(tmp_path / "out", "experts")
+    rates = experts["frequency"].to_numpy()
+    page.page.evaluate("MoeProbe.page.set({window: 25})")
+    page.wait()
+    found = numbers(page, "idle-windows").iloc[0]
+    none = [math.prod(1 - chance_of_run(p, length, 25) for length in lengths) for p in rates]
+    assert found["experts_idle_expected"] == pytest.approx(16 - sum(none), rel=1e-4)
+    stored = read(tmp_path / "out", "idle_windows")
+    assert found["expected_runs"] == pytest.approx(stored["expected_runs"].sum(), rel=1e-4)
+    shares = [length * expected_idle_share(rates, length, 25).mean() for length in lengths]
+    assert found["expected_share"] == pytest.approx(sum(shares) / sum(lengths), rel=1e-4)
+    page.draw_all()
+    assert "expected at its own rate, all documents in one stream" in page.text("#idle-experts")
 
 
 def test_first_window_is_the_shortest_of_the_settings(open_page: Open, plain: Path) -> None:
