@@ -4,6 +4,9 @@
    step of the colour bar. Below, a colour says less than it shows. */
 const FEWEST_EXPECTED = 16;
 
+/* What the intervals of a part of the text take for its own. */
+const OF_ALL_TEXT = "design effect of all text";
+
 /** The choice in force: all, area:NAME, subject:S, segment:G or rule:NAME. */
 function chosenText() {
   const { slice: chosen = "all", subject } = page.state;
@@ -96,10 +99,11 @@ function cellFacts(shown, l, e) {
 /** The lines that pointer and status show. */
 function cellText(shown, l, e) {
   const facts = cellFacts(shown, l, e);
+  const effect = shown.kind === "all" ? "" : ` (${OF_ALL_TEXT})`;
   const lines = [
     `layer ${page.data.layers[l].layer}, expert ${e}`,
     `${format(facts.count)} selections by ${format(facts.tokens)} tokens`,
-    `r ${format(facts.load, 3)}, 95% interval ${format(facts.low, 3)} to ${format(facts.high, 3)}`,
+    `r ${format(facts.load, 3)}, 95% interval ${format(facts.low, 3)} to ${format(facts.high, 3)}${effect}`,
     `fair routing: ${format(Math.max(1 - facts.band, 0), 3)} to ${format(1 + facts.band, 3)}`,
   ];
   if (facts.isFew) lines.push("few tokens: read the interval, not the colour");
@@ -127,5 +131,6 @@ function heatmapTable() {
     }
   });
   const columns = names.map((name) => ({ name, label: name.replaceAll("_", " ") }));
-  return { columns, rows, caption: `Relative load, ${textName(shown)}; ${meta.caption}` };
+  const effect = shown.kind === "all" ? "" : `; intervals with the ${OF_ALL_TEXT}`;
+  return { columns, rows, caption: `Relative load, ${textName(shown)}${effect}; ${meta.caption}` };
 }

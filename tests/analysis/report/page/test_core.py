@@ -155,6 +155,22 @@ def test_pointer_shows_count_interval_and_chance(open_page: Open, plain: Path) -
         assert words in tip.inner_text()
 
 
+def test_intervals_of_a_part_name_their_design_effect(open_page: Open, plain: Path) -> None:
+    page = open_page(plain)
+    view, words = page.page.locator(f"#{MAP}"), "design effect of all text"
+    page.page.evaluate("MoeProbe.page.select(0, 1)")
+    view.get_by_role("button", name="Show as table").click()
+    page.wait()
+    said, caption = view.locator("[role=status]"), view.locator("caption")
+    assert "95% interval" in said.inner_text()
+    assert words not in said.inner_text() + caption.inner_text()
+    for text in ("subject:0", "segment:1", "rule:question", "area:stem"):
+        view.get_by_label("Text", exact=True).select_option(value=text)
+        page.wait()
+        assert words in said.inner_text()
+        assert words in caption.inner_text()
+
+
 def test_image_of_a_figure_is_saved(open_page: Open, plain: Path) -> None:
     page = open_page(plain)
     assert page.download(MAP, "Save image").startswith(b"\x89PNG")
