@@ -15,22 +15,6 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
     from moe_probe.analysis.accumulators.documents import DocumentCounts
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
-    from moe_probe.analysis.deeper.committees import committees
-    from moe_probe.analysis.deeper.devices import device_fanout
-    from moe_probe.analysis.deeper.documents import (
-        expert_selectivity,
-        exposures,
-        subject_selectivity,
-    )
-    from moe_probe.analysis.deeper.drift import load_changes, load_drift
-    from moe_probe.analysis.deeper.locality import working_sets
-    from moe_probe.analysis.deeper.next_layer import layer_predictability
-    from moe_probe.analysis.deeper.stability import ranking_stability
-    from moe_probe.analysis.deeper.vocabulary import (
-        token_lists,
-        token_predictability,
-        vocabulary_specialization,
-    )
     from moe_probe.analysis.orders import Order
     from moe_probe.analysis.quality import Check, check_trace
     from moe_probe.analysis.report import write_report
@@ -39,6 +23,22 @@ if TYPE_CHECKING:
     from moe_probe.analysis.scan import count
     from moe_probe.analysis.settings import Settings
     from moe_probe.analysis.source import Rows, Source
+    from moe_probe.analysis.studies.committees import committees
+    from moe_probe.analysis.studies.devices import device_fanout
+    from moe_probe.analysis.studies.documents import (
+        expert_selectivity,
+        exposures,
+        subject_selectivity,
+    )
+    from moe_probe.analysis.studies.drift import load_changes, load_drift
+    from moe_probe.analysis.studies.locality import working_sets
+    from moe_probe.analysis.studies.next_layer import layer_predictability
+    from moe_probe.analysis.studies.stability import ranking_stability
+    from moe_probe.analysis.studies.vocabulary import (
+        token_lists,
+        token_predictability,
+        vocabulary_specialization,
+    )
 
 __all__ = [
     "Analysis",
@@ -88,19 +88,19 @@ _MODULES = {
     "analyse": "results",
     "check_trace": "quality",
     "count": "scan",
-    "committees": "deeper.committees",
-    "device_fanout": "deeper.devices",
-    "expert_selectivity": "deeper.documents",
-    "exposures": "deeper.documents",
-    "layer_predictability": "deeper.next_layer",
-    "load_changes": "deeper.drift",
-    "load_drift": "deeper.drift",
-    "ranking_stability": "deeper.stability",
-    "subject_selectivity": "deeper.documents",
-    "token_lists": "deeper.vocabulary",
-    "token_predictability": "deeper.vocabulary",
-    "vocabulary_specialization": "deeper.vocabulary",
-    "working_sets": "deeper.locality",
+    "committees": "studies.committees",
+    "device_fanout": "studies.devices",
+    "expert_selectivity": "studies.documents",
+    "exposures": "studies.documents",
+    "layer_predictability": "studies.next_layer",
+    "load_changes": "studies.drift",
+    "load_drift": "studies.drift",
+    "ranking_stability": "studies.stability",
+    "subject_selectivity": "studies.documents",
+    "token_lists": "studies.vocabulary",
+    "token_predictability": "studies.vocabulary",
+    "vocabulary_specialization": "studies.vocabulary",
+    "working_sets": "studies.locality",
     "write_report": "report",
 }
 

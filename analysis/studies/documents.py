@@ -16,13 +16,6 @@ from moe_probe.analysis.accumulators.documents import (
     cluster_tokens,
     document_labels,
 )
-from moe_probe.analysis.deeper.scanning import (
-    AnyTrace,
-    by_layers,
-    facts_of,
-    source_of,
-    stacked,
-)
 from moe_probe.analysis.gathering import subject_names
 from moe_probe.analysis.metrics import selectivity
 from moe_probe.analysis.metrics.correctness import exposure_table
@@ -33,6 +26,13 @@ from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
+from moe_probe.analysis.studies.scanning import (
+    AnyTrace,
+    by_layers,
+    facts_of,
+    source_of,
+    stacked,
+)
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec
 

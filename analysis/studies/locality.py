@@ -12,7 +12,12 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.working_sets import WINDOWS, WorkingSets
-from moe_probe.analysis.deeper.scanning import (
+from moe_probe.analysis.gathering import subject_names
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.scan import Progress
+from moe_probe.analysis.statistics.random_sets import experts_seen, own_rate_seen
+from moe_probe.analysis.statistics.undefined import positive
+from moe_probe.analysis.studies.scanning import (
     AnyTrace,
     facts_of,
     fill,
@@ -20,11 +25,6 @@ from moe_probe.analysis.deeper.scanning import (
     stacked,
     with_all,
 )
-from moe_probe.analysis.gathering import subject_names
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.statistics.random_sets import experts_seen, own_rate_seen
-from moe_probe.analysis.statistics.undefined import positive
 
 
 def working_sets(

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.deeper.documents import Documents, documents_by_layer
-from moe_probe.analysis.deeper.scanning import AnyTrace, source_of, stacked
 from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.metrics.stability import bottom_overlap, spearman, split_null, top_overlap
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
+from moe_probe.analysis.studies.documents import Documents, documents_by_layer
+from moe_probe.analysis.studies.scanning import AnyTrace, source_of, stacked
 
 PARTS = (0.5, 0.25, 0.125, 0.0625)
 _TENTH = 0.1

@@ -16,11 +16,11 @@ from moe_probe.analysis.accumulators.documents import (
     cluster_tokens,
 )
 from moe_probe.analysis.accumulators.windows import WindowCounts
-from moe_probe.analysis.deeper.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
 from moe_probe.analysis.metrics import drift
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.clusters import pooled_design_effect
+from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
 from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from moe_probe.analysis import load_changes, load_drift
-from moe_probe.analysis.deeper import drift
+from moe_probe.analysis.studies import drift
 from moe_probe.errors import TraceError, UsageError
 from moe_probe.trace import LayerSpec, TraceWriter
 from tests.analysis.conftest import Run, make_run

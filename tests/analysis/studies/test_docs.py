@@ -13,7 +13,7 @@ from moe_probe import analysis
 from moe_probe.bundled import SAMPLE_TRACE
 
 DOCS = Path(__file__).parents[3] / "docs"
-FUNCTIONS = [name for name, module in analysis._MODULES.items() if module.startswith("deeper.")]
+FUNCTIONS = [name for name, module in analysis._MODULES.items() if module.startswith("studies.")]
 
 
 @cache

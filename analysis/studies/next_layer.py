@@ -10,10 +10,10 @@ import math
 import pandas as pd
 
 from moe_probe.analysis.accumulators.set_flows import FlowHits, SetFlows
-from moe_probe.analysis.deeper.scanning import AnyTrace, facts_of, fill, half_of, source_of
 from moe_probe.analysis.metrics.transitions import recall_of_most_frequent
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
+from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, half_of, source_of
 
 _COLUMNS = ["layer", "next_layer", "dense_between", "selections", "recall", "recall_null"]
 

@@ -15,14 +15,6 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.fanout import DeviceFanout
-from moe_probe.analysis.deeper.scanning import (
-    AnyTrace,
-    facts_of,
-    fill,
-    source_of,
-    stacked,
-    with_all,
-)
 from moe_probe.analysis.gathering import subject_names
 from moe_probe.analysis.metrics.coactivation import groups_hit
 from moe_probe.analysis.rules import Rule
@@ -30,6 +22,14 @@ from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.random_sets import devices_hit, own_rate_devices_hit
 from moe_probe.analysis.statistics.simulation import limited_sets
 from moe_probe.analysis.statistics.undefined import positive
+from moe_probe.analysis.studies.scanning import (
+    AnyTrace,
+    facts_of,
+    fill,
+    source_of,
+    stacked,
+    with_all,
+)
 from moe_probe.analysis.tables.layers import DEVICES
 from moe_probe.trace import LayerSpec
 
