@@ -44,10 +44,12 @@ def drawing(
         wanted: Names of figures with their kinds.
         processes: How many draw at most, this one included.
     """
-    from multiprocessing import current_process
+    others = 0
+    if wanted and sys.platform == "linux":
+        from multiprocessing import current_process
 
-    can_fork = sys.platform == "linux" and not current_process().daemon
-    others = min(processes, len(wanted)) - 1 if can_fork else 0
+        # A process that is itself a helper may have none.
+        others = 0 if current_process().daemon else min(processes, len(wanted)) - 1
     # Whoever reads the next byte draws the figure of that number.
     left, writer = os.pipe()
     os.write(writer, bytes(range(len(wanted))))

@@ -70,7 +70,9 @@ def report(
     ] = 0,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of the scan. Default: all processors."),
+        typer.Option(
+            min=1, help="Threads of the scan, processes that draw. Default: all processors."
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
