@@ -22,7 +22,7 @@ from moe_probe.analysis.orders import Order
 from moe_probe.analysis.rules import Rule, default_rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
-from moe_probe.analysis.tables import experts, layers, structure, subjects
+from moe_probe.analysis.tables import experts, layers, placement, structure, subjects
 from moe_probe.analysis.tables.files import quality_table
 from moe_probe.trace import Trace, open_trace
 
@@ -45,6 +45,7 @@ TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
     "positions": structure.positions,
     "batches": layers.batches,
     "devices": layers.devices,
+    "placement": placement.placement,
     "coverage": layers.coverage,
     "weights": structure.weights,
     "confidence": structure.confidence,

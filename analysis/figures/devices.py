@@ -5,9 +5,10 @@ Shape suffixes: none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from moe_probe.analysis.figures.style import (
     BLACK,
@@ -18,9 +19,11 @@ from moe_probe.analysis.figures.style import (
     VERMILION,
     Absent,
     captioned,
+    clamp,
     log_scale,
     needs_tokens,
     new_figure,
+    short,
     styled,
 )
 from moe_probe.analysis.metrics.devices import device_null
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
     from moe_probe.analysis.results import Analysis
 
+SHOWN_DEVICES = 8
+"""The second panel is of the smallest number of devices from here on."""
 _LINES = {
     "sglang_utilisation": ("SGLang utilisation (mean)", {"color": BLACK, "marker": "o"}),
     "vllm_log": ("vLLM log (harmonic)", {"color": BLUE, "marker": "s", "linestyle": "--"}),
@@ -40,14 +45,19 @@ _LINES = {
 
 @styled
 def devices(analysis: Analysis) -> Figure:
-    """Draw mean over largest device load against the number of devices, and what chance gives."""
+    """Draw mean over largest device load against the number of devices, and what chance gives.
+
+    Beside it how even each subject's loads are where experts are placed for the loads of others.
+    """
     needs_tokens(analysis)
     table = analysis.table("devices")
     if not len(table):
         sizes = sorted(analysis.layers["num_experts"].unique())
         raise Absent(f"experts do not split evenly over devices: {', '.join(map(str, sizes))}")
-    figure = new_figure(6.5, 3.4)
-    axes = figure.add_subplot()
+    transfer = _transfer(analysis)
+    figure = new_figure(6.5 if transfer is None else 11, 3.4 if transfer is None else 4.6)
+    panels = figure.subplots(1, 1 if transfer is None else 2, squeeze=False)[0]
+    axes = panels[0]
     number = table["devices"].to_numpy()
     ends = (table["vllm_min"], table["vllm_p90"])
     axes.fill_between(number, *ends, color=PALE, linewidth=0, label="vLLM min to p90 of layers")
@@ -64,7 +74,54 @@ def devices(analysis: Analysis) -> Figure:
         "Balance between devices that hold contiguous groups of experts; 1 is even. The loads are "
         "of the whole trace: systems that average over steps report less."
     )
+    if transfer is not None:
+        shown += _draw_transfer(panels[1], transfer)
     return captioned(figure, shown, analysis, "uniform choice of k experts by T_eff tokens")
+
+
+def _transfer(analysis: Analysis) -> pd.DataFrame | None:
+    """Return the rows of `placement` of one number of devices; None if there is one subject."""
+    table = analysis.table("placement")
+    sizes = sorted(set(table["devices"]))
+    shown = table[table["devices"] == next((d for d in sizes if d >= SHOWN_DEVICES), sizes[-1])]
+    return shown if (shown["fit"] == "subject").any() else None
+
+
+def _draw_transfer(axes: Any, table: pd.DataFrame) -> str:
+    """Draw how even a subject's loads are under placements made for others; return what it says."""
+    pairs = table[table["fit"] == "subject"]
+    names = list(dict.fromkeys(pairs["subject"]))
+    matrix = pairs.pivot(index="fit_subject", columns="subject", values="balancedness")
+    bases = {
+        fit: table[table["fit"] == fit].set_index("subject")["balancedness"]
+        for fit in ("contiguous", "other subjects")
+    }
+    rows = [
+        *(base.reindex(names) for base in bases.values()),
+        *(matrix.loc[n, names] for n in names),
+    ]
+    image = axes.imshow(
+        np.array(rows, np.float64), cmap="cividis", vmax=1, aspect="auto", interpolation="none"
+    )
+    axes.axhline(1.5, color="white", linewidth=1.5)
+    labels = [*bases, *map(short, names)]
+    axes.set_yticks(range(len(labels)), labels, fontsize=clamp(260 / len(labels), 3, 7))
+    axes.yaxis.set_tick_params(length=0)
+    axes.set_xticks([])
+    axes.set(xlabel="loads of the subject, in the same order", ylabel="placed for the loads of")
+    devices = int(table["devices"].iloc[0])
+    axes.set_title(f"balancedness on {devices} devices, greedy placement")
+    axes.figure.colorbar(image, ax=axes, pad=0.01, aspect=30)
+    own, foreign = (
+        np.diagonal(matrix.loc[names, names]),
+        matrix.to_numpy()[~np.eye(len(names), dtype=bool)],
+    )
+    means = {fit: base.mean() for fit, base in bases.items()}
+    return (
+        f" Right: mean over subjects {means['contiguous']:.2f} contiguous, "
+        f"{means['other subjects']:.2f} placed for all other subjects, {foreign.mean():.2f} for "
+        f"another one, {own.mean():.2f} for itself."
+    )
 
 
 def chance_balance(analysis: Analysis, devices: int) -> float:

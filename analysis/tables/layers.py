@@ -153,10 +153,14 @@ def devices(sums: Sums) -> pd.DataFrame:
     that do not divide every layer's experts are left out.
     """
     counts_LN = [counts.counts_N for counts in sums.counts.by_layer()]
-    sizes = [len(counts_N) for counts_N in counts_LN]
-    fitting = [d for d in DEVICES if all(size % d == 0 and size > d for size in sizes)]
-    rows = [{"devices": d, **asdict(balancedness(counts_LN, d))} for d in fitting]
+    rows = [{"devices": d, **asdict(balancedness(counts_LN, d))} for d in fitting_devices(sums)]
     return pd.DataFrame(rows, columns=None if rows else ["devices"])
+
+
+def fitting_devices(sums: Sums) -> list[int]:
+    """Return the numbers of devices over which the experts of every layer split evenly."""
+    sizes = [spec.num_experts for spec in sums.specs.values()]
+    return [d for d in DEVICES if all(size % d == 0 and size > d for size in sizes)]
 
 
 def coverage(sums: Sums) -> pd.DataFrame:

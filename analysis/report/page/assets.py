@@ -39,6 +39,7 @@ VIEWS = (
     "idle_longest.js",
     "idle_windows.js",
     "devices.js",
+    "placement.js",
     "subjects_math.js",
     "subjects_shared.js",
     "subjects_tree.js",

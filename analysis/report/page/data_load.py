@@ -1,7 +1,7 @@
 """What chance alone would give beside the figures of loads, idle windows and devices.
 
 Shape suffixes: L layers, N experts of a layer, D devices, R simulated traces,
-X different lengths.
+X different lengths, G numbers of devices, S subjects.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moe_probe.analysis.metrics.devices import Balancedness, device_null
 from moe_probe.analysis.metrics.load_curve import order_scores
 from moe_probe.analysis.metrics.tiers import BURSTY, RARE
 from moe_probe.analysis.report.contents import Contents
-from moe_probe.analysis.report.page.payload import Payload
+from moe_probe.analysis.report.page.payload import Payload, round_float32
 from moe_probe.analysis.statistics.idle_null import expected_longest_run
 from moe_probe.analysis.statistics.nulls import expected_indices
 
@@ -40,7 +40,23 @@ def load(contents: Contents, payload: Payload) -> None:
     payload.array("stretches", stretches(contents))
     sizes = contents.analysis.table("devices")["devices"].tolist()
     payload.table("devices_chance", devices_chance(layers, sizes))
+    transfer(contents, payload)
     payload.table("device_layers_chance", device_layers_chance(layers, sizes))
+
+
+def transfer(contents: Contents, payload: Payload) -> None:
+    """Add the table `placement`, and of placements for one subject a matrix for every D.
+
+    placement.pairs float32 [G, S, S]: devices as in the table `devices`, subjects that
+    placements are made for, and subjects whose loads they balance.
+    """
+    table, subjects = contents.analysis.table("placement"), len(contents.analysis.sums.subjects)
+    is_pair = table["fit"] == "subject"
+    balance = table.loc[is_pair, "balancedness"].to_numpy(np.float64)
+    columns = ["devices", "fit", "subject", "balancedness"]
+    payload.table("placement", table.loc[~is_pair, columns])
+    shape = (-1, subjects, subjects) if len(balance) else (0, subjects, subjects)
+    payload.array("placement.pairs", round_float32(balance.reshape(shape), 4))
 
 
 def stretches(contents: Contents) -> np.ndarray:

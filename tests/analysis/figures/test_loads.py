@@ -143,6 +143,25 @@ def test_balance_is_beside_what_chance_gives(planted: Analysis) -> None:
     assert drawn["by chance"].get_ydata()[0] == pytest.approx((1 / (1 + vio)).mean(), rel=1e-4)
 
 
+def test_balance_under_placements_for_others_is_that_of_the_table(planted: Analysis) -> None:
+    right: Any = FIGURES["devices"](planted).axes[1]
+    table = planted.table("placement")
+    table = table[(table["devices"] == 8) & (table["subject"] != "")]
+    drawn = np.asarray(right.images[0].get_array())
+    labels = [text.get_text() for text in right.get_yticklabels()]
+    subjects = labels[2:]
+    assert labels[:2] == ["contiguous", "other subjects"]
+    assert sorted(subjects) == sorted(planted.sums.subjects)
+    for row, label in enumerate(labels):
+        fits = table["fit"] == label if row < 2 else table["fit_subject"] == label
+        wanted = table[fits].set_index("subject")["balancedness"].reindex(subjects)
+        np.testing.assert_allclose(drawn[row], wanted)
+
+
+def test_one_subject_has_no_placement_for_others(shapes: Mapping[str, Analysis]) -> None:
+    assert len(FIGURES["devices"](shapes["top-1, one layer, one subject"]).axes) == 1
+
+
 def test_experts_that_do_not_split_over_devices_have_no_balance(
     shapes: Mapping[str, Analysis],
 ) -> None:

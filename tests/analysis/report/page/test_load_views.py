@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.report.page.browser import Opened
+from tests.analysis.report.page.comparing import same
 from tests.analysis.report.page.traces import LAYERS
 from tests.analysis.report.page.views import choose, colours, numbers, point, read, shown
 
@@ -26,6 +27,7 @@ VIEWS = {
     "idle-experts": [WINDOW],
     "device-layers": ["Devices G"],
     "devices": ["Definition"],
+    "placement": ["Devices G"],
 }
 DRAWN_ONLY = {("sorted-load", "Scale"), ("longest-idle", WINDOW), ("devices", "Definition")}
 """Controls that change the drawing; the table has all numbers."""
@@ -208,3 +210,24 @@ def test_devices_are_groups_of_experts(open_page: Open, plain: Path) -> None:
     table = shown(page, "devices").astype(float)
     np.testing.assert_allclose(table[devices.columns], devices, rtol=1e-5)
     assert table.filter(like="_null").notna().all(axis=None)
+
+
+def test_placements_are_those_of_the_table(open_page: Open, plain: Path) -> None:
+    page, table = open_page(plain), read(plain, "placement").fillna("")
+    columns = ["devices", "placed_for", "subject"]
+    table["placed_for"] = table["fit_subject"].where(table["fit"] == "subject", table["fit"])
+    table["subject"] = table["subject"].replace("", "all text")
+    for size in (2, 4):
+        choose(page, "placement", "Devices G", str(size))
+        found = shown(page, "placement")
+        same(found, table[table["devices"] == size], columns, ["balancedness"], rtol=1e-4)
+    page.draw_all()
+    values = table[table["devices"] == 4].set_index(["placed_for", "subject"])["balancedness"]
+    own = np.mean([values[name, name] for name in ("anatomy", "law", "logic")])
+    said = page.text("#placement .status")
+    assert said.startswith("4 devices, mean over subjects: contiguous ")
+    assert f"for itself {own:.3g}. All text" in said
+    assert f"the other half of the documents {values['other half', 'all text']:.3g}" in said
+    page.page.mouse.click(*point(page, "placement", 1, 4))
+    page.wait()
+    assert page.state()["subject"] == 1

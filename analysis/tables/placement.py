@@ -1,0 +1,160 @@
+"""The table `placement`: whether experts placed by the loads of one text are even on another.
+
+Shape suffixes: L layers, X placements, Y texts, S groups (task, subject, area), N experts of a
+layer, D devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.gathering import Sums
+from moe_probe.analysis.metrics.devices import device_null
+from moe_probe.analysis.metrics.placement import (
+    contiguous_placement,
+    greedy_placement,
+    own_balance,
+    placed_balance,
+)
+from moe_probe.analysis.tables.experts import deffs, median_deff
+from moe_probe.analysis.tables.layers import fitting_devices
+from moe_probe.analysis.tables.subjects import subject_deffs
+from moe_probe.trace import LayerSpec
+
+_COLUMNS = ("devices", "fit", "fit_subject", "subject", "balancedness", "balancedness_null")
+
+
+def placement(sums: Sums) -> pd.DataFrame:
+    """Tabulate balance between devices under placements made for some text, on other text.
+
+    Placements give every device the same number of experts, the heaviest first, each to the
+    lightest device with room (`greedy_placement`); numbers of devices are those of `devices`.
+
+    Returns:
+        devices
+        fit  whose loads the placement is made for. contiguous: none's, experts by id; all: all
+            text; other half: half of the documents of all text, and the reverse; other subjects:
+            all text but the subject's; subject: those of `fit_subject`, which may be the subject
+        fit_subject  "" for other fits
+        subject  whose loads are balanced; "" for all text
+        balancedness  mean over layers of mean / max of the devices' loads; 1 is even; null where
+            no selections are known
+        balancedness_null  what fair routing of as many tokens, over their design effect, gives
+            under any placement that does not know them
+    """
+    texts = [_texts(sums, layer) for layer in sums.specs]
+    rows = [row for devices in fitting_devices(sums) for row in _rows(sums, texts, devices)]
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What one layer counts of all text, of both halves of the documents, and of every subject."""
+
+    spec: LayerSpec
+    counts_YN: np.ndarray
+    effective_Y: np.ndarray
+    """T over the design effect; T where none is known."""
+
+
+_ALL, _HALVES, _SUBJECTS = 0, (1, 2), 3
+"""Where the texts stand."""
+
+
+def _texts(sums: Sums, layer: int) -> _Texts:
+    spec, state = sums.specs[layer], sums.layers.get(layer)
+    counts_SN, tokens_S = sums.by_group(layer)
+    unknown_2N = np.zeros((2, spec.num_experts), np.int64)
+    halves_2N = unknown_2N if state is None else state.halves_2N
+    deff_S = subject_deffs(state, len(counts_SN), spec.num_experts)
+    deff_Y = np.array([median_deff(deffs(state, spec.num_experts)), np.nan, np.nan, *deff_S])
+    total = tokens_S.sum()
+    tokens_Y = np.array([total, total / 2, total / 2, *tokens_S])
+    return _Texts(
+        spec=spec,
+        counts_YN=np.concatenate([counts_SN.sum(axis=0)[None], halves_2N, counts_SN]),
+        effective_Y=tokens_Y / np.where(deff_Y > 0, deff_Y, 1.0),
+    )
+
+
+def _rows(sums: Sums, texts: list[_Texts], devices: int) -> list[tuple[object, ...]]:
+    names = sums.subjects if len(sums.subjects) > 1 else []
+    found = _mean_over_layers(texts, devices, len(names))
+    rows: list[tuple[object, ...]] = []
+
+    def add(fit: str, fit_subject: str, subject: int | None, value: float) -> None:
+        text = _ALL if subject is None else _SUBJECTS + subject
+        name = "" if subject is None else names[subject]
+        rows.append((devices, fit, fit_subject, name, value, found.null_Y[text]))
+
+    for fit, value in zip(("contiguous", "all", "other half"), found.all_3, strict=True):
+        add(fit, "", None, value)
+    for subject in range(len(names)):
+        add("contiguous", "", subject, found.contiguous_S[subject])
+        add("other subjects", "", subject, found.others_S[subject])
+    for fit_at, fit_name in enumerate(names):
+        for subject in range(len(names)):
+            add("subject", fit_name, subject, found.subject_SS[fit_at, subject])
+    return rows
+
+
+@dataclass(frozen=True)
+class _Balance:
+    """Mean over largest device load; null where unknown."""
+
+    all_3: np.ndarray
+    """All text under contiguous experts, under its own placement, and halves under each other's."""
+    contiguous_S: np.ndarray
+    others_S: np.ndarray
+    subject_SS: np.ndarray
+    """Subjects that placements are made for, by subjects whose loads are balanced."""
+    null_Y: np.ndarray
+
+
+def _mean_over_layers(texts: list[_Texts], devices: int, subjects: int) -> _Balance:
+    """Return means over the layers that know a value."""
+    found = []
+    for layer, device_XN in zip(texts, _placements(texts, devices, subjects), strict=True):
+        spec, counts_YN = layer.spec, layer.counts_YN
+        contiguous_N = contiguous_placement(spec.num_experts, devices)
+        fixed_XN = np.concatenate([contiguous_N[None], device_XN[:_SUBJECTS]])
+        fixed_XY = placed_balance(counts_YN, fixed_XN, devices)
+        halves = [fixed_XY[1 + one, other] for one, other in (_HALVES, _HALVES[::-1])]
+        subject_SN = counts_YN[_SUBJECTS : _SUBJECTS + subjects]
+        others_SN, own_SN = np.split(device_XN[_SUBJECTS:], 2)
+        others_S = own_balance(subject_SN, others_SN, devices)
+        subject_SS = placed_balance(subject_SN, own_SN, devices)
+        subject_SS[~subject_SN.any(axis=1)] = np.nan
+        null_Y = [
+            1 / (1 + device_null(spec.num_experts, spec.top_k, devices, tokens).max_vio)
+            for tokens in layer.effective_Y
+        ]
+        all_3 = np.array([fixed_XY[0, _ALL], fixed_XY[1, _ALL], np.mean(halves)])
+        contiguous_S = fixed_XY[0, _SUBJECTS : _SUBJECTS + subjects]
+        found.append((all_3, contiguous_S, others_S, subject_SS, null_Y))
+    return _Balance(*(_known_mean(np.stack(values)) for values in zip(*found, strict=True)))
+
+
+def _placements(texts: list[_Texts], devices: int, subjects: int) -> list[np.ndarray]:
+    """Place every layer's experts for all text, for its halves, for all but each subject, and for
+    each: int64 [X, N] by layer. Layers of one size are placed together, which is much faster."""
+    fitted = [
+        np.concatenate([counts_YN[:_SUBJECTS], counts_YN[_ALL] - subject_SN, subject_SN])
+        for counts_YN in (layer.counts_YN for layer in texts)
+        for subject_SN in (counts_YN[_SUBJECTS : _SUBJECTS + subjects],)
+    ]
+    placed: dict[int, np.ndarray] = {}
+    for size in {layer.spec.num_experts for layer in texts}:
+        places = [at for at, layer in enumerate(texts) if layer.spec.num_experts == size]
+        device_XN = greedy_placement(np.concatenate([fitted[at] for at in places]), devices)
+        placed |= dict(zip(places, np.split(device_XN, len(places)), strict=True))
+    return [placed[at] for at in range(len(texts))]
+
+
+def _known_mean(value_LX: np.ndarray) -> np.ndarray:
+    """Return the mean over layers; NaN where none has a value."""
+    known_X = (~np.isnan(value_LX)).sum(axis=0)
+    return np.asarray(np.nansum(value_LX, axis=0) / np.where(known_X, known_X, np.nan))
