@@ -46,7 +46,8 @@ def report_of(trace: Path) -> Path:
         rule=default_rule(found), windows=(50, 200), shuffles=4, replicates=20, permutations=20
     )
     output = trace.parent / f"{trace.name}-report"
-    write_report(found, output, settings)
+    # Figures have tests of their own, and take longer to draw than all else.
+    write_report(found, output, settings, figure_kinds=())
     return output
 
 
