@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from moe_probe.analysis.accumulators.base import TableAccumulator, fill
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.kernels import kernels_for
@@ -119,8 +120,10 @@ def scan_layers(
     ahead = any(accumulator.lookahead for accumulator in accumulators)
     for rows in source.read(_with_next(source, layers) if ahead else layers, weights=weights):
         for layer in layers:
-            for accumulator in accumulators:
-                if layer in accumulator.layers:
+            here = [accumulator for accumulator in accumulators if layer in accumulator.layers]
+            fill([a for a in here if isinstance(a, TableAccumulator)], rows, layer, kernels)
+            for accumulator in here:
+                if not isinstance(accumulator, TableAccumulator):
                     accumulator.add(rows, layer, kernels)
 
 

@@ -6,7 +6,7 @@ Shape suffixes: G strata, S groups (task, subject, area), C clusters.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.kernels.tables import Tables
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
 from moe_probe.errors import TraceError
@@ -174,6 +175,37 @@ class LayerAccumulator:
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise TraceError(f"{path} is not a file of {cls.kind}: {error}.") from error
         return self
+
+
+class TableAccumulator(LayerAccumulator):
+    """One that fills a table of `kernels.tables`, in one pass with others of its rule."""
+
+    field: str
+    """Name of the table in `Tables`."""
+
+    def table(self, rows: Rows, layer: int) -> Any:
+        """Return what the kernels add one layer of a part to."""
+        raise NotImplementedError
+
+    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+        fill([self], rows, layer, kernels)
+
+
+def fill(
+    accumulators: Iterable[TableAccumulator], rows: Rows, layer: int, kernels: ModuleType
+) -> None:
+    """Add one layer of a part to accumulators, in as few passes as there are different rules."""
+    passes: list[tuple[Rule, Tables]] = []
+    for accumulator in accumulators:
+        field, rule = accumulator.field, accumulator.rule
+        free = (t for r, t in passes if r is rule and getattr(t, field) is None)
+        tables = next(free, None)
+        if tables is None:
+            tables = Tables(accumulator.layers[layer].num_experts)
+            passes.append((rule, tables))
+        setattr(tables, field, accumulator.table(rows, layer))
+    for rule, tables in passes:
+        kernels.fill(tables, rows.topk_ids(layer), rows.pieces(rule))
 
 
 def spread(arrays: Arrays, axes: Axes, whole: Axes) -> Arrays:

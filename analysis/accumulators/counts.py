@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
+from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
+from moe_probe.analysis.kernels.tables import CountTables
 from moe_probe.analysis.source import Rows
 from moe_probe.trace import SEGMENTS, LayerSpec
 from moe_probe.trace.counting import Stratum
@@ -33,10 +33,10 @@ class LayerCounts:
         return int(self.counts_N.sum())
 
 
-class Counts(LayerAccumulator):
+class Counts(TableAccumulator):
     """Selections `counts_GN` int64 and tokens `tokens_G` int64, by stratum."""
 
-    kind = "counts"
+    kind = field = "counts"
 
     def empty(self, spec: LayerSpec) -> Arrays:
         strata = self.axes.length("G")
@@ -45,10 +45,10 @@ class Counts(LayerAccumulator):
             "tokens_G": np.zeros(strata, np.int64),
         }
 
-    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+    def table(self, rows: Rows, layer: int) -> CountTables:
         pieces, arrays = rows.pieces(self.rule), self.arrays[layer]
         np.add.at(arrays["tokens_G"], pieces.stratum_P, pieces.tokens_P)
-        kernels.count_rows(arrays["counts_GN"], rows.topk_ids(layer), pieces, pieces.stratum_P)
+        return CountTables(arrays["counts_GN"], pieces.stratum_P)
 
     def layer(self, layer: int, where: Callable[[Stratum], bool] = lambda _: True) -> LayerCounts:
         """Sum one layer over the strata that `where` accepts."""

@@ -9,11 +9,10 @@ Shape suffixes: C clusters, S groups (task, subject, area), N experts of a layer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
+from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
 from moe_probe.analysis.index import Clusters, TraceIndex
 from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.rules import Rule
@@ -39,7 +38,7 @@ def cluster_tokens(source: Source, rule: Rule) -> np.ndarray:
     return tokens_C
 
 
-class DocumentCounts(LayerAccumulator):
+class DocumentCounts(TableAccumulator):
     """S6: selections `counts_CN` and tokens `tokens_C` int64 of every cluster.
 
     Args:
@@ -49,7 +48,7 @@ class DocumentCounts(LayerAccumulator):
         most: An upper limit of any cluster's tokens, which decides the type of `counts_CN`.
     """
 
-    kind = "documents"
+    kind = field = "documents"
     per_cluster = True
 
     def __init__(
@@ -65,10 +64,10 @@ class DocumentCounts(LayerAccumulator):
             "tokens_C": np.zeros(clusters, np.int64),
         }
 
-    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+    def table(self, rows: Rows, layer: int) -> np.ndarray:
         pieces, arrays = rows.pieces(self.rule), self.arrays[layer]
         np.add.at(arrays["tokens_C"], pieces.cluster_P, pieces.tokens_P)
-        kernels.count_rows(arrays["counts_CN"], rows.topk_ids(layer), pieces, pieces.cluster_P)
+        return arrays["counts_CN"]
 
     def combine(self, name: str, mine: np.ndarray, other: np.ndarray) -> np.ndarray:
         if name == "tokens_C":

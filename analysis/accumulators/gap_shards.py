@@ -25,7 +25,7 @@ def join_shards(mine: Arrays, theirs: Arrays, windows: tuple[int, ...]) -> Array
     both = np.nonzero(seen_CN & they_saw_CN)
     run = n_C[both[0]] - after_CN[both] + their_first_CN[both]
     joined = {
-        name: mine[name] + theirs[name] for name in ("square_sum_N", "histogram_KH", "windows_W3N")
+        name: mine[name] + theirs[name] for name in ("square_sum_N", "histogram_H", "windows_W3N")
     }
     joined["longest_N"] = np.maximum(mine["longest_N"], theirs["longest_N"])
     _add_seams(joined, both[1], run, windows)
@@ -47,7 +47,7 @@ def _add_seams(
     """Count runs across a seam."""
     np.add.at(joined["square_sum_N"], expert, (run + 1) ** 2)
     np.maximum.at(joined["longest_N"], expert, run)
-    np.add.at(joined["histogram_KH"][0], _bins(run), 1)
+    np.add.at(joined["histogram_H"], _bins(run), 1)
     add_windows(joined["windows_W3N"], np.array(windows, np.int64), expert, run)
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
+from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
 from moe_probe.analysis.accumulators.documents import smallest_type
 from moe_probe.analysis.accumulators.gap_shards import join_shards, local_runs
 from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.kernels.tables import GapTables
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
@@ -65,7 +66,7 @@ class IdleRuns:
     """Runs between two selections over all experts, by octaves of their length."""
 
 
-class Gaps(LayerAccumulator):
+class Gaps(TableAccumulator):
     """S12: where idle runs begin and end.
 
     Args:
@@ -79,7 +80,7 @@ class Gaps(LayerAccumulator):
         UsageError: the rule counts tokens more than once.
     """
 
-    kind = "gaps"
+    kind = field = "gaps"
     per_cluster = True
 
     def __init__(
@@ -105,10 +106,10 @@ class Gaps(LayerAccumulator):
             "square_sum_N": np.zeros(experts, np.int64),
             "longest_N": np.zeros(experts, np.int64),
             "windows_W3N": np.zeros((len(self.windows), 3, experts), np.int64),
-            "histogram_KH": np.zeros((spec.top_k, BINS), np.int64),
+            "histogram_H": np.zeros(BINS, np.int64),
         }
 
-    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+    def table(self, rows: Rows, layer: int) -> GapTables:
         pieces, arrays = rows.pieces(self.rule), self.arrays[layer]
         if (pieces.weight_P > 1).any():
             raise UsageError(
@@ -116,18 +117,8 @@ class Gaps(LayerAccumulator):
                 f"ran several times, and the rule {self.rule} counts them all. Use --rule unique."
             )
         np.minimum.at(arrays["begin_C"], pieces.cluster_P, pieces.start_P + rows.first_row)
-        kernels.trace_gaps(
-            arrays["first_CN"],
-            arrays["after_CN"],
-            arrays["next_C"],
-            arrays["square_sum_N"],
-            arrays["longest_N"],
-            arrays["windows_W3N"],
-            arrays["histogram_KH"],
-            rows.topk_ids(layer),
-            pieces,
-            np.array(self.windows, np.int64),
-        )
+        filled = {name: arrays[name] for name in GapTables._fields if name in arrays}
+        return GapTables(**filled, window_W=np.array(self.windows, np.int64))
 
     def joined(self, mine: Arrays, theirs: Arrays) -> Arrays:
         """Put the other shard's tokens of each document after ours."""
@@ -152,8 +143,8 @@ class Gaps(LayerAccumulator):
             kernels: The inner loops.
         """
         arrays = self.arrays[layer]
-        state = {name: arrays[name].copy() for name in ("square_sum_N", "longest_N", "windows_W3N")}
-        state["histogram_H"] = arrays["histogram_KH"].sum(axis=0)
+        names = ("square_sum_N", "longest_N", "windows_W3N", "histogram_H")
+        state = {name: arrays[name].copy() for name in names}
         first_seen_N = np.full(len(counts_N), -1, np.int64)
         current_N = np.zeros(len(counts_N), np.int64)
         if order.kind == "request-local":

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
+from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, TableAccumulator
 from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.kernels.tables import OverlapTables
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
 from moe_probe.trace import SEGMENTS, LayerSpec
@@ -23,7 +24,7 @@ LAGS = (1, 2, 4, 8, 16, 32, 64)
 BATCH_SIZES = (256, 1024, 4096, 16384)
 
 
-class Overlaps(LayerAccumulator):
+class Overlaps(TableAccumulator):
     """S8: `overlaps_SX5` int64, by group and lag.
 
     Columns: pairs (t, t - lag) inside one document, sum of |S_t & S_(t-lag)|, pairs with any common
@@ -31,7 +32,7 @@ class Overlaps(LayerAccumulator):
     `other_token_overlaps_SX5`, of the pairs whose token ids differ. At most eight lags.
     """
 
-    kind = "overlaps"
+    kind = field = "overlaps"
 
     def __init__(
         self,
@@ -51,18 +52,14 @@ class Overlaps(LayerAccumulator):
         names = ["overlaps_SX5"] + ["other_token_overlaps_SX5"] * self.other_tokens
         return {name: np.zeros(shape, np.int64) for name in names}
 
-    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
+    def table(self, rows: Rows, layer: int) -> OverlapTables:
         pieces, arrays = rows.pieces(self.rule), self.arrays[layer]
-        other_SX5 = arrays.get("other_token_overlaps_SX5", arrays["overlaps_SX5"])
-        kernels.count_overlaps(
-            arrays["overlaps_SX5"],
-            other_SX5,
-            rows.topk_ids(layer),
-            pieces,
-            pieces.stratum_P // len(SEGMENTS),
-            np.array(self.lags, np.int64),
-            self.layers[layer].num_experts,
-            rows.repeats_T(self.lags) if self.other_tokens else _NOTHING,
+        return OverlapTables(
+            sums_SX5=arrays["overlaps_SX5"],
+            other_SX5=arrays.get("other_token_overlaps_SX5", arrays["overlaps_SX5"]),
+            row_P=pieces.stratum_P // len(SEGMENTS),
+            lag_X=np.array(self.lags, np.int64),
+            repeats_T=rows.repeats_T(self.lags) if self.other_tokens else _NOTHING,
         )
 
     def settings(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
+from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, TableAccumulator
 from moe_probe.analysis.source import Rows
 from moe_probe.trace import LayerSpec
 from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS
@@ -19,40 +19,31 @@ POSITION_BINS = MAX_SEQUENCE_TOKENS.bit_length() + 1
 """Positions 0, 1, 2-3, 4-7, ...: bin b begins at position 2^(b-1)."""
 
 
-class SlotCounts(LayerAccumulator):
+class SlotCounts(TableAccumulator):
     """S2: selections `slot_counts_KN` int64 of every slot.
 
     Slot order is the router's rank or descending weight, as run.json says.
     """
 
-    kind = "slot_counts"
+    kind, field = "slot_counts", "slots"
 
     def empty(self, spec: LayerSpec) -> Arrays:
         return {"slot_counts_KN": np.zeros((spec.top_k, spec.num_experts), np.int64)}
 
-    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
-        table_KN = self.arrays[layer]["slot_counts_KN"]
-        kernels.count_slots(table_KN, rows.topk_ids(layer), rows.pieces(self.rule))
+    def table(self, rows: Rows, layer: int) -> np.ndarray:
+        return self.arrays[layer]["slot_counts_KN"]
 
 
-class PairCounts(LayerAccumulator):
-    """S7: tokens that select both of two experts. Read it through `symmetric`."""
+class PairCounts(TableAccumulator):
+    """S7: tokens `pairs_NN` int64 that select both of two experts, symmetric, 0 on the diagonal."""
 
-    kind = "pairs"
+    kind = field = "pairs"
 
     def empty(self, spec: LayerSpec) -> Arrays:
-        return {"ordered_NN": np.zeros((spec.num_experts, spec.num_experts), np.int64)}
+        return {"pairs_NN": np.zeros((spec.num_experts, spec.num_experts), np.int64)}
 
-    def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
-        table_NN = self.arrays[layer]["ordered_NN"]
-        kernels.count_pairs(table_NN, rows.topk_ids(layer), rows.pieces(self.rule))
-
-    def symmetric(self, layer: int) -> np.ndarray:
-        """Tokens that select both i and j: int64 [N, N], symmetric, 0 on the diagonal."""
-        ordered_NN = self.arrays[layer]["ordered_NN"]
-        pairs_NN = ordered_NN + ordered_NN.T
-        np.fill_diagonal(pairs_NN, 0)
-        return np.asarray(pairs_NN)
+    def table(self, rows: Rows, layer: int) -> np.ndarray:
+        return self.arrays[layer]["pairs_NN"]
 
 
 class FlowCounts(LayerAccumulator):

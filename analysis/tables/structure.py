@@ -41,7 +41,7 @@ def coactivation(sums: Sums) -> pd.DataFrame:
     def table(layer: int) -> pd.DataFrame:
         assert sums.pairs is not None
         counts = sums.counts.layer(layer)
-        pairs_NN, deff = sums.pairs.symmetric(layer), layer_deff(sums, layer)
+        pairs_NN, deff = sums.pairs.arrays[layer]["pairs_NN"], layer_deff(sums, layer)
         facts = (counts.tokens, counts.spec.top_k, deff, MOST_PAIRS)
         return coactivation_table(pairs_NN, counts.counts_N, *facts)
 

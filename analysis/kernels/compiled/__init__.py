@@ -1,34 +1,25 @@
-"""The inner loops of the scan, compiled: one pass per table over rows that stay in the cache.
+"""The inner loops of the scan, compiled: a block of rows fills all tables while caches hold it.
 
 Arguments and results are those of `plain`, where they are described.
 """
 
 from moe_probe.analysis.kernels.compiled.batches import count_batches
-from moe_probe.analysis.kernels.compiled.counting import (
-    count_flows,
-    count_pairs,
-    count_rows,
-    count_slots,
-    inspect_rows,
-)
+from moe_probe.analysis.kernels.compiled.counting import count_flows, count_rows
+from moe_probe.analysis.kernels.compiled.faults import inspect_rows
+from moe_probe.analysis.kernels.compiled.filling import fill
 from moe_probe.analysis.kernels.compiled.idle import (
     join_documents,
     join_longest,
     longest_absence,
-    trace_gaps,
 )
-from moe_probe.analysis.kernels.compiled.overlaps import count_overlaps
 
 __all__ = [
     "count_batches",
     "count_flows",
-    "count_overlaps",
-    "count_pairs",
     "count_rows",
-    "count_slots",
+    "fill",
     "inspect_rows",
     "join_documents",
     "join_longest",
     "longest_absence",
-    "trace_gaps",
 ]

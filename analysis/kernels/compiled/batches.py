@@ -66,10 +66,13 @@ def _close_batch(stats_B4, current_BN, filled_B, size_B, number):
             stats_B4[number, 2] += ratio * ratio
             stats_B4[number, 3] += np.sqrt(max(variance, 0.0)) / mean
         filled_B[number] = 0
-        if number + 1 < len(size_B):
-            current_BN[number + 1] += counts_N
-            filled_B[number + 1] += size_B[number]
-        counts_N[:] = 0
-        if number + 1 == len(size_B):
+        is_last = number + 1 == len(size_B)
+        # Loops instead of whole arrays, for which the compiler also makes what raises errors.
+        for e in range(len(counts_N)):
+            if not is_last:
+                current_BN[number + 1, e] += counts_N[e]
+            counts_N[e] = 0
+        if is_last:
             break
+        filled_B[number + 1] += size_B[number]
         number += 1

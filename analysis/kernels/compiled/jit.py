@@ -1,4 +1,4 @@
-"""How the loops are compiled, and two instructions that numba has no name for."""
+"""How the loops are compiled, and an instruction that numba has no name for."""
 
 from __future__ import annotations
 
@@ -12,17 +12,10 @@ from numba.extending import intrinsic
 compile_: Callable[[Any], Any] = njit(
     nogil=True, cache=True, boundscheck=False, error_model="numpy"
 )
+inline_: Callable[[Any], Any] = njit(
+    nogil=True, cache=True, boundscheck=False, error_model="numpy", forceinline=True
+)
 intrinsic_: Callable[[Any], Any] = intrinsic
-
-
-@intrinsic_
-def ones(typing_context: Any, value: Any) -> Any:
-    """Number of bits that are set in a uint64."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), generate
 
 
 @intrinsic_

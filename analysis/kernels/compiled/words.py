@@ -15,6 +15,16 @@ from moe_probe.analysis.kernels.compiled.jit import compile_
 BYTES = 8
 
 
+def bound_ids(ids_TK: np.ndarray, num_experts: int) -> tuple[np.ndarray, int]:
+    """Return ids, and how many counters it takes to count them without asking if they are valid.
+
+    Ids of no expert have counters of their own, behind those of the experts.
+    """
+    if ids_TK.itemsize == 1:
+        return ids_TK, 256
+    return np.minimum(ids_TK, ids_TK.dtype.type(num_experts)), num_experts + 1
+
+
 def fit_words(ids_TK: np.ndarray) -> bool:
     """Whether a token's ids fit a 64-bit number, a byte each."""
     return ids_TK.itemsize == 1 and ids_TK.shape[1] <= BYTES

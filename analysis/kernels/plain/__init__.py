@@ -3,33 +3,24 @@
 Same functions, same arguments and same results as `compiled`; they add to arrays in place.
 """
 
-from moe_probe.analysis.kernels.plain.counting import (
-    count_flows,
-    count_pairs,
-    count_rows,
-    count_slots,
-    inspect_rows,
-)
+from moe_probe.analysis.kernels.plain.counting import count_flows, count_rows, inspect_rows
+from moe_probe.analysis.kernels.plain.filling import fill
 from moe_probe.analysis.kernels.plain.idle import (
     add_windows,
     join_documents,
     join_longest,
     longest_absence,
-    trace_gaps,
 )
-from moe_probe.analysis.kernels.plain.overlaps import count_batches, count_overlaps
+from moe_probe.analysis.kernels.plain.overlaps import count_batches
 
 __all__ = [
     "add_windows",
     "count_batches",
     "count_flows",
-    "count_overlaps",
-    "count_pairs",
     "count_rows",
-    "count_slots",
+    "fill",
     "inspect_rows",
     "join_documents",
     "join_longest",
     "longest_absence",
-    "trace_gaps",
 ]

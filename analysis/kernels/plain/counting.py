@@ -36,7 +36,7 @@ def count_slots(table_KN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces) -> Non
 
 
 def count_pairs(table_NN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces) -> None:
-    """Add every two experts of a token at [i, j], i in an earlier slot than j."""
+    """Add every two experts of a token at [a, b] and [b, a]; an expert has no pair with itself."""
     num_experts = len(table_NN)
     for weight, token_T, _ in by_weight(pieces):
         ids_KT = np.minimum(ids_TK[token_T].T.astype(np.int64), num_experts)
@@ -44,8 +44,9 @@ def count_pairs(table_NN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces) -> Non
             for j in range(i + 1, len(ids_KT)):
                 key_T = ids_KT[i] * (num_experts + 1) + ids_KT[j]
                 tally = np.bincount(key_T, minlength=(num_experts + 1) ** 2)
-                pairs = tally.reshape(num_experts + 1, num_experts + 1)
-                table_NN += pairs[:num_experts, :num_experts] * weight
+                pairs_NN = tally.reshape(num_experts + 1, num_experts + 1)[:-1, :-1] * weight
+                table_NN += pairs_NN + pairs_NN.T
+    np.fill_diagonal(table_NN, 0)
 
 
 def count_flows(table_NM: np.ndarray, from_T: np.ndarray, to_T: np.ndarray, pieces: Pieces) -> None:

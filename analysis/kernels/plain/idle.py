@@ -10,27 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moe_probe.analysis.kernels.tables import GapTables
 from moe_probe.analysis.pieces import Pieces
 
 
-def trace_gaps(
-    first_CN: np.ndarray,
-    after_CN: np.ndarray,
-    next_C: np.ndarray,
-    square_sum_N: np.ndarray,
-    longest_N: np.ndarray,
-    windows_W3N: np.ndarray,
-    histogram_KH: np.ndarray,
-    ids_TK: np.ndarray,
-    pieces: Pieces,
-    window_W: np.ndarray,
-) -> None:
+def trace_gaps(tables: GapTables, ids_TK: np.ndarray, pieces: Pieces) -> None:
     """Go through tokens in order and note, per cluster and expert, where idle runs begin and end.
 
-    first_CN and after_CN are where a cluster's first selection of an expert is and where the
-    token after its last is, counted from the cluster's beginning; after is 0 where there is none.
-    The other tables sum over the runs between two selections of one cluster; see `Gaps`.
+    Sums are over the runs between two selections of one cluster.
     """
+    first_CN, after_CN, next_C, square_sum_N, longest_N, *rest = tables
+    windows_W3N, histogram_H, window_W = rest
     num_experts = len(longest_N)
     for start, stop, cluster in zip(
         pieces.start_P.tolist(), pieces.stop_P.tolist(), pieces.cluster_P.tolist(), strict=True
@@ -48,11 +38,13 @@ def trace_gaps(
         first_CN[cluster, expert_L[is_lead_L]] = place_L[is_lead_L]
         is_last_L = np.diff(expert_L, append=num_experts) != 0
         after_CN[cluster, expert_L[is_last_L]] = place_L[is_last_L] + 1
-        gap_L, expert_L = (place_L - before_L)[~is_lead_L], expert_L[~is_lead_L]
+        # A faulty row that names an expert twice has no run between the two.
+        is_run_L = ~is_lead_L & (place_L >= before_L)
+        gap_L, expert_L = (place_L - before_L)[is_run_L], expert_L[is_run_L]
         np.add.at(square_sum_N, expert_L, (gap_L + 1) ** 2)
         np.maximum.at(longest_N, expert_L, gap_L)
         bin_L = np.frexp(gap_L.astype(np.float64))[1]
-        np.add.at(histogram_KH[0], bin_L, 1)
+        np.add.at(histogram_H, bin_L, 1)
         add_windows(windows_W3N, window_W, expert_L, gap_L)
         next_C[cluster] += stop - start
 

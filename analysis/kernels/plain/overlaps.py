@@ -9,26 +9,20 @@ from __future__ import annotations
 import numpy as np
 
 from moe_probe.analysis.kernels.plain.rows import by_weight, run_starts
+from moe_probe.analysis.kernels.tables import OverlapTables
 from moe_probe.analysis.pieces import Pieces
 
 
 def count_overlaps(
-    sums_SX5: np.ndarray,
-    other_SX5: np.ndarray,
-    ids_TK: np.ndarray,
-    pieces: Pieces,
-    row_P: np.ndarray,
-    lag_X: np.ndarray,
-    num_experts: int,
-    repeats_T: np.ndarray,
+    tables: OverlapTables, ids_TK: np.ndarray, pieces: Pieces, num_experts: int
 ) -> None:
     """Compare each token's experts with those of the tokens before it, within joined pieces.
 
     Adds per lag pairs, common experts, pairs with any, with equal first slots, and with equal sets,
     each times the later token's weight. Empty slots equal nothing. `other_SX5` gets the same of
-    pairs whose tokens differ: bit x of `repeats_T` says that a token is that of lag x; if it is
-    empty there are none.
+    pairs whose tokens differ.
     """
+    sums_SX5, other_SX5, row_P, lag_X, repeats_T = tables
     run_start_P = run_starts(pieces)
     for weight, token_T, piece_T in by_weight(pieces):
         for x, lag in enumerate(lag_X.tolist()):

@@ -73,7 +73,7 @@ def test_pairs(stream: tuple[Source, list[Token]]) -> None:
     for spec in LAYERS:
         pairs = [pair for t in tokens for pair in combinations(t.experts[spec.layer], 2)]
         both = pairs + [(b, a) for a, b in pairs]
-        found_NN = counts.symmetric(spec.layer)
+        found_NN = counts.arrays[spec.layer]["pairs_NN"]
         assert found_NN.tolist() == table((spec.num_experts, spec.num_experts), both)
 
 

@@ -17,6 +17,12 @@ from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import BatchStats
 from moe_probe.analysis.kernels import COMPILE_FROM, kernels_for, plain
+from moe_probe.analysis.kernels.tables import (
+    CountTables,
+    GapTables,
+    OverlapTables,
+    Tables,
+)
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.pieces import Pieces
 from moe_probe.analysis.rules import Rule
@@ -84,18 +90,101 @@ def pieces_of(length: list[int], weight: list[int]) -> Pieces:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("weights", [(1, 1), (1, 5)])
 @pytest.mark.parametrize("length", [[200_001], [65_535, 1, 70_000], [3, 65_533, 2]])
 def test_pair_counts_beyond_what_their_scratch_holds(
-    compiled: Any, length: list[int], dtype: Any
+    compiled: Any, length: list[int], weights: tuple[int, int], dtype: Any
 ) -> None:
     """Every token has the same pair, so that 16 bits overflow; ids beyond the layer do no harm."""
     ids_TK = np.tile(np.array([1, 0, 200], dtype), (sum(length), 1))
-    pieces = pieces_of(length, [1 + (number % 2) * 4 for number in range(len(length))])
-    found_NN = np.zeros((3, 3), np.int64)
-    compiled.count_pairs(found_NN, ids_TK, pieces)
-    expected_NN = np.zeros((3, 3), np.int64)
-    expected_NN[1, 0] = pieces.tokens_P.sum()
-    assert found_NN.tolist() == expected_NN.tolist()
+    pieces = pieces_of(length, [weights[number % 2] for number in range(len(length))])
+    tables = Tables(3, pairs=np.zeros((3, 3), np.int64))
+    compiled.fill(tables, ids_TK, pieces)
+    tokens = int(pieces.tokens_P.sum())
+    assert tables.pairs is not None
+    assert tables.pairs.tolist() == [[0, tokens, 0], [tokens, 0, 0], [0, 0, 0]]
+
+
+LAGS = (1, 2, 64)
+WINDOWS = (1, 30, 3000)
+
+
+def random_pieces(rng: np.random.Generator, tokens: int, clusters: int) -> Pieces:
+    """Ragged pieces with rows between them that do not count, of clusters that come again."""
+    bounds = np.unique(rng.integers(0, tokens, tokens // 60))
+    start_P, stop_P = bounds[:-1], bounds[1:] - rng.integers(0, 2, len(bounds) - 1)
+    start_P, stop_P = start_P[stop_P > start_P], stop_P[stop_P > start_P]
+    cluster_P = np.sort(rng.integers(0, clusters, len(start_P)))
+    cluster_P[rng.random(len(cluster_P)) < 0.1] = 0
+    joins_P = np.zeros(len(start_P), bool)
+    joins_P[1:] = (start_P[1:] == stop_P[:-1]) & (cluster_P[1:] == cluster_P[:-1])
+    return Pieces(start_P, stop_P, start_P, np.ones_like(start_P), start_P % 7, cluster_P, joins_P)
+
+
+def random_tables(num_experts: int, slots: int, pieces: Pieces, tokens: int) -> Tables:
+    clusters, rng = int(pieces.cluster_P.max()) + 1, np.random.default_rng(0)
+    zeros_N = [np.zeros(num_experts, np.int64) for _ in range(2)]
+    return Tables(
+        num_experts,
+        counts=CountTables(np.zeros((7, num_experts), np.int64), pieces.stratum_P),
+        documents=np.zeros((clusters, num_experts), np.uint16),
+        slots=np.zeros((slots, num_experts), np.int64),
+        pairs=np.zeros((num_experts, num_experts), np.int64),
+        overlaps=OverlapTables(
+            np.zeros((3, 3, 5), np.int64),
+            np.zeros((3, 3, 5), np.int64),
+            pieces.stratum_P % 3,
+            np.array(LAGS),
+            rng.integers(0, 8, tokens, np.uint8),
+        ),
+        gaps=GapTables(
+            np.zeros((clusters, num_experts), np.uint16),
+            np.zeros((clusters, num_experts), np.uint16),
+            np.zeros(clusters, np.int64),
+            *zeros_N,
+            np.zeros((3, 3, num_experts), np.int64),
+            np.zeros(65, np.int64),
+            np.array(WINDOWS),
+        ),
+    )
+
+
+@pytest.mark.parametrize("fault", ["none", "empty slots", "an expert twice"])
+@pytest.mark.parametrize(
+    ("num_experts", "slots", "dtype"),
+    [
+        (256, 8, np.uint8),
+        (60, 4, np.uint8),
+        (8, 2, np.uint8),
+        (300, 10, np.uint16),
+        (5, 1, np.uint8),
+    ],
+)
+def test_blocks_of_rows(
+    compiled: Any, num_experts: int, slots: int, dtype: Any, fault: str
+) -> None:
+    """Several blocks of tokens, which cut documents and pieces apart, and two parts of a trace."""
+    rng, tokens = np.random.default_rng(slots), 20_000
+    popular_N = rng.dirichlet(np.full(num_experts, 0.5))
+    scores_TN = np.log(popular_N) + rng.gumbel(size=(tokens, num_experts))
+    ids_TK = np.argsort(-scores_TN, axis=1)[:, :slots].astype(dtype)
+    if fault == "empty slots":
+        ids_TK[rng.random((tokens, slots)) < 0.2] = np.iinfo(dtype).max
+    if fault == "an expert twice":
+        ids_TK[tokens // 2] = ids_TK[tokens // 2, 0]
+    pieces = random_pieces(rng, tokens, 50)
+    expected, found = (random_tables(num_experts, slots, pieces, tokens) for _ in range(2))
+    for _ in range(2):
+        plain.fill(expected, ids_TK, pieces)
+        compiled.fill(found, ids_TK, pieces)
+    for field in ("documents", "slots", "pairs"):
+        assert np.array_equal(getattr(found, field), getattr(expected, field)), field
+    for field in ("counts", "overlaps", "gaps"):
+        one, other = getattr(found, field), getattr(expected, field)
+        for name in one._fields:
+            assert np.array_equal(getattr(one, name), getattr(other, name)), (field, name)
+    assert expected.gaps is not None
+    assert expected.gaps.histogram_H.sum() > tokens
 
 
 def test_rows_that_look_like_a_fault(compiled: Any) -> None:
@@ -118,8 +207,8 @@ def test_ids_that_the_layer_lacks_are_not_counted(compiled: Any) -> None:
     pieces = pieces_of([3], [2])
     for kernels in (plain, compiled):
         table_GN, slots_KN = np.zeros((1, 2), np.int64), np.zeros((2, 2), np.int64)
-        kernels.count_rows(table_GN, ids_TK, pieces, np.zeros(1, np.int64))
-        kernels.count_slots(slots_KN, ids_TK, pieces)
+        counts = CountTables(table_GN, np.zeros(1, np.int64))
+        kernels.fill(Tables(2, counts=counts, slots=slots_KN), ids_TK, pieces)
         assert table_GN.tolist() == [[2, 4]]
         assert slots_KN.tolist() == [[2, 2], [0, 2]]
 

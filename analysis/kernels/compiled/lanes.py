@@ -1,0 +1,148 @@
+"""A token's set of experts as one vector of bits, which processors add up many at a time.
+
+A vector has 64 bits per lane; how many lanes is said by a tuple of as many zeros, since compiled
+code must know it beforehand.
+
+Shape suffixes: T tokens, W 64-bit words of a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import models, register_model
+
+from moe_probe.analysis.kernels.compiled.jit import intrinsic_
+
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_WORD = 64
+
+
+class Lanes(types.Type):  # type: ignore[misc]
+    """Type of a vector of `width` 64-bit lanes."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        super().__init__(name=f"Lanes({width})")
+
+
+_register: Callable[[Any], Any] = register_model(Lanes)
+
+
+@_register
+class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    """How such a vector is kept: in one register, or as few as hold it."""
+
+    def __init__(self, manager: Any, kind: Lanes) -> None:
+        super().__init__(manager, kind, _vector(kind.width))
+
+
+@intrinsic_
+def empty_set(typing_context: Any, zeros: Any) -> Any:
+    """The set without members."""
+    kind = Lanes(len(zeros))
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(_vector(kind.width), None)
+
+    return kind(zeros), generate
+
+
+@intrinsic_
+def load_set(typing_context: Any, sets_TW: Any, row: Any, zeros: Any) -> Any:
+    """Row `row` of a contiguous uint64 array whose rows are sets."""
+    kind = Lanes(len(zeros))
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        pointer = _row(context, builder, signature.args[0], arguments, kind.width)
+        return builder.load(pointer, align=8)
+
+    return kind(sets_TW, types.intp, zeros), generate
+
+
+@intrinsic_
+def store_set(typing_context: Any, sets_TW: Any, row: Any, members: Any) -> Any:
+    """Write a set to such a row."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        pointer = _row(context, builder, signature.args[0], arguments, members.width)
+        builder.store(arguments[2], pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(sets_TW, types.intp, members), generate
+
+
+@intrinsic_
+def sum_bit(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """The low bit of how many of three sets have each member."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        x, y, z = arguments
+        return builder.xor(builder.xor(x, y), z)
+
+    return a(a, a, a), generate
+
+
+@intrinsic_
+def carry_bit(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """The high bit of that: whether two of three sets have it."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        x, y, z = arguments
+        return builder.or_(builder.and_(x, y), builder.and_(z, builder.xor(x, y)))
+
+    return a(a, a, a), generate
+
+
+@intrinsic_
+def common_members(typing_context: Any, a: Any, b: Any) -> Any:
+    """How many members two sets share: int64."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        vector = _vector(a.width)
+        ones = _instruction(builder, "ctpop", vector, vector)
+        total = _instruction(builder, "vector.reduce.add", _I64, vector)
+        return builder.call(total, [builder.call(ones, [builder.and_(*arguments)])])
+
+    return types.int64(a, a), generate
+
+
+@intrinsic_
+def add_where(typing_context: Any, counts: Any, start: Any, bits: Any, value: Any) -> Any:
+    """Add a number to those of 64 uint16 counters, the first at `start`, whose bit is set."""
+    kind = ir.VectorType(_I16, _WORD)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), kind.as_pointer())
+        is_set = builder.bitcast(arguments[2], ir.VectorType(ir.IntType(1), _WORD))
+        blank = ir.Constant(kind, ir.Undefined)
+        first = builder.insert_element(blank, arguments[3], ir.Constant(_I32, 0))
+        order = ir.Constant(ir.VectorType(_I32, _WORD), None)
+        everywhere = builder.shuffle_vector(first, blank, order)
+        more = builder.select(is_set, everywhere, ir.Constant(kind, None))
+        builder.store(builder.add(builder.load(pointer, align=2), more), pointer, align=2)
+        return context.get_dummy_value()
+
+    return types.void(counts, types.intp, types.uint64, types.uint16), generate
+
+
+def _vector(width: int) -> ir.VectorType:
+    return ir.VectorType(_I64, width)
+
+
+def _instruction(builder: ir.IRBuilder, name: str, result: ir.Type, vector: ir.VectorType) -> Any:
+    """One of LLVM's own functions, which llvmlite does not have for vectors."""
+    kind = ir.FunctionType(result, [vector])
+    full_name = f"llvm.{name}.v{vector.count}i64"
+    return cgutils.get_or_insert_function(builder.module, kind, full_name)
+
+
+def _row(context: Any, builder: ir.IRBuilder, kind: Any, arguments: Any, width: int) -> Any:
+    array = context.make_array(kind)(context, builder, arguments[0])
+    start = builder.mul(arguments[1], ir.Constant(_I64, width))
+    return builder.bitcast(builder.gep(array.data, [start]), _vector(width).as_pointer())

@@ -1,0 +1,67 @@
+"""What one pass over a layer's rows fills.
+
+Shape suffixes: T tokens of a part, K slots, P pieces, G rows of a table, C clusters, N experts of a
+layer, W windows, H bins, S groups, X lags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class CountTables(NamedTuple):
+    """Selections by what a piece belongs to."""
+
+    counts_GN: np.ndarray
+    row_P: np.ndarray
+    """Row of each piece."""
+
+
+class OverlapTables(NamedTuple):
+    """What tokens share with earlier ones; see `accumulators.locality.Overlaps`."""
+
+    sums_SX5: np.ndarray
+    other_SX5: np.ndarray
+    """Of pairs whose tokens differ."""
+    row_P: np.ndarray
+    """Group of each piece."""
+    lag_X: np.ndarray
+    repeats_T: np.ndarray
+    """Bit x says that a token is that of lag x; empty if nobody knows, which leaves `other_SX5`."""
+
+
+class GapTables(NamedTuple):
+    """Idle runs inside clusters; see `accumulators.gaps.Gaps`."""
+
+    first_CN: np.ndarray
+    """Where a cluster's first selection of an expert is, from the cluster's beginning."""
+    after_CN: np.ndarray
+    """Where the token after its last one is; 0 where there is none."""
+    next_C: np.ndarray
+    """Tokens of each cluster so far."""
+    square_sum_N: np.ndarray
+    """Squares of inter-arrival times, which are one more than the idle runs between."""
+    longest_N: np.ndarray
+    windows_W3N: np.ndarray
+    histogram_H: np.ndarray
+    window_W: np.ndarray
+
+
+@dataclass
+class Tables:
+    """Tables of one layer that count the same rows; None is not wanted."""
+
+    num_experts: int
+    counts: CountTables | None = None
+    documents: np.ndarray | None = None
+    """Selections by cluster, [C, N]."""
+    slots: np.ndarray | None = None
+    """Selections by slot, [K, N]."""
+    pairs: np.ndarray | None = None
+    """Tokens that select both of two experts: [N, N], symmetric, 0 on the diagonal."""
+    overlaps: OverlapTables | None = None
+    gaps: GapTables | None = None
+    """Every token of its pieces counts once."""
