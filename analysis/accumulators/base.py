@@ -195,6 +195,10 @@ def fill(
     accumulators: Iterable[TableAccumulator], rows: Rows, layer: int, kernels: ModuleType
 ) -> None:
     """Add one layer of a part to accumulators, in as few passes as there are different rules."""
+
+    def has_twice() -> bool:
+        return bool(rows.inspected(layer, kernels)[0])
+
     passes: list[tuple[Rule, Tables]] = []
     for accumulator in accumulators:
         field, rule = accumulator.field, accumulator.rule
@@ -205,7 +209,16 @@ def fill(
             passes.append((rule, tables))
         setattr(tables, field, accumulator.table(rows, layer))
     for rule, tables in passes:
-        kernels.fill(tables, rows.topk_ids(layer), rows.pieces(rule))
+        kernels.fill(
+            tables,
+            rows.topk_ids(layer),
+            rows.pieces(rule),
+            lambda: _has_twice(rows, layer, kernels),
+        )
+
+
+def _has_twice(rows: Rows, layer: int, kernels: ModuleType) -> bool:
+    return bool(rows.inspected(layer, kernels)[0])
 
 
 def spread(arrays: Arrays, axes: Axes, whole: Axes) -> Arrays:

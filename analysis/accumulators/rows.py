@@ -50,10 +50,7 @@ class RowFaults:
         """Look at one layer of a part."""
         place = self._place[layer]
         self.rows_L[place] += len(rows)
-        spec = self.layers[layer]
-        none_id = -1 if spec.none_id is None else spec.none_id
-        found_4 = kernels.inspect_rows(rows.topk_ids(layer), spec.num_experts, none_id)
-        self._anomalies_L4[place] += found_4
+        self._anomalies_L4[place] += rows.inspected(layer, kernels)
 
     def merge(self, other: Self) -> None:
         """Add what another shard saw; raises ValueError if its layers differ."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from moe_probe.analysis.results import Analysis
 
+# Seconds that others have for their last figure; one takes less than a second.
+_PATIENCE = 60
 Drawn = dict[str, bytes] | str
 """A figure's files by kind, or the reason why there is none."""
 
@@ -59,11 +61,9 @@ def drawing(
     def finish() -> dict[str, Drawn]:
         drawn = _draw_left(analysis, wanted, left)
         for _, results in started:
-            try:
-                drawn |= results.recv()
-            except EOFError:
-                # Killed, perhaps for its memory: below.
-                continue
+            # Killed, perhaps for its memory, or stuck: below.
+            with suppress(EOFError):
+                drawn |= results.recv() if results.poll(_PATIENCE) else {}
         return {name: drawn.get(name) or draw(analysis, name, wanted[name]) for name in wanted}
 
     try:

@@ -23,13 +23,6 @@ def inspect_rows(ids_TK: np.ndarray, num_experts: int, none_id: int) -> np.ndarr
     return found_4
 
 
-def has_twice(ids_TK: np.ndarray, num_experts: int) -> bool:
-    """Whether any row names an expert twice."""
-    if fit_words(ids_TK):
-        ids_TK = _odd_rows(ids_TK)
-    return bool(_has_twice(np.full(num_experts, -1, np.int64), ids_TK))
-
-
 def _odd_rows(ids_TK: np.ndarray) -> np.ndarray:
     """Most rows are sound, and that is seen at once: return the others, to be looked at by id."""
     slots = ids_TK.shape[1]
@@ -76,15 +69,3 @@ def _inspect_rows(found_4, stamp_E, ids_TK, num_experts, none_id):
         found_4[1] += zero
         found_4[2] += ordered
         found_4[3] += foreign
-
-
-@compile_
-def _has_twice(stamp_E, ids_TK):
-    for t in range(len(ids_TK)):
-        for k in range(ids_TK.shape[1]):
-            e = ids_TK[t, k]
-            if e < len(stamp_E):
-                if stamp_E[e] == t:
-                    return True
-                stamp_E[e] = t
-    return False

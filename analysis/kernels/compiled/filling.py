@@ -6,6 +6,7 @@ layer, X lags, S groups.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 
 from moe_probe.analysis.kernels.compiled.blocks import fill_blocks, workspace
 from moe_probe.analysis.kernels.compiled.counting import count_pairs, count_rows, count_slots
-from moe_probe.analysis.kernels.compiled.faults import has_twice
 from moe_probe.analysis.kernels.compiled.overlaps import count_overlaps
 from moe_probe.analysis.kernels.compiled.planes import BLOCK
 from moe_probe.analysis.kernels.compiled.words import bound_ids
@@ -23,12 +23,12 @@ from moe_probe.analysis.pieces import Pieces
 _WORD = 64
 
 
-def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
+def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable[[], bool]) -> None:
     """Add the rows of pieces to tables; see `plain.fill`."""
     of_sets = tables.pairs is not None or tables.overlaps is not None
     if not (of_sets or tables.gaps) or (pieces.weight_P > 1).any():
         _fill_apart(tables, ids_TK, pieces)
-    elif of_sets and has_twice(ids_TK, tables.num_experts):
+    elif of_sets and has_twice():
         # A set cannot say that a faulty row names an expert twice.
         rest = Tables(tables.num_experts, pairs=tables.pairs, overlaps=tables.overlaps)
         _fill_apart(rest, ids_TK, pieces)

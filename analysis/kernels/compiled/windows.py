@@ -11,7 +11,7 @@ from moe_probe.analysis.kernels.compiled.jit import compile_
 
 
 @compile_
-def shortest_of(window_W: np.ndarray) -> int:
+def shortest_of(window_W: np.ndarray) -> np.int64:
     """The shortest window; without any, more than any run."""
     shortest = np.int64(np.iinfo(np.int64).max)
     for window in window_W:

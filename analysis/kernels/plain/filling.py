@@ -5,6 +5,8 @@ Shape suffixes: T tokens of a part, K slots.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from moe_probe.analysis.kernels.plain.counting import count_pairs, count_rows, count_slots
@@ -14,10 +16,14 @@ from moe_probe.analysis.kernels.tables import Tables
 from moe_probe.analysis.pieces import Pieces
 
 
-def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
+def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable[[], bool]) -> None:
     """Add the rows of pieces to those tables that are wanted, each as often as its piece counts.
 
-    Ids of N and more, empty slots among them, are not counted.
+    Args:
+        tables: What to add to.
+        ids_TK: Expert ids. Those of N and more, empty slots among them, are not counted.
+        pieces: The rows, which count.
+        has_twice: Whether a faulty row names an expert twice; asked only if loops need to know.
     """
     if tables.counts is not None:
         count_rows(tables.counts.counts_GN, ids_TK, pieces, tables.counts.row_P)

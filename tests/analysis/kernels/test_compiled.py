@@ -99,7 +99,7 @@ def test_pair_counts_beyond_what_their_scratch_holds(
     ids_TK = np.tile(np.array([1, 0, 200], dtype), (sum(length), 1))
     pieces = pieces_of(length, [weights[number % 2] for number in range(len(length))])
     tables = Tables(3, pairs=np.zeros((3, 3), np.int64))
-    compiled.fill(tables, ids_TK, pieces)
+    compiled.fill(tables, ids_TK, pieces, bool)
     tokens = int(pieces.tokens_P.sum())
     assert tables.pairs is not None
     assert tables.pairs.tolist() == [[0, tokens, 0], [tokens, 0, 0], [0, 0, 0]]
@@ -123,7 +123,6 @@ def random_pieces(rng: np.random.Generator, tokens: int, clusters: int) -> Piece
 
 def random_tables(num_experts: int, slots: int, pieces: Pieces, tokens: int) -> Tables:
     clusters, rng = int(pieces.cluster_P.max()) + 1, np.random.default_rng(0)
-    zeros_N = [np.zeros(num_experts, np.int64) for _ in range(2)]
     return Tables(
         num_experts,
         counts=CountTables(np.zeros((7, num_experts), np.int64), pieces.stratum_P),
@@ -141,7 +140,8 @@ def random_tables(num_experts: int, slots: int, pieces: Pieces, tokens: int) -> 
             np.zeros((clusters, num_experts), np.uint16),
             np.zeros((clusters, num_experts), np.uint16),
             np.zeros(clusters, np.int64),
-            *zeros_N,
+            np.zeros(num_experts, np.int64),
+            np.zeros(num_experts, np.int64),
             np.zeros((3, 3, num_experts), np.int64),
             np.zeros(65, np.int64),
             np.array(WINDOWS),
@@ -153,7 +153,7 @@ def random_tables(num_experts: int, slots: int, pieces: Pieces, tokens: int) -> 
 @pytest.mark.parametrize(
     ("num_experts", "slots", "dtype"),
     [
-        (256, 8, np.uint8),
+        (250, 8, np.uint8),
         (60, 4, np.uint8),
         (8, 2, np.uint8),
         (300, 10, np.uint16),
@@ -175,8 +175,8 @@ def test_blocks_of_rows(
     pieces = random_pieces(rng, tokens, 50)
     expected, found = (random_tables(num_experts, slots, pieces, tokens) for _ in range(2))
     for _ in range(2):
-        plain.fill(expected, ids_TK, pieces)
-        compiled.fill(found, ids_TK, pieces)
+        plain.fill(expected, ids_TK, pieces, lambda: fault == "an expert twice")
+        compiled.fill(found, ids_TK, pieces, lambda: fault == "an expert twice")
     for field in ("documents", "slots", "pairs"):
         assert np.array_equal(getattr(found, field), getattr(expected, field)), field
     for field in ("counts", "overlaps", "gaps"):
@@ -208,7 +208,7 @@ def test_ids_that_the_layer_lacks_are_not_counted(compiled: Any) -> None:
     for kernels in (plain, compiled):
         table_GN, slots_KN = np.zeros((1, 2), np.int64), np.zeros((2, 2), np.int64)
         counts = CountTables(table_GN, np.zeros(1, np.int64))
-        kernels.fill(Tables(2, counts=counts, slots=slots_KN), ids_TK, pieces)
+        kernels.fill(Tables(2, counts=counts, slots=slots_KN), ids_TK, pieces, bool)
         assert table_GN.tolist() == [[2, 4]]
         assert slots_KN.tolist() == [[2, 2], [0, 2]]
 
