@@ -62,7 +62,10 @@ class Stretches:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Maximal runs of rows of one sequence and stratum that count equally often, and do count."""
+    """Maximal runs of rows of one sequence and stratum that count equally often, and do count.
+
+    All int32: those of every part and rule are kept while a trace is scanned.
+    """
 
     start_P: np.ndarray
     """First row."""
@@ -87,7 +90,7 @@ class Pieces:
 
     @property
     def length_P(self) -> np.ndarray:
-        return np.asarray(self.stop_P - self.start_P)
+        return np.asarray(self.stop_P - self.start_P, np.int64)
 
     @property
     def tokens_P(self) -> np.ndarray:
@@ -135,12 +138,12 @@ def cut(
         & (cluster_P[1:] == cluster_P[:-1])
     )
     return Pieces(
-        start_P=start_P,
-        stop_P=stop_P,
-        position_P=position_P,
-        weight_P=weight_T[start_P],
-        stratum_P=index.group_S[sequence_P] * len(SEGMENTS) + segment_P,
-        cluster_P=cluster_P,
+        start_P=start_P.astype(np.int32),
+        stop_P=stop_P.astype(np.int32),
+        position_P=position_P.astype(np.int32),
+        weight_P=weight_T[start_P].astype(np.int32),
+        stratum_P=(index.group_S[sequence_P] * len(SEGMENTS) + segment_P).astype(np.int32),
+        cluster_P=cluster_P.astype(np.int32),
         joins_P=joins_P,
     )
 
@@ -165,9 +168,9 @@ def by_octave(pieces: Pieces) -> tuple[Pieces, np.ndarray]:
     offset = pieces.start_P[source] - pieces.position_P[source]
     cut = replace(
         pieces,
-        start_P=bounds[0] + offset,
-        stop_P=bounds[1] + offset,
-        position_P=bounds[0],
+        start_P=(bounds[0] + offset).astype(np.int32),
+        stop_P=(bounds[1] + offset).astype(np.int32),
+        position_P=bounds[0].astype(np.int32),
         weight_P=pieces.weight_P[source],
         stratum_P=pieces.stratum_P[source],
         cluster_P=pieces.cluster_P[source],

@@ -38,7 +38,7 @@ class Counted:
         piece_T = np.repeat(np.arange(len(pieces)), length_P)
         return cls(
             row_T=np.arange(len(piece_T)) + (pieces.start_P - begin_P)[piece_T],
-            weight_T=pieces.weight_P[piece_T],
+            weight_T=pieces.weight_P[piece_T].astype(np.int64),
             group_T=pieces.stratum_P[piece_T] // len(SEGMENTS),
             cluster_T=pieces.cluster_P[piece_T],
             start_T=first_P[piece_T],

@@ -56,7 +56,7 @@ class _Tokens:
         return cls(
             np.repeat(runs.row_X, length_X) + within_T,
             np.repeat(runs.other_row_X, length_X) + within_T,
-            np.repeat(pieces.weight_P[runs.piece_X], length_X),
+            np.repeat(pieces.weight_P[runs.piece_X].astype(np.int64), length_X),
             np.repeat(pieces.cluster_P[runs.piece_X], length_X),
             # The number of bits of a position: exact, unlike a logarithm.
             np.frexp(position_T.astype(np.float64))[1],

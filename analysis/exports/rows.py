@@ -146,7 +146,7 @@ class _PartTokens:
                 position_T.astype(np.int32),
                 token_id_T,
                 _dictionary(segment_T, list(SEGMENTS)),
-                pieces.weight_P[piece_T],
+                pieces.weight_P[piece_T].astype(np.int64),
             ],
         )
 

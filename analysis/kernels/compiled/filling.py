@@ -88,7 +88,7 @@ def _cut_blocks(pieces: Pieces, row_P: np.ndarray, group_P: np.ndarray) -> tuple
     piece_Q = np.searchsorted(end_P, bounds[:-1], side="right")
     shift_Q = (pieces.stop_P - end_P)[piece_Q]
     chain_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, end_P - pieces.length_P))
-    facts = (values_P[piece_Q] for values_P in (row_P, pieces.cluster_P, group_P))
+    facts = (values_P[piece_Q].astype(np.int64) for values_P in (row_P, pieces.cluster_P, group_P))
     return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, bounds[:-1] - chain_P[piece_Q]
 
 

@@ -20,7 +20,7 @@ def count_rows(table_GN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces, row_P: 
     rows, num_experts = table_GN.shape
     for weight, token_T, piece_T in by_weight(pieces):
         key_TK = np.minimum(ids_TK[token_T].astype(np.int64), num_experts)
-        key_TK += (row_P[piece_T] * (num_experts + 1))[:, None]
+        key_TK += (row_P[piece_T].astype(np.int64) * (num_experts + 1))[:, None]
         tally = np.bincount(key_TK.ravel(), minlength=rows * (num_experts + 1))
         counts_GN = tally.reshape(rows, num_experts + 1)[:, :num_experts] * weight
         table_GN += counts_GN.astype(table_GN.dtype)
