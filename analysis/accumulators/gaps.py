@@ -116,7 +116,8 @@ class Gaps(TableAccumulator):
                 "Idle runs need every token once, but this trace stores tokens once that the model "
                 f"ran several times, and the rule {self.rule} counts them all. Use --rule unique."
             )
-        np.minimum.at(arrays["begin_C"], pieces.cluster_P, pieces.start_P + np.int64(rows.first_row))
+        first_P = pieces.start_P.astype(np.int64) + rows.first_row
+        np.minimum.at(arrays["begin_C"], pieces.cluster_P, first_P)
         filled = {name: arrays[name] for name in GapTables._fields if name in arrays}
         return GapTables(**filled, window_W=np.array(self.windows, np.int64))
 
