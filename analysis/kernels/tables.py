@@ -6,10 +6,13 @@ layer, W windows, H bins, S groups, X lags.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from moe_probe.analysis.pieces import Pieces
 
 
 class CountTables(NamedTuple):
@@ -65,3 +68,26 @@ class Tables:
     overlaps: OverlapTables | None = None
     gaps: GapTables | None = None
     """Every token of its pieces counts once."""
+
+
+class Loops(NamedTuple):
+    """What fills one table each; they take ids [T, K] and pieces behind it."""
+
+    count_rows: Callable[..., Any]
+    count_slots: Callable[..., Any]
+    count_pairs: Callable[..., Any]
+    count_overlaps: Callable[..., Any]
+
+
+def fill_apart(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, loops: Loops) -> None:
+    """Add rows to the tables that add up, each by a loop of its own: all but `gaps`."""
+    if tables.counts is not None:
+        loops.count_rows(tables.counts.counts_GN, ids_TK, pieces, tables.counts.row_P)
+    if tables.documents is not None:
+        loops.count_rows(tables.documents, ids_TK, pieces, pieces.cluster_P)
+    if tables.slots is not None:
+        loops.count_slots(tables.slots, ids_TK, pieces)
+    if tables.pairs is not None:
+        loops.count_pairs(tables.pairs, ids_TK, pieces)
+    if tables.overlaps is not None:
+        loops.count_overlaps(tables.overlaps, ids_TK, pieces, tables.num_experts)

@@ -1,6 +1,9 @@
 """The inner loops of the scan, compiled: a block of rows fills all tables while caches hold it.
 
 Arguments and results are those of `plain`, where they are described.
+
+The compiler keeps its results beside each file, and compiles a loop anew when its own file changes:
+after changing one that a loop of another file calls, delete `__pycache__/*.nb*` here.
 """
 
 from moe_probe.analysis.kernels.compiled.batches import count_batches

@@ -17,9 +17,17 @@ from moe_probe.analysis.kernels.compiled.counting import count_pairs, count_rows
 from moe_probe.analysis.kernels.compiled.overlaps import count_overlaps
 from moe_probe.analysis.kernels.compiled.planes import BLOCK
 from moe_probe.analysis.kernels.compiled.words import bound_ids
-from moe_probe.analysis.kernels.tables import CountTables, GapTables, OverlapTables, Tables
+from moe_probe.analysis.kernels.tables import (
+    CountTables,
+    GapTables,
+    Loops,
+    OverlapTables,
+    Tables,
+    fill_apart,
+)
 from moe_probe.analysis.pieces import Pieces
 
+_LOOPS = Loops(count_rows, count_slots, count_pairs, count_overlaps)
 _WORD = 64
 
 
@@ -27,27 +35,14 @@ def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable
     """Add the rows of pieces to tables; see `plain.fill`."""
     of_sets = tables.pairs is not None or tables.overlaps is not None
     if not (of_sets or tables.gaps) or (pieces.weight_P > 1).any():
-        _fill_apart(tables, ids_TK, pieces)
+        fill_apart(tables, ids_TK, pieces, _LOOPS)
     elif of_sets and has_twice():
         # A set cannot say that a faulty row names an expert twice.
         rest = Tables(tables.num_experts, pairs=tables.pairs, overlaps=tables.overlaps)
-        _fill_apart(rest, ids_TK, pieces)
+        fill_apart(rest, ids_TK, pieces, _LOOPS)
         _fill_together(replace(tables, pairs=None, overlaps=None), ids_TK, pieces)
     else:
         _fill_together(tables, ids_TK, pieces)
-
-
-def _fill_apart(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
-    if tables.counts is not None:
-        count_rows(tables.counts.counts_GN, ids_TK, pieces, tables.counts.row_P)
-    if tables.documents is not None:
-        count_rows(tables.documents, ids_TK, pieces, pieces.cluster_P)
-    if tables.slots is not None:
-        count_slots(tables.slots, ids_TK, pieces)
-    if tables.pairs is not None:
-        count_pairs(tables.pairs, ids_TK, pieces)
-    if tables.overlaps is not None:
-        count_overlaps(tables.overlaps, ids_TK, pieces, tables.num_experts)
 
 
 def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:

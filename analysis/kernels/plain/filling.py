@@ -12,8 +12,10 @@ import numpy as np
 from moe_probe.analysis.kernels.plain.counting import count_pairs, count_rows, count_slots
 from moe_probe.analysis.kernels.plain.idle import trace_gaps
 from moe_probe.analysis.kernels.plain.overlaps import count_overlaps
-from moe_probe.analysis.kernels.tables import Tables
+from moe_probe.analysis.kernels.tables import Loops, Tables, fill_apart
 from moe_probe.analysis.pieces import Pieces
+
+_LOOPS = Loops(count_rows, count_slots, count_pairs, count_overlaps)
 
 
 def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable[[], bool]) -> None:
@@ -25,15 +27,6 @@ def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable
         pieces: The rows, which count.
         has_twice: Whether a faulty row names an expert twice; asked only if loops need to know.
     """
-    if tables.counts is not None:
-        count_rows(tables.counts.counts_GN, ids_TK, pieces, tables.counts.row_P)
-    if tables.documents is not None:
-        count_rows(tables.documents, ids_TK, pieces, pieces.cluster_P)
-    if tables.slots is not None:
-        count_slots(tables.slots, ids_TK, pieces)
-    if tables.pairs is not None:
-        count_pairs(tables.pairs, ids_TK, pieces)
-    if tables.overlaps is not None:
-        count_overlaps(tables.overlaps, ids_TK, pieces, tables.num_experts)
+    fill_apart(tables, ids_TK, pieces, _LOOPS)
     if tables.gaps is not None:
         trace_gaps(tables.gaps, ids_TK, pieces)
