@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-COMPILE_FROM = 30_000_000
+COMPILE_FROM = 8_000_000
 """Selections from which compiled loops pay for loading the compiler."""
 
 

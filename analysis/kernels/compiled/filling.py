@@ -29,6 +29,8 @@ from moe_probe.analysis.pieces import Pieces
 
 _LOOPS = Loops(count_rows, count_slots, count_pairs, count_overlaps)
 _WORD = 64
+# Up to so many, the pairs of a token are few enough to be added one by one.
+_FEW_SLOTS = 4
 
 
 def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable[[], bool]) -> None:
@@ -36,13 +38,16 @@ def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable
     of_sets = tables.pairs is not None or tables.overlaps is not None
     if not (of_sets or tables.gaps) or (pieces.weight_P > 1).any():
         fill_apart(tables, ids_TK, pieces, _LOOPS)
-    elif of_sets and has_twice():
+        return
+    apart = Tables(tables.num_experts)
+    if of_sets and has_twice():
         # A set cannot say that a faulty row names an expert twice.
-        rest = Tables(tables.num_experts, pairs=tables.pairs, overlaps=tables.overlaps)
-        fill_apart(rest, ids_TK, pieces, _LOOPS)
-        _fill_together(replace(tables, pairs=None, overlaps=None), ids_TK, pieces)
-    else:
-        _fill_together(tables, ids_TK, pieces)
+        apart = replace(apart, pairs=tables.pairs, overlaps=tables.overlaps)
+    elif ids_TK.shape[1] <= _FEW_SLOTS:
+        apart = replace(apart, pairs=tables.pairs)
+    fill_apart(apart, ids_TK, pieces, _LOOPS)
+    together = {f: None for f in ("pairs", "overlaps") if getattr(apart, f) is not None}
+    _fill_together(replace(tables, **together), ids_TK, pieces)
 
 
 def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
