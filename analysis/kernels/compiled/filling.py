@@ -46,8 +46,9 @@ def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable
     elif ids_TK.shape[1] <= _FEW_SLOTS:
         apart = replace(apart, pairs=tables.pairs)
     fill_apart(apart, ids_TK, pieces, _LOOPS)
-    together = {f: None for f in ("pairs", "overlaps") if getattr(apart, f) is not None}
-    _fill_together(replace(tables, **together), ids_TK, pieces)
+    pairs = tables.pairs if apart.pairs is None else None
+    overlaps = tables.overlaps if apart.overlaps is None else None
+    _fill_together(replace(tables, pairs=pairs, overlaps=overlaps), ids_TK, pieces)
 
 
 def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
