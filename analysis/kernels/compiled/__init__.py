@@ -6,6 +6,7 @@ The compiler keeps its results beside each file, and compiles a loop anew when i
 after changing one that a loop of another file calls, delete `__pycache__/*.nb*` here.
 """
 
+from moe_probe.analysis.kernels.compiled import notice
 from moe_probe.analysis.kernels.compiled.batches import count_batches
 from moe_probe.analysis.kernels.compiled.counting import count_flows, count_rows
 from moe_probe.analysis.kernels.compiled.faults import inspect_rows
@@ -26,3 +27,5 @@ __all__ = [
     "join_longest",
     "longest_absence",
 ]
+
+notice.announce()

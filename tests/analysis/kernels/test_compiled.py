@@ -5,6 +5,9 @@ Shape suffixes: T tokens, K slots, N experts of a layer.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -216,3 +219,22 @@ def test_ids_that_the_layer_lacks_are_not_counted(compiled: Any) -> None:
 def test_small_traces_do_not_wait_for_a_compiler(compiled: Any) -> None:
     assert kernels_for(COMPILE_FROM - 1) is plain
     assert kernels_for(COMPILE_FROM) is compiled
+
+
+def test_waiting_for_the_compiler_is_explained_once(tmp_path: Path) -> None:
+    script = (
+        "import numpy as np; from moe_probe.analysis.kernels import compiled;"
+        "compiled.longest_absence(np.zeros((3, 4), np.uint8), np.arange(3))"
+    )
+
+    def run() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stderr
+
+    assert run().count("Compiling") == 1
+    assert run() == ""
