@@ -49,7 +49,7 @@ def workspace(slots: int, width: int, words: int, history: int, pairs: int) -> t
 
 
 @compile_
-def fill_blocks(tables, ids_TK, spans, work, history, is_full, slots, zeros):
+def fill_blocks(tables, ids_TK, spans, work, history, slots, zeros):
     """Add the tokens of spans, which are pieces cut at the ends of blocks.
 
     Tables without rows are not wanted. `slots` and `zeros` are tuples of zeros, one for each slot
@@ -67,7 +67,7 @@ def fill_blocks(tables, ids_TK, spans, work, history, is_full, slots, zeros):
             count_selections(counts_KM, ids_TK, start_Q[stop], stop_Q[stop], slots)
             tokens += stop_Q[stop] - start_Q[stop]
             stop += 1
-        reserve_lists(marks, place_L, counts_KM, slots_KN)
+        is_full = reserve_lists(marks, place_L, counts_KM, slots_KN) == tokens * len(slots)
         _fill_lists(tables, work, history, ids_TK, spans, q, stop, is_full, slots, zeros)
         if len(gaps[0]):
             add_gaps(gaps, gap_L, place_L, marks[0], marks[1])

@@ -67,13 +67,12 @@ def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
         tuple(gaps),
     )
     bounded_TK, width = bound_ids(ids_TK, num_experts)
-    is_full = int(ids_TK.max(initial=0)) < num_experts
     zeros = (0,) * -(-num_experts // _WORD)
     spans = _cut_blocks(pieces, counts.row_P, overlaps.row_P)
     history = int(overlaps.lag_X.max(initial=0))
     of_pairs = 0 if tables.pairs is None else num_experts
     work = workspace(slots, width, len(zeros), history, of_pairs)
-    fill_blocks(wanted, bounded_TK, spans, work, history, is_full, (0,) * slots, zeros)
+    fill_blocks(wanted, bounded_TK, spans, work, history, (0,) * slots, zeros)
 
 
 def _cut_blocks(pieces: Pieces, row_P: np.ndarray, group_P: np.ndarray) -> tuple[Any, ...]:

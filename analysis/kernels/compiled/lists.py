@@ -34,21 +34,26 @@ def count_selections(counts_KM, ids_TK, start, stop, slots):
 
 @compile_
 def reserve_lists(marks, place_L, counts_KM, slots_KN):
-    """Say where each list begins, and end it with numbers of a token without experts."""
+    """Say where each list begins, and end it with numbers of a token without experts.
+
+    Returns the number of selections that are of an expert.
+    """
     begin_M, number_M, end_M, seen_M, visited_M = marks
-    begin = 1
+    begin, selections = 1, np.int64(0)
     for e in range(len(begin_M)):
         number = np.int64(0)
         for k in range(len(counts_KM)):
             number += np.int64(counts_KM[k, e])
             if e < slots_KN.shape[1]:
                 slots_KN[k, e] += counts_KM[k, e]
+                selections += np.int64(counts_KM[k, e])
         begin_M[e], end_M[e], seen_M[e], visited_M[e] = begin, begin, begin, begin
         number_M[e] = number
         stop = begin + -(-number // GROUP) * GROUP
         for i in range(begin + number, stop):
             place_L[i] = BLOCK
         begin = stop
+    return selections
 
 
 @compile_

@@ -20,7 +20,7 @@ class _Notice(event.Listener):  # type: ignore[misc]
         # What other packages compile in this process is not our business.
         if not self._said and module.startswith(__package__):
             self._said = True
-            output.note("Compiling the loops for this shape of layers: once on this machine, some ten seconds.")
+            output.note("Compiling loops for this shape of layers: once here, some ten seconds.")
 
     def on_end(self, ended: Any) -> None:
         pass
