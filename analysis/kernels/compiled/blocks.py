@@ -21,21 +21,24 @@ from moe_probe.analysis.kernels.compiled.lists import (
     reserve_lists,
 )
 from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP, add_pairs, flush
-from moe_probe.analysis.kernels.compiled.sets import add_overlaps, build_sets
+from moe_probe.analysis.kernels.compiled.sets import add_overlaps, build_sets, lone_sets
 
 # Tokens after which 16-bit counters may overflow.
 _FLUSH = (1 << 16) - 1
 
 
-def workspace(slots: int, width: int, words: int, history: int, pairs: int) -> tuple[Any, ...]:
+def workspace(
+    num_experts: int, slots: int, width: int, words: int, history: int, *, of_pairs: bool
+) -> tuple[Any, ...]:
     """Arrays that `fill_blocks` works in; made here, since compiled code for it takes long to make.
 
     Args:
+        num_experts: N.
         slots: K.
         width: M.
         words: W.
         history: Tokens before a block that its tokens are compared with.
-        pairs: N if pairs are counted, else 0.
+        of_pairs: Whether pairs are counted.
     """
     counts_KM = np.empty((slots, width), np.uint32)
     marks = tuple(np.empty(width, np.int64) for _ in range(5))
@@ -44,8 +47,9 @@ def workspace(slots: int, width: int, words: int, history: int, pairs: int) -> t
     sets_BW = np.zeros((history + BLOCK + 1, words), np.uint64)
     first_B, size_B = np.zeros(history + BLOCK, np.int32), np.zeros(history + BLOCK, np.uint16)
     common_L = np.empty(BLOCK, np.uint16)
-    scratch_MM = np.zeros((pairs, 64 * words), np.uint16)
-    return counts_KM, marks, place_L, gap_L, (sets_BW, first_B, size_B), common_L, scratch_MM
+    scratch_MM = np.zeros((num_experts if of_pairs else 0, 64 * words), np.uint16)
+    sets = sets_BW, first_B, size_B, lone_sets(num_experts, width, words)
+    return counts_KM, marks, place_L, gap_L, sets, common_L, scratch_MM
 
 
 @compile_
@@ -147,7 +151,7 @@ def _clear(counts_KM):
 @compile_
 def _keep(sets, tokens, history):
     """Put the last tokens of a block before those of the next one."""
-    sets_BW, first_B, size_B = sets
+    sets_BW, first_B, size_B, _ = sets
     for b in range(history):
         first_B[b], size_B[b] = first_B[b + tokens], size_B[b + tokens]
         for w in range(sets_BW.shape[1]):

@@ -70,8 +70,8 @@ def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
     zeros = (0,) * -(-num_experts // _WORD)
     spans = _cut_blocks(pieces, counts.row_P, overlaps.row_P)
     history = int(overlaps.lag_X.max(initial=0))
-    of_pairs = 0 if tables.pairs is None else num_experts
-    work = workspace(slots, width, len(zeros), history, of_pairs)
+    of_pairs = tables.pairs is not None
+    work = workspace(num_experts, slots, width, len(zeros), history, of_pairs=of_pairs)
     fill_blocks(wanted, bounded_TK, spans, work, history, (0,) * slots, zeros)
 
 

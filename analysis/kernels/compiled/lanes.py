@@ -77,6 +77,16 @@ def store_set(typing_context: Any, sets_TW: Any, row: Any, members: Any) -> Any:
 
 
 @intrinsic_
+def union(typing_context: Any, a: Any, b: Any) -> Any:
+    """The members of either set."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.or_(*arguments)
+
+    return a(a, a), generate
+
+
+@intrinsic_
 def sum_bit(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """The low bit of how many of three sets have each member."""
 

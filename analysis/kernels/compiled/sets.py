@@ -1,7 +1,8 @@
 """The sets of a block's tokens, and what neighbours share.
 
-Shape suffixes: T tokens of a part, K slots, B tokens of a block behind some earlier ones, W 64-bit
-words of a set, S groups, X lags, L tokens that are compared.
+Shape suffixes: T tokens of a part, K slots, N experts of a layer, M all ids that the type holds,
+B tokens of a block behind some earlier ones, W 64-bit words of a set, S groups, X lags, L tokens
+that are compared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from moe_probe.analysis.kernels.compiled.lanes import (
     empty_set,
     load_set,
     store_set,
+    union,
 )
+
+
+def lone_sets(num_experts: int, width: int, words: int) -> np.ndarray:
+    """Return for every id the set of this expert alone, empty for ids of no expert: [M, W]."""
+    lone_MW, expert_N = np.zeros((width, words), np.uint64), np.arange(num_experts)
+    lone_MW[expert_N, expert_N >> 6] = np.uint64(1) << (expert_N & 63).astype(np.uint64)
+    return lone_MW
 
 
 @compile_
@@ -24,26 +33,23 @@ def build_sets(members, at, ids_TK, rows, num_experts, is_full, slots, zeros):
     `rows` are the first of the tokens and the one after the last, `at` is where the first goes to;
     `is_full` says that every id is one of an expert.
     """
-    sets_BW, first_B, size_B = members
+    sets_BW, first_B, size_B, lone_MW = members
     for t in range(rows[0], rows[1]):
         b = at + t - rows[0]
-        store_set(sets_BW, b, empty_set(zeros))
+        own = empty_set(zeros)
         for k in range(len(slots)):
-            e = np.int64(ids_TK[t, k])
-            if is_full or e < num_experts:
-                sets_BW[b, e >> 6] |= np.uint64(1) << np.uint64(e & 63)
+            # Looked up: setting bit by bit would wait for itself.
+            own = union(own, load_set(lone_MW, np.int64(ids_TK[t, k]), zeros))
+        store_set(sets_BW, b, own)
         first = np.int64(ids_TK[t, 0])
         first_B[b] = first if first < num_experts else -1
-        size_B[b] = len(slots)
-        if not is_full:
-            own = load_set(sets_BW, b, zeros)
-            size_B[b] = common_members(own, own)
+        size_B[b] = len(slots) if is_full else common_members(own, own)
 
 
 @compile_
 def add_overlaps(overlaps, group, run, members, at, rows, common_L, zeros):
     """Compare tokens with those some lags before; of these, `run` are of the same document."""
-    sets_BW, first_B, size_B = members
+    sets_BW, first_B, size_B, _ = members
     sums_SX5, other_SX5, lag_X, repeats_T = overlaps
     for x in range(len(lag_X)):
         lag = lag_X[x]
