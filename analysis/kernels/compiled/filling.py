@@ -84,7 +84,9 @@ def _cut_blocks(pieces: Pieces, row_P: np.ndarray, group_P: np.ndarray) -> tuple
     """
     end_P = np.cumsum(pieces.length_P)
     total = int(end_P[-1]) if len(end_P) else 0
-    bounds = np.union1d(np.append(0, end_P), np.arange(BLOCK, total, BLOCK))
+    inner = np.arange(BLOCK, total, BLOCK)
+    inner = inner[end_P[np.searchsorted(end_P, inner)] != inner]
+    bounds = np.sort(np.concatenate([np.zeros(1, np.int64), end_P, inner]), kind="stable")
     piece_Q = np.searchsorted(end_P, bounds[:-1], side="right")
     shift_Q = (pieces.stop_P - end_P)[piece_Q]
     chain_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, end_P - pieces.length_P))
