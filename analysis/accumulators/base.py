@@ -209,16 +209,7 @@ def fill(
             passes.append((rule, tables))
         setattr(tables, field, accumulator.table(rows, layer))
     for rule, tables in passes:
-        kernels.fill(
-            tables,
-            rows.topk_ids(layer),
-            rows.pieces(rule),
-            lambda: _has_twice(rows, layer, kernels),
-        )
-
-
-def _has_twice(rows: Rows, layer: int, kernels: ModuleType) -> bool:
-    return bool(rows.inspected(layer, kernels)[0])
+        kernels.fill(tables, rows.topk_ids(layer), rows.pieces(rule), has_twice)
 
 
 def spread(arrays: Arrays, axes: Axes, whole: Axes) -> Arrays:
