@@ -95,22 +95,21 @@ def _add_sets(planes_HW, place_L, begin, number, sets_BW, first, zeros):
 @inline_
 def _add_eight(place_L, i, sets_BW, first, zeros, p0, p1, p2):
     """Add eight sets to the three low planes; return them and the carry."""
+    p0, p1, a = _add_four(place_L, i, sets_BW, first, zeros, p0, p1)
+    p0, p1, b = _add_four(place_L, i + 4, sets_BW, first, zeros, p0, p1)
+    return p0, p1, sum_bit(p2, a, b), carry_bit(p2, a, b)
+
+
+@inline_
+def _add_four(place_L, i, sets_BW, first, zeros, p0, p1):
+    """Add four sets to the two lowest planes; return them and the carry."""
     s0 = load_set(sets_BW, first + (place_L[i] & _NUMBER), zeros)
     s1 = load_set(sets_BW, first + (place_L[i + 1] & _NUMBER), zeros)
     a, p0 = carry_bit(p0, s0, s1), sum_bit(p0, s0, s1)
     s0 = load_set(sets_BW, first + (place_L[i + 2] & _NUMBER), zeros)
     s1 = load_set(sets_BW, first + (place_L[i + 3] & _NUMBER), zeros)
     b, p0 = carry_bit(p0, s0, s1), sum_bit(p0, s0, s1)
-    c, p1 = carry_bit(p1, a, b), sum_bit(p1, a, b)
-    s0 = load_set(sets_BW, first + (place_L[i + 4] & _NUMBER), zeros)
-    s1 = load_set(sets_BW, first + (place_L[i + 5] & _NUMBER), zeros)
-    a, p0 = carry_bit(p0, s0, s1), sum_bit(p0, s0, s1)
-    s0 = load_set(sets_BW, first + (place_L[i + 6] & _NUMBER), zeros)
-    s1 = load_set(sets_BW, first + (place_L[i + 7] & _NUMBER), zeros)
-    b, p0 = carry_bit(p0, s0, s1), sum_bit(p0, s0, s1)
-    d, p1 = carry_bit(p1, a, b), sum_bit(p1, a, b)
-    a, p2 = carry_bit(p2, c, d), sum_bit(p2, c, d)
-    return p0, p1, p2, a
+    return p0, sum_bit(p1, a, b), carry_bit(p1, a, b)
 
 
 @compile_
