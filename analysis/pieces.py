@@ -83,6 +83,14 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.start_P)
 
+    def rows(self, chosen_P: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of some pieces, all if None, and the piece of each: two int64 [T]."""
+        piece_P = np.arange(len(self)) if chosen_P is None else chosen_P
+        length_P = self.length_P[piece_P]
+        shift_P = self.start_P[piece_P] - (np.cumsum(length_P) - length_P)
+        piece_T = np.repeat(piece_P, length_P)
+        return np.arange(len(piece_T)) + np.repeat(shift_P, length_P), piece_T
+
     def same_rows(self, other: Pieces) -> bool:
         """Whether both count the same rows equally often."""
         mine, theirs = ((p.start_P, p.stop_P, p.weight_P) for p in (self, other))

@@ -32,12 +32,11 @@ class Counted:
     @classmethod
     def of(cls, pieces: Pieces) -> Counted:
         """Spread out the pieces of a part."""
-        length_P = pieces.length_P
-        begin_P = np.cumsum(length_P) - length_P
+        row_T, piece_T = pieces.rows()
+        begin_P = np.cumsum(pieces.length_P) - pieces.length_P
         first_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, begin_P))
-        piece_T = np.repeat(np.arange(len(pieces)), length_P)
         return cls(
-            row_T=np.arange(len(piece_T)) + (pieces.start_P - begin_P)[piece_T],
+            row_T=row_T,
             weight_T=pieces.weight_P[piece_T].astype(np.int64),
             group_T=pieces.stratum_P[piece_T] // len(SEGMENTS),
             cluster_T=pieces.cluster_P[piece_T],

@@ -127,10 +127,7 @@ class _PartTokens:
         pieces = choice.source.pieces(part, choice.rule)
         wants_S = choice.wants_S(index.groups)
         chosen_P = np.flatnonzero(wants_S[pieces.stratum_P // len(SEGMENTS)])
-        length_P = pieces.length_P[chosen_P]
-        piece_T = np.repeat(chosen_P, length_P)
-        begins_P = np.cumsum(length_P) - length_P
-        row_T = np.arange(len(piece_T)) + np.repeat(pieces.start_P[chosen_P] - begins_P, length_P)
+        row_T, piece_T = pieces.rows(chosen_P)
         sequence_T, position_T = (values[row_T] for values in part.stretches.tokens())
         group_T, segment_T = np.divmod(pieces.stratum_P[piece_T], len(SEGMENTS))
         names = zip(*index.groups, strict=True)

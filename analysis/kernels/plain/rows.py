@@ -15,12 +15,7 @@ def by_weight(pieces: Pieces) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Rows and their pieces, by weight."""
     groups = []
     for weight in np.unique(pieces.weight_P).tolist():
-        chosen_P = np.flatnonzero(pieces.weight_P == weight)
-        length_P = pieces.length_P[chosen_P]
-        piece_T = np.repeat(chosen_P, length_P)
-        begins_P = np.cumsum(length_P) - length_P
-        token_T = np.arange(len(piece_T)) + np.repeat(pieces.start_P[chosen_P] - begins_P, length_P)
-        groups.append((weight, token_T, piece_T))
+        groups.append((weight, *pieces.rows(np.flatnonzero(pieces.weight_P == weight))))
     return groups
 
 
