@@ -3,15 +3,13 @@
 Figures use matplotlib's object interface: pyplot takes longer to import and keeps global state. A
 user's matplotlibrc changes nothing, so the same data gives the same bytes.
 
-Shape suffixes: L layers, M experts of the widest layer, H by W pixels, C colour channels, X bytes.
+Shape suffixes: L layers, M experts of the widest layer.
 """
 
 from __future__ import annotations
 
-import struct
 import textwrap
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -67,7 +65,7 @@ _STYLE: dict[str, Any] = {
 }
 _CAPTION_SIZE = 7
 _FEW_DECADES, _NO_DECADE = 50, 4
-_COMPRESSION = 3
+_COMPRESSION = 4
 # Fewer than fit of that size, so that no line is cut.
 _LETTERS_PER_INCH = 19
 _LINE_INCHES = 0.135
@@ -167,11 +165,14 @@ def rendered(figure: Figure, kind: str) -> bytes:
     # Drawn by the canvas itself: savefig draws everything once more, to find the layout.
     if kind == "png":
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from PIL import Image
 
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        # Nothing is transparent.
-        return png(np.asarray(canvas.buffer_rgba())[..., :3], figure.dpi)
+        # Nothing is transparent, and three channels take half the time of four.
+        picture, file = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()), BytesIO()
+        picture.save(file, "png", dpi=(figure.dpi, figure.dpi), compress_level=_COMPRESSION)
+        return file.getvalue()
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     file, dpi = BytesIO(), figure.dpi
@@ -180,30 +181,6 @@ def rendered(figure: Figure, kind: str) -> bytes:
     # A page of SVG has 72 points to an inch, and leaves the figure so.
     figure.dpi = dpi
     return file.getvalue()
-
-
-def png(pixels_HWC: np.ndarray, dpi: float) -> bytes:
-    """Return a picture, uint8 of three channels, as PNG at so many dots per inch.
-
-    Pillow tries five filters for each line of pixels, which helps photographs: what is drawn takes
-    a third of the time without any, and no more room.
-    """
-    height, width, _ = pixels_HWC.shape
-    # A line is its filter, 0 for none, and its pixels.
-    lines_HX = np.zeros((height, 1 + 3 * width), np.uint8)
-    lines_HX[:, 1:] = pixels_HWC.reshape(height, -1)
-    per_metre = round(dpi / 0.0254)
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
-        b"pHYs": struct.pack(">IIB", per_metre, per_metre, 1),
-        b"IDAT": zlib.compress(lines_HX.tobytes(), _COMPRESSION),
-        b"IEND": b"",
-    }
-    parts = [
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks.items()
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def grid(table: pd.DataFrame, column: str) -> np.ndarray:
