@@ -13,6 +13,7 @@ from moe_probe.analysis.report.page.data_load import (
     device_layers_chance,
     devices_chance,
     layers_chance,
+    order_scores,
     quadrants,
 )
 
@@ -30,6 +31,15 @@ def fair_counts(tokens: int, traces: int) -> np.ndarray:
     drawn = np.random.default_rng(0).multinomial(tokens, np.full(120, 1 / 120), traces)
     membership = (pairs[:, :, None] == np.arange(N)).sum(axis=1)
     return np.asarray(drawn @ membership)
+
+
+@pytest.mark.parametrize("number", [1, 2, 16, 256])
+def test_sorted_normals_about_their_mean(number: int) -> None:
+    normal = np.random.default_rng(1).standard_normal((8000, number))
+    normal = np.sort(normal - normal.mean(axis=1, keepdims=True), axis=1)
+    wanted = np.quantile(normal, [0.025, 0.5, 0.975], axis=0)
+    np.testing.assert_allclose(order_scores(number), wanted, atol=0.06)
+    assert (np.diff(order_scores(number), axis=0) >= 0).all()
 
 
 def test_layers_use_effective_tokens_where_they_are_known() -> None:

@@ -98,10 +98,8 @@ def test_band_is_where_fair_routing_lies(open_page: Open, plain: Path) -> None:
     load = np.sort(drawn, axis=1) * 16 / tokens
     for name, part in (("chance_low", 0.025), ("chance", 0.5), ("chance_high", 0.975)):
         wanted = np.quantile(load, part, axis=0)
-        # Counts are whole numbers and slightly skewed; the band is of normal ones, whose ends are
-        # known to 0.06 standard deviations.
-        error = 1.2 * 16 / tokens + 0.06 * np.sqrt(16 / tokens)
-        np.testing.assert_allclose(found[name], wanted, atol=error)
+        # Counts are whole numbers and slightly skewed; the band is of normal ones.
+        np.testing.assert_allclose(found[name], wanted, atol=1.2 * 16 / tokens)
 
 
 def test_click_on_a_sorted_load_selects_the_expert(open_page: Open, plain: Path) -> None:
