@@ -39,6 +39,11 @@ class Block:
         """Vocabulary ids; -1 where they were not stored."""
         return np.asarray(self.table["token_id"].to_numpy())
 
+    @cached_property
+    def forward_pass_T(self) -> np.ndarray:
+        """Forward pass that ran the row, int32: numbered from 0 by each writer, -1 for unknown."""
+        return np.asarray(self.table["forward_pass"].to_numpy())
+
     def topk_ids(self, layer: int) -> np.ndarray:
         """Expert ids [T, K] of one layer, in the slot order run.json names, as they were stored.
 

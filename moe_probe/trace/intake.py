@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.trace.layout import Capture, RowLayout
-from moe_probe.trace.schema import Sequence
+from moe_probe.trace.schema import MAX_FORWARD_PASS, Sequence
 from moe_probe.trace.staging import Rows
 
 
@@ -101,6 +101,8 @@ def _check_rows(
         )
     if token_id_T is not None and np.shape(token_id_T) != (rows,):
         raise ValueError(f"{name}: {np.shape(token_id_T)} token ids for {rows} rows")
+    if given.forward_pass_T is not None:
+        _check_passes(name, np.asarray(given.forward_pass_T), rows)
     if capture is Capture.WEIGHTS:
         slots, scalars = (rows, layout.num_slots), (rows, layout.num_scalars)
         if np.shape(weights_TS) != slots:
@@ -111,12 +113,24 @@ def _check_rows(
             )
 
 
+def _check_passes(name: str, forward_pass_T: np.ndarray, rows: int) -> None:
+    if forward_pass_T.shape not in ((), (rows,)):
+        raise ValueError(f"{name}: {forward_pass_T.shape} forward passes for {rows} rows")
+    least, most = forward_pass_T.min(), forward_pass_T.max()
+    if forward_pass_T.dtype.kind not in "iu" or least < -1 or most > MAX_FORWARD_PASS:
+        raise ValueError(
+            f"{name}: forward passes from {least} to {most} of type {forward_pass_T.dtype}; "
+            f"expected integers from 0 to {MAX_FORWARD_PASS}, or -1 where one is not known"
+        )
+
+
 def rows_of(
     layout: RowLayout,
     topk_ids: list[np.ndarray],
     topk_weights: list[np.ndarray] | None,
     router_scalars: list[np.ndarray] | None,
     token_id_T: np.ndarray | None,
+    forward_pass_T: np.ndarray | int | None,
 ) -> Rows:
     """Join per-layer arrays [T, K] and [T, 3]; raises ValueError for ids that a layer lacks."""
     return Rows(
@@ -124,6 +138,7 @@ def rows_of(
         token_id_T,
         _joined(topk_weights),
         _joined(router_scalars),
+        forward_pass_T,
     )
 
 

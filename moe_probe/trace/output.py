@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moe_probe.errors import UsageError
-from moe_probe.trace.files import TraceFiles, read_run, write_run
+from moe_probe.trace.files import TraceFiles, rank_of, read_run, write_run
 from moe_probe.trace.locks import busy, writer_lock
 from moe_probe.trace.recovery import recover
-from moe_probe.trace.tables import read_tables
+from moe_probe.trace.tables import read_part, read_tables
 
 # Two ranks never number a sequence alike.
 SEQUENCES_PER_RANK = 1 << 40
@@ -102,6 +102,15 @@ def last_sequence(files: TraceFiles, rank: int) -> int:
     mine = ids["sequence_id"].filter(pc.less(ids["sequence_id"], first + SEQUENCES_PER_RANK))
     last: int | None = pc.max(mine).as_py()
     return first - 1 if last is None else max(first - 1, last)
+
+
+def last_forward_pass(files: TraceFiles, rank: int) -> int:
+    """The highest number that a rank's stored rows give a forward pass; -1 where there is none."""
+    schema = pa.schema([("forward_pass", pa.int32())])
+    mine = [path for path in files.finished("routing") if rank_of(path) == rank]
+    # Part by part: together they can be more than fits in memory.
+    highest = (pc.max(read_part(path, schema)["forward_pass"]).as_py() for path in mine)
+    return max((number for number in highest if number is not None), default=-1)
 
 
 def _check_same(files: TraceFiles, old: dict[str, Any], facts: dict[str, Any]) -> None:

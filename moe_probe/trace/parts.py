@@ -155,6 +155,7 @@ def _write_routing(segment: Segment, files: TraceFiles, columns: _Columns) -> No
         pa.array(segment.sequence_id_T[:num_rows]),
         pa.array(segment.position_T[:num_rows]),
         pa.array(segment.token_id_T[:num_rows]),
+        pa.array(segment.forward_pass_T[:num_rows]),
     ]
     for values_TB in (*columns.ids, *columns.weights, *columns.scalars):
         kind, data = pa.binary(values_TB.shape[1]), pa.py_buffer(values_TB)
@@ -166,6 +167,7 @@ def _write_routing(segment: Segment, files: TraceFiles, columns: _Columns) -> No
             compression="zstd",
             compression_level=1,
             use_dictionary=["sequence_id", "position"],
+            column_encoding={"forward_pass": "DELTA_BINARY_PACKED"},
             # Not BYTE_STREAM_SPLIT: polars and DuckDB cannot read it in columns of bytes.
             write_statistics=False,
             row_group_size=num_rows,

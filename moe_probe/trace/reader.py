@@ -109,9 +109,15 @@ class Trace:
         """The files of `scan`, to be read one by one and column by column."""
         return self.files.finished("routing", self._claimed)
 
-    def read_identity(self, path: Path, *, token_ids: bool = False) -> Block:
-        """Read which sequence and position, and token if asked, each row of a routing part is."""
-        return Block(read_part(path, identity_schema(token_ids=token_ids)), {})
+    def read_identity(
+        self, path: Path, *, token_ids: bool = False, forward_passes: bool = False
+    ) -> Block:
+        """Read which sequence and position each row of a routing part is.
+
+        If asked, also which token it is, and which forward pass ran it.
+        """
+        schema = identity_schema(token_ids=token_ids, forward_passes=forward_passes)
+        return Block(read_part(path, schema), {})
 
     def read_layers(self, path: Path, layers: list[int], *, weights: bool = False) -> Block:
         """Read some layers of a routing part, and nothing that says whose rows they are.
@@ -119,7 +125,7 @@ class Trace:
         Raises TraceError as `scan` does. Rows of sequences that the trace lacks are not left out.
         """
         chosen, capture = self._chosen(layers, weights=weights)
-        identity = identity_schema(token_ids=True).names
+        identity = identity_schema(token_ids=True, forward_passes=True).names
         fields = [f for f in routing_schema(chosen.values(), capture) if f.name not in identity]
         if path not in self._footers:
             self._footers[path] = read_footer(path)

@@ -15,6 +15,7 @@ __all__ = [
     "COUNTS_SCHEMA",
     "FORMAT_VERSION",
     "LATER_COLUMNS",
+    "MAX_FORWARD_PASS",
     "MAX_SEQUENCE_TOKENS",
     "OUTCOMES",
     "ROUTER_SCALARS",
@@ -33,6 +34,7 @@ __all__ = [
 FORMAT_VERSION = 1
 SEGMENT_TOKENS = 65_536
 MAX_SEQUENCE_TOKENS = 1 << 24
+MAX_FORWARD_PASS = (1 << 31) - 1
 # Staging is reserved for the longest sequence: of a model for ten million tokens, too much.
 _LONGEST = 1 << 18
 
@@ -122,7 +124,7 @@ SEQUENCE_SCHEMA = pa.schema(
     + list(OUTCOMES)
 )
 # Columns that traces of an earlier moe-probe lack, and what they mean by that.
-LATER_COLUMNS = {"cached_tokens": 0, "rows_kept": True}
+LATER_COLUMNS = {"cached_tokens": 0, "rows_kept": True, "forward_pass": -1}
 ANSWER_SCHEMA = pa.schema(
     [
         pa.field("sequence_id", pa.int64()),
@@ -147,18 +149,25 @@ COUNTS_SCHEMA = pa.schema(
 )
 
 
-def identity_schema(*, token_ids: bool) -> pa.Schema:
-    """The columns of a routing part that say which token of which sequence a row is."""
-    names = ("sequence_id", "position", "token_id")
-    types = (pa.int64(), pa.int32(), pa.int32())
-    fields = [pa.field(*pair, nullable=False) for pair in zip(names, types, strict=True)]
-    return pa.schema(fields if token_ids else fields[:2])
+def identity_schema(*, token_ids: bool = False, forward_passes: bool = False) -> pa.Schema:
+    """The columns of a routing part that say which token of which sequence a row is.
+
+    Args:
+        token_ids: Its vocabulary id too.
+        forward_passes: The forward pass that ran it too.
+    """
+    types = {"sequence_id": pa.int64(), "position": pa.int32()}
+    if token_ids:
+        types["token_id"] = pa.int32()
+    if forward_passes:
+        types["forward_pass"] = pa.int32()
+    return pa.schema([pa.field(*pair, nullable=False) for pair in types.items()])
 
 
 def routing_schema(layers: Iterable[LayerSpec], capture: Capture) -> pa.Schema:
     """Columns of a routing part: identity, then ids, weights and scalars, one per MoE layer."""
     layers = list(layers)
-    columns = list(identity_schema(token_ids=True))
+    columns = list(identity_schema(token_ids=True, forward_passes=True))
     columns += [pa.field(s.ids_column, pa.binary(s.row_bytes), nullable=False) for s in layers]
     if capture is Capture.WEIGHTS:
         columns += [

@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     token_id_T: np.ndarray | None = None
     weights_TS: np.ndarray | None = None
     scalars_TR: np.ndarray | None = None
+    forward_pass_T: np.ndarray | int | None = None
 
 
 class Segment:
@@ -51,13 +52,13 @@ class Segment:
         self.layout = RowLayout.from_json(header["layers"])
         self._buffer = buffer
         self._words = np.frombuffer(buffer, np.uint64, count=2, offset=8)
-        self._map_columns()
+        self._map_columns(has_forward_passes=bool(header.get("forward_passes")))
         if self.num_rows > self.tokens or self._log_end > _LOG_BYTES or self.number >= _MAX_NUMBER:
             raise ValueError(
                 f"{self.num_rows} rows and {self._log_end} bytes of events in segment {self.number}"
             )
 
-    def _map_columns(self) -> None:
+    def _map_columns(self, *, has_forward_passes: bool) -> None:
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "sequence_id_T": (np.int64, (self.tokens,)),
             "position_T": (np.int32, (self.tokens,)),
@@ -68,6 +69,9 @@ class Segment:
             shapes["weights_TS"] = (np.float16, (self.tokens, self.layout.num_slots))
             shapes["scalars_TR"] = (np.float16, (self.tokens, self.layout.num_scalars))
         shapes["log"] = (np.uint8, (_LOG_BYTES,))
+        # After all else, so that segments with and without it are alike up to here.
+        if has_forward_passes:
+            shapes["forward_pass_T"] = (np.int32, (self.tokens,))
         offset = _HEADER_BYTES
         # Plain arrays over one buffer: np.memmap objects cost three times as much per access.
         views: dict[str, np.ndarray] = {}
@@ -78,6 +82,8 @@ class Segment:
             )
             views[name] = flat.reshape(shape)
             offset = _align(offset + count * np.dtype(dtype).itemsize)
+        if not has_forward_passes:  # the file is an earlier moe-probe's
+            views["forward_pass_T"] = np.full(self.tokens, -1, np.int32)
         self.sequence_id_T = views["sequence_id_T"]
         self.position_T = views["position_T"]
         self.token_id_T = views["token_id_T"]
@@ -85,6 +91,7 @@ class Segment:
         self.weights_TS = views.get("weights_TS")
         self.scalars_TR = views.get("scalars_TR")
         self._log = views["log"]
+        self.forward_pass_T = views["forward_pass_T"]
 
     @classmethod
     def create(
@@ -96,6 +103,7 @@ class Segment:
             "capture": str(capture),
             "rank": rank,
             "layers": [spec.to_json() for spec in layout.layers],
+            "forward_passes": True,
         }
         text = json.dumps(header).encode()
         if len(text) > _HEADER_BYTES - _PAGE:
@@ -103,10 +111,10 @@ class Segment:
                 f"{len(layout.layers)} layers need {len(text)} bytes of segment header, more than "
                 f"{_HEADER_BYTES - _PAGE}. Give the layers fewer facts."
             )
-        row = 16 + layout.ids_bytes
+        row = 20 + layout.ids_bytes
         if capture is Capture.WEIGHTS:
             row += 2 * (layout.num_slots + layout.num_scalars)
-        size = _HEADER_BYTES + _align(tokens * row + 6 * _PAGE) + _LOG_BYTES
+        size = _HEADER_BYTES + _align(tokens * row + 7 * _PAGE) + _LOG_BYTES
         buffer = _reserve(path, size)
         np.frombuffer(buffer, np.uint8)[_HEADER_BYTES::_PAGE] = 0
         buffer[_PAGE : _PAGE + len(text)] = text
@@ -179,6 +187,8 @@ class Segment:
             first = sequence.prefix_tokens
             self.position_T[start:stop] = np.arange(first, first + count)
             self.token_id_T[start:stop] = -1 if rows.token_id_T is None else rows.token_id_T
+            passes: Any = -1 if rows.forward_pass_T is None else rows.forward_pass_T
+            self.forward_pass_T[start:stop] = passes
             if self.weights_TS is not None:
                 self.weights_TS[start:stop] = rows.weights_TS
             if self.scalars_TR is not None and self.layout.num_scalars:

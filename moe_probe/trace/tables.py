@@ -78,7 +78,7 @@ def read_part(path: Path, schema: pa.Schema, footer: pq.FileMetaData | None = No
     is done in this thread, since others read other columns.
     """
     with _readable(path, footer) as file:
-        table = file.read(schema.names, use_threads=footer is None).select(schema.names)
+        table = _filled(file, schema, use_threads=footer is None)
         for field in schema:
             if table.schema.field(field.name).type != field.type:
                 raise ValueError(f"{field.name} is not of type {field.type}")
@@ -90,13 +90,19 @@ def read_tables(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
     tables = []
     for path in paths:
         with _readable(path) as file:
-            later = [n for n in LATER_COLUMNS if n in schema.names and n not in file.schema.names]
-            table = file.read([name for name in schema.names if name not in later])
-            for name in later:
-                values = pa.repeat(pa.scalar(LATER_COLUMNS[name]), len(table))
-                table = table.append_column(name, values)
-            tables.append(table.select(schema.names).cast(schema))
+            tables.append(_filled(file, schema).cast(schema))
     return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _filled(file: pq.ParquetFile, schema: pa.Schema, *, use_threads: bool = True) -> pa.Table:
+    """Read the columns that `schema` names, and fill those of LATER_COLUMNS that are not there."""
+    later = [n for n in LATER_COLUMNS if n in schema.names and n not in file.schema.names]
+    table = file.read([n for n in schema.names if n not in later], use_threads=use_threads)
+    for name in later:
+        value = pa.scalar(LATER_COLUMNS[name], schema.field(name).type)
+        values = pa.repeat(value, file.metadata.num_rows)
+        table = table.append_column(schema.field(name), values)
+    return table.select(schema.names)
 
 
 @contextmanager

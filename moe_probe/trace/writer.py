@@ -19,7 +19,7 @@ from moe_probe.errors import TraceError
 from moe_probe.trace.files import TraceFiles
 from moe_probe.trace.intake import Intake, event, rows_of
 from moe_probe.trace.layout import Capture, LayerSpec, RowLayout
-from moe_probe.trace.output import last_sequence
+from moe_probe.trace.output import last_forward_pass, last_sequence
 from moe_probe.trace.ranks import Merge
 from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, SEGMENT_TOKENS, Sequence
 from moe_probe.trace.session import begin_session
@@ -84,6 +84,8 @@ class TraceWriter:
                     self.files, self.layout, self.capture, dict(run or {}), stack, **who
                 )
                 first_id = last_sequence(self.files, rank) + 1
+                self.first_forward_pass = last_forward_pass(self.files, rank) + 1
+                """Number of the session's first forward pass: the rank's trace has lower ones."""
                 self._intake = Intake(self.layout, self.capture, segment_tokens, first_id)
                 row = self.layout, self.capture, rank
                 self._spool = Spool(self.files, *row, tokens=segment_tokens, max_bytes=max_bytes)
@@ -123,6 +125,7 @@ class TraceWriter:
         token_id_T: np.ndarray | None = None,
         weights_TS: np.ndarray | None = None,
         scalars_TR: np.ndarray | None = None,
+        forward_pass_T: np.ndarray | int | None = None,
     ) -> None:
         """Accept one whole sequence.
 
@@ -133,6 +136,8 @@ class TraceWriter:
             token_id_T: Vocabulary ids of those tokens, if they may be stored.
             weights_TS: Gate weights float16, slots of all layers joined, at capture `weights`.
             scalars_TR: ROUTER_SCALARS float16 of all layers that have them joined, likewise.
+            forward_pass_T: Forward pass of the model that ran each of those tokens, or all of them,
+                counted on from `first_forward_pass`; -1 or None where that is not known.
 
         Raises:
             ValueError: the rows do not fit the sequence or the layers, or exceed a segment, or the
@@ -142,7 +147,7 @@ class TraceWriter:
         self._check_open()
         rows = None
         if ids_TB is not None and len(ids_TB):
-            rows = Rows(ids_TB, token_id_T, weights_TS, scalars_TR)
+            rows = Rows(ids_TB, token_id_T, weights_TS, scalars_TR, forward_pass_T)
         self._intake.accept(sequence, rows)
         self._spool.append(event({"sequence": sequence.to_json()}), sequence, rows)
 
@@ -153,6 +158,7 @@ class TraceWriter:
         topk_weights: list[np.ndarray] | None = None,
         router_scalars: list[np.ndarray] | None = None,
         token_ids: np.ndarray | None = None,
+        forward_passes: np.ndarray | int | None = None,
         **facts: Any,
     ) -> int:
         """Write one sequence from plain arrays and return its id.
@@ -162,6 +168,7 @@ class TraceWriter:
             topk_weights: Per layer, gate weights [T, K], needed at capture `weights`.
             router_scalars: Per layer that has them, ROUTER_SCALARS [T, 3], needed likewise.
             token_ids: Vocabulary ids [T].
+            forward_passes: Forward pass that ran each token [T], or the one that ran all of them.
             **facts: Fields of `Sequence`: subject, task, doc_id, prefix_end, ...
 
         Raises:
@@ -169,7 +176,8 @@ class TraceWriter:
         """
         if self.capture is Capture.WEIGHTS and topk_weights is None:
             raise ValueError("capture 'weights' needs topk_weights")
-        rows = rows_of(self.layout, topk_ids, topk_weights, router_scalars, token_ids)
+        per_token = (token_ids, forward_passes)
+        rows = rows_of(self.layout, topk_ids, topk_weights, router_scalars, *per_token)
         facts = {"kind": "imported", "rank": self.rank, **facts}
         num_tokens = len(rows.ids_TB)
         sequence = Sequence(sequence_id=self.next_sequence_id(), num_tokens=num_tokens, **facts)

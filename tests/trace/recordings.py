@@ -141,6 +141,7 @@ def write(writer: TraceWriter, prompt: Prompt, *, share: bool = True) -> None:
         token_id_T=np.arange(shared, sequence.num_tokens) + 1000,
         weights_TS=np.concatenate([weights_TK[shared:] for weights_TK in prompt.weights], axis=1),
         scalars_TR=router_scalars(sequence)[shared:],
+        forward_pass_T=forward_passes(sequence)[shared:],
     )
 
 
@@ -148,6 +149,24 @@ def router_scalars(sequence: Sequence) -> np.ndarray:
     """What `write` gives for the layers of LAYERS that have scalars: float16 [num_tokens, 6]."""
     rng = np.random.default_rng(sequence.sequence_id)
     return rng.normal(size=(sequence.num_tokens, 6)).astype(np.float16)
+
+
+def forward_passes(sequence: Sequence) -> np.ndarray:
+    """What `write` gives: four tokens a pass, int64 [num_tokens]; of every fifth it is unknown."""
+    if sequence.sequence_id % 5 == 4:
+        return np.full(sequence.num_tokens, -1)
+    return 3 * sequence.sequence_id + np.arange(sequence.num_tokens) // 4
+
+
+def stored_passes(trace: Trace) -> dict[tuple[int, int], int]:
+    """The forward pass of every stored row by (sequence_id, position)."""
+    passes: dict[tuple[int, int], int] = {}
+    for path in trace.routing_parts:
+        block = trace.read_identity(path, forward_passes=True)
+        assert block.forward_pass_T.dtype == np.int32
+        keys = zip(block.sequence_id_T.tolist(), block.position_T.tolist(), strict=True)
+        passes.update(zip(keys, block.forward_pass_T.tolist(), strict=True))
+    return passes
 
 
 def _prompt(rng: np.random.Generator, recording: Recording, sequence_id: int, rank: int) -> Prompt:

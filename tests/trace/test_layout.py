@@ -18,7 +18,7 @@ from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, RowLayout, TraceWriter, open_trace
 from tests.trace.recordings import random_ids
 
-IDENTITY = ["sequence_id", "position", "token_id"]
+IDENTITY = ["sequence_id", "position", "token_id", "forward_pass"]
 
 
 @st.composite

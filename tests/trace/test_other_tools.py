@@ -16,7 +16,7 @@ import pytest
 
 from moe_probe.trace import Block, Trace, open_trace
 from moe_probe.trace.schema import COUNTS_SCHEMA, SEQUENCE_SCHEMA
-from tests.trace.recordings import LAYERS, record
+from tests.trace.recordings import LAYERS, record, stored_passes
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "trace-format.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
@@ -75,6 +75,16 @@ def test_ids_by_every_tool(trace: Trace, spec: Any) -> None:
     ]
     for column in columns:
         assert [np.frombuffer(row, np.float16).tolist() for row in column] == stored
+
+
+def test_forward_passes_by_every_tool(trace: Trace) -> None:
+    files, expected = "my-trace/routing/*.parquet", list(stored_passes(trace).values())
+    assert pd.read_parquet("my-trace/routing")["forward_pass"].tolist() == expected
+    assert pl.read_parquet(files)["forward_pass"].to_list() == expected
+    rows = duckdb.sql(f"SELECT forward_pass FROM '{files}'").fetchall()
+    assert [row[0] for row in rows] == expected
+    assert trace.to_pandas()["forward_pass"].tolist() == expected
+    assert len(set(expected)) > 20
 
 
 @pytest.mark.parametrize(

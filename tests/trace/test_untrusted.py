@@ -128,7 +128,10 @@ def test_impossible_sequences(path: Path, column: str, value: int | None) -> Non
 def test_a_trace_of_before_a_column_opens(path: Path) -> None:
     expected = open_trace(path).sequences
     for part in (path / "sequences").glob("*.parquet"):
-        pq.write_table(pq.read_table(part).drop_columns(list(LATER_COLUMNS)), part)
+        table = pq.read_table(part)
+        later = [name for name in LATER_COLUMNS if name in table.column_names]
+        assert len(later) == 2
+        pq.write_table(table.drop_columns(later), part)
     assert open_trace(path).sequences.equals(expected)
 
 
