@@ -61,6 +61,7 @@ class RequestRows:
             columns["weights_TS"] = (layout.num_slots, np.dtype(np.float16))
             columns["scalars_TR"] = (num_scalars, np.dtype(np.float16))
         self._columns = tuple(columns)
+        columns["forward_pass_T"] = (1, np.dtype(np.int32))
         self._layers = [spec.layer for spec in layout.layers]
         self._pages = RowPages(columns)
         self._open: dict[str, _Open] = {}
@@ -84,8 +85,10 @@ class RequestRows:
         handle = self._pages.open(request.num_cached)
         self._open[request.request_id] = _Open(request, handle, prompt_T)
 
-    def add(self, names: list[str], counts_Q: np.ndarray, rows: HostRows) -> None:
-        """Take in a step; rows of requests that are not collected are left out."""
+    def add(
+        self, names: list[str], counts_Q: np.ndarray, rows: HostRows, forward_pass: int
+    ) -> None:
+        """Take in a step, and its number; rows of requests that are not collected are left out."""
         is_known_Q = np.fromiter((name in self._open for name in names), bool, len(names))
         if not is_known_Q.any():
             return
@@ -96,7 +99,7 @@ class RequestRows:
             *by_token, is_silent_L = rows
             kept = [None if array is None else array[is_known_T] for array in by_token]
             rows = HostRows._make([*kept, is_silent_L])
-        self._put(names, counts_Q, rows)
+        self._put(names, counts_Q, rows, forward_pass)
 
     def miss(self, names: list[str], counts_Q: np.ndarray) -> None:
         """Note a step whose rows were dropped: its requests cannot be recorded any more."""
@@ -105,7 +108,9 @@ class RequestRows:
                 self._open[name].is_broken = True
                 self._open[name].num_missed += count
 
-    def _put(self, names: list[str], counts_Q: np.ndarray, rows: HostRows) -> None:
+    def _put(
+        self, names: list[str], counts_Q: np.ndarray, rows: HostRows, forward_pass: int
+    ) -> None:
         assert rows.position_T is not None
         assert rows.token_id_T is not None
         num_tokens = int(counts_Q.sum())
@@ -114,6 +119,7 @@ class RequestRows:
         starts_Q = rows.position_T[np.cumsum(counts_Q) - counts_Q].astype(np.int64)
         columns = {name: getattr(rows, name) for name in self._columns}
         columns["token_id_T"] = columns["token_id_T"][:, None]
+        columns["forward_pass_T"] = np.full((num_tokens, 1), forward_pass, np.int32)
         lost_Q, skipped_Q = self._pages.put(handles_Q, starts_Q, counts_Q, **columns)
         self._totals.computed_tokens += num_tokens
         self._totals.superseded_tokens += int(lost_Q.sum())
@@ -174,5 +180,10 @@ class RequestRows:
             return None
         # What was cached when the request came may have been run after all, after a preemption.
         request = known.request._replace(num_cached=first)
-        decisions = Decisions(rows["ids_TB"], rows.get("weights_TS"), rows.get("scalars_TR"))
+        decisions = Decisions(
+            rows["ids_TB"],
+            rows.get("weights_TS"),
+            rows.get("scalars_TR"),
+            rows["forward_pass_T"][:, 0],
+        )
         return EndedRequest(request, prompt_T[:length], token_id_T[split:], decisions)

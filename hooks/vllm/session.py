@@ -196,10 +196,14 @@ class Session:
         self._end(step.ended.items())
         for request in step.admitted:
             self._rows.admit(request)
+        if not step.names:
+            return
+        # A pass whose rows were dropped has a number too.
+        number = self.recorder.number_pass()
         if step.rows is None:
             self._rows.miss(step.names, step.counts_Q)
         else:
-            self._rows.add(step.names, step.counts_Q, step.rows.wait())
+            self._rows.add(step.names, step.counts_Q, step.rows.wait(), number)
 
     def _end(self, lengths: Iterable[tuple[str, int | None]]) -> None:
         for name, length in lengths:

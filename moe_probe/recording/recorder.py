@@ -7,6 +7,7 @@ Shape suffixes: T tokens, B bytes of one token's ids.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 from zlib import crc32
@@ -20,6 +21,7 @@ from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.raw_names import raw_name
 from moe_probe.recording.rows import Decisions, Request, Row
 from moe_probe.trace import Sequence, TraceWriter
+from moe_probe.trace.schema import MAX_FORWARD_PASS
 
 _Value = TypeVar("_Value")
 # Takes tokens done, tokens expected, and the subject the last of them belong to.
@@ -56,8 +58,17 @@ class Recorder:
         self.prefixes = PrefixStore(None if prior is None else prior.prefix_check)
         self._contexts = ContextIndex()
         self._sample_every, self._seed = sample_every, seed
+        self._passes = itertools.count(writer.first_forward_pass)
         self._waiting: dict[Hashable, list[tuple[int, int]]] = {}
         self._early: dict[Hashable, list[dict[str, Any]]] = {}
+
+    def number_pass(self) -> int:
+        """Number the next forward pass whose tokens are recorded, in the order they ran.
+
+        -1 once there were more than a trace can number.
+        """
+        number = next(self._passes)
+        return number if number <= MAX_FORWARD_PASS else -1
 
     def expect(self, num_tokens: int) -> None:
         """Note a row that the evaluation is going to run.
@@ -205,6 +216,7 @@ class Recorder:
             token_id_T=None if row.is_private else tokens_T[sequence.prefix_tokens :],
             weights_TS=own.weights_TS,
             scalars_TR=own.scalars_TR,
+            forward_pass_T=own.forward_pass_T,
         )
 
     def _share(self, sequence: Sequence, tokens_T: np.ndarray, ids_TB: np.ndarray) -> int:

@@ -27,7 +27,7 @@ class Bounds(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """What the routers decided for the tokens of one row."""
+    """What the routers decided for the tokens of one row, and in which pass of the model."""
 
     ids_TB: np.ndarray
     """Packed ids (`RowLayout.pack`), uint8."""
@@ -35,6 +35,8 @@ class Decisions(NamedTuple):
     """Gate weights, float16."""
     scalars_TR: np.ndarray | None = None
     """Router scalars, float16."""
+    forward_pass_T: np.ndarray | None = None
+    """By `Recorder.number_pass`, int32."""
 
     def after(self, start: int) -> Decisions:
         """The decisions without the first `start` tokens."""

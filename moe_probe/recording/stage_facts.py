@@ -66,7 +66,9 @@ def join_of(root_run: Facts) -> Facts:
     join = root_run.get("join")
     if not isinstance(join, dict) or not isinstance(join.get("of"), dict):
         return {}
-    return join if type(join.get("first")) is int else {}
+    # A join that an earlier moe-probe began gave no forward passes.
+    join = {"first_pass": 0, **join}
+    return join if all(type(join.get(name)) is int for name in ("first", "first_pass")) else {}
 
 
 def joined_layout(stages: Mapping[int, Trace]) -> RowLayout:

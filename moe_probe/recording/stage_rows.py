@@ -11,6 +11,7 @@ import numpy as np
 from moe_probe.recording.rows import Decisions
 from moe_probe.recording.stage_trace import Key, StageRows, StageSequence, num_run
 from moe_probe.trace import RowLayout, Trace
+from moe_probe.trace.output import last_forward_pass
 
 _OUTCOMES = ("choice_logliks", "choice_is_greedy", "response", "correct")
 # When an engine is ended amid a request, its first stages may have run more tokens than the last.
@@ -31,6 +32,8 @@ class Lost:
 class JoinedRows:
     """The sequences of all stages, every layer of each, in the order of the first stage.
 
+    Ranks become one, so forward passes of each are numbered after those of the rank before.
+
     Args:
         stages: By number.
         layout: All layers in model order.
@@ -48,8 +51,10 @@ class JoinedRows:
         recorded = RowLayout(tuple(layout.layers[order.index(i)] for i in range(len(layers))))
         offsets = (recorded.id_offsets, recorded.slot_offsets, recorded.scalar_offsets)
         self._moves = [_moves(order, each) for each in offsets]
+        self._passes_before = _passes_before(next(iter(stages.values())))
 
-    def __iter__(self) -> Iterator[StageSequence]:
+    def join(self, first_pass: int) -> Iterator[StageSequence]:
+        """Yield them, their forward passes numbered from `first_pass` on; once only."""
         first, *_ = self._stages
         for key in self._stages[first]:
             found = {number: stage.take(key) for number, stage in self._stages.items()}
@@ -58,18 +63,21 @@ class JoinedRows:
             every = _cut(list(known.values()))
             if len(known) == len(found) and _agree(every):
                 self.lost.cut += max(runs.values()) - num_run(every[0].facts)
-                yield self._join(every)
+                yield self._join(every, first_pass)
             else:
                 self._lose(key, runs)
         self._lose_untaken()
 
-    def _join(self, every: list[StageSequence]) -> StageSequence:
-        parts = zip(*(each.decisions for each in every), strict=True)
+    def _join(self, every: list[StageSequence], first_pass: int) -> StageSequence:
+        # A step's tokens pass all stages, so the first one's numbers hold for all.
+        *parts, (passes_T, *_) = zip(*(each.decisions for each in every), strict=True)
         joined = [
             None if part[0] is None else move(np.concatenate(part, axis=1))
             for part, move in zip(parts, self._moves, strict=True)
         ]
         facts = dict(every[0].facts)
+        first_pass += self._passes_before[facts["rank"]]
+        joined.append(np.where(passes_T < 0, -1, first_pass + passes_T.astype(np.int64)))
         for name in _OUTCOMES:
             values = (each.facts[name] for each in every)
             facts[name] = next((value for value in values if value is not None), None)
@@ -88,6 +96,15 @@ class JoinedRows:
         self.lost.tokens += tokens
         for number in self._stages.keys() - known.keys():
             self.lost.by_stage[number] += tokens
+
+
+def _passes_before(trace: Trace) -> dict[int, int]:
+    """How many forward passes the ranks before each rank have."""
+    before, total = {}, 0
+    for rank in sorted(set(trace.sequences["rank"].to_pylist())):
+        before[rank] = total
+        total += last_forward_pass(trace.files, rank) + 1
+    return before
 
 
 def _cut(every: list[StageSequence]) -> list[StageSequence]:

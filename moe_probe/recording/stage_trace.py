@@ -26,7 +26,7 @@ from moe_probe.trace.schema import SEQUENCE_SCHEMA, routing_schema
 from moe_probe.trace.tables import fixed_binary, read_part, read_tables
 
 _KEPT_PARTS = 2
-_NAMES = ("sequence_id", "position", "token_id")
+_NAMES = ("sequence_id", "position", "token_id", "forward_pass")
 
 Key = tuple[int, str]
 """A request: the data-parallel rank that ran it, and its name."""
@@ -117,8 +117,8 @@ class _Part:
         self._path = files.root / "routing" / path.name
         schema = routing_schema(layers, capture)
         table = read_part(self._path, schema) if self._path.exists() else schema.empty_table()
-        sequence_id_T, position_T, token_id_T = (table[name].to_numpy() for name in _NAMES)
-        self._position_T, self._token_id_T = position_T, token_id_T
+        identity = (table[name].to_numpy() for name in _NAMES)
+        sequence_id_T, self._position_T, self._token_id_T, self._forward_pass_T = identity
         starts = np.flatnonzero(np.diff(sequence_id_T, prepend=-1))
         spans = zip(starts.tolist(), [*starts[1:].tolist(), len(sequence_id_T)], strict=False)
         self._rows = dict(zip(sequence_id_T[starts].tolist(), spans, strict=True))
@@ -140,7 +140,7 @@ class _Part:
         expected_T = np.arange(first, max(first, last))
         if not np.array_equal(self._position_T[start:stop], expected_T):
             raise TraceError(f"{self._path} is damaged: rows and tokens of a sequence differ.")
-        every = (self._ids_TB, self._weights_TS, self._scalars_TR)
+        every = (self._ids_TB, self._weights_TS, self._scalars_TR, self._forward_pass_T)
         decisions = Decisions._make(None if array is None else array[start:stop] for array in every)
         return StageSequence(facts, self._token_id_T[start:stop], decisions)
 

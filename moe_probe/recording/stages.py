@@ -31,7 +31,7 @@ from moe_probe.trace import RowLayout, Trace, TraceWriter
 from moe_probe.trace import open_trace as open_joined
 from moe_probe.trace.files import TraceFiles, read_run, write_run
 from moe_probe.trace.locks import writer_lock
-from moe_probe.trace.output import last_sequence
+from moe_probe.trace.output import last_forward_pass, last_sequence
 from moe_probe.trace.recovery import recover
 from moe_probe.trace.schema import FORMAT_VERSION, SEGMENT_TOKENS
 
@@ -116,9 +116,9 @@ def _join(
     layout = joined_layout(stages)
     rows = JoinedRows(stages, layout)
     of_stages = next(iter(stages.values())).run["stage"]
-    first, resumed = _begin(files, stages, layout)
+    join = _begin(files, stages, layout)
     known = KnownRun(
-        open_joined(files.root), first, is_evaluation=bool(of_stages.get("is_evaluation"))
+        open_joined(files.root), join["first"], is_evaluation=bool(of_stages.get("is_evaluation"))
     )
     with TraceWriter(
         files.root,
@@ -131,7 +131,7 @@ def _join(
         recorder = Recorder(writer, sample_every=of_stages["sample_every"], prior=known)
         for request, tokens_T in known.prompts:
             recorder.note_known(request, tokens_T, 0)
-        for joined in rows:
+        for joined in rows.join(join["first_pass"]):
             record_joined(recorder, joined)
             if joined.facts["correct"] is not None:
                 document = joined.facts["task"], joined.facts["doc_id"]
@@ -139,26 +139,25 @@ def _join(
         status, facts = outcome(_runs(stages), recorder.totals, rows.lost)
         facts |= {
             "prefix_check": asdict(recorder.prefixes.check),
-            "join": {
-                **_marker(stages, first, resumed, is_done=True),
-                "lost_tokens": rows.lost.tokens,
-            },
-            "resumed": resumed,
+            "join": {**join, "is_done": True, "lost_tokens": rows.lost.tokens},
+            "resumed": join["resumed"],
         }
         writer.close(status, facts=facts, correct=correct)
 
 
-def _begin(files: TraceFiles, stages: dict[int, Trace], layout: RowLayout) -> tuple[int, list[Any]]:
+def _begin(files: TraceFiles, stages: dict[int, Trace], layout: RowLayout) -> dict[str, Any]:
     """Note what is about to be joined, unless that was noted before.
 
-    Returns the first sequence that this join gives, and when the recording was resumed.
+    Returns `join` of run.json: of which recordings, from which sequence and forward pass on, when
+    the recording was resumed.
     """
     run = _root_run(files)
     join = join_of(run)
     own = next(iter(stages.values())).run
     is_begun = bool(join) and not join.get("is_done")
-    if is_begun and join["of"] == identity_of(_runs(stages)):
-        return join["first"], list(join.get("resumed") or [])
+    of = identity_of(_runs(stages))
+    if is_begun and join["of"] == of:
+        return {**join, "resumed": list(join.get("resumed") or [])}
     if is_begun and not own["stage"].get("replaces"):
         raise TraceError(
             f"{files.root} was being joined from other pipeline stages than those it has now, so "
@@ -171,14 +170,17 @@ def _begin(files: TraceFiles, stages: dict[int, Trace], layout: RowLayout) -> tu
     }
     if not run or own["stage"].get("replaces"):
         files.clear()
-        first, resumed = 0, list(own.get("resumed") or [])
+        first = first_pass = 0
+        resumed = list(own.get("resumed") or [])
         run = {**same, "start": own.get("start"), "status": "killed"}
     else:
         run = _rested(files, same)
         first = last_sequence(files, rank=0) + 1
+        first_pass = last_forward_pass(files, rank=0) + 1
         resumed = [*(run.get("resumed") or []), own.get("start")]
-    write_run(files, {**run, "join": _marker(stages, first, resumed, is_done=False)})
-    return first, resumed
+    begun = {"of": of, "first": first, "first_pass": first_pass, "resumed": resumed}
+    write_run(files, {**run, "join": {**begun, "is_done": False}})
+    return begun
 
 
 def _rested(files: TraceFiles, same: dict[str, Any]) -> dict[str, Any]:
@@ -197,13 +199,6 @@ def _rested(files: TraceFiles, same: dict[str, Any]) -> dict[str, Any]:
                 "empty directory and open that."
             )
     return trace.run
-
-
-def _marker(
-    stages: dict[int, Trace], first: int, resumed: list[Any], *, is_done: bool
-) -> dict[str, Any]:
-    of = identity_of(_runs(stages))
-    return {"of": of, "first": first, "resumed": resumed, "is_done": is_done}
 
 
 def _runs(stages: dict[int, Trace]) -> dict[int, dict[str, Any]]:

@@ -110,4 +110,4 @@ def test_beam_search_is_refused() -> None:
 
     batch = GenerationBatch(np.ones((2, 3), bool))
     with pytest.raises(Exception, match="12 tokens in a step where 6 were expected"):
-        batch.add(Step())  # type: ignore[arg-type]
+        batch.add(Step(), 0)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ Shape suffixes: T tokens, K slots, B bytes of one token's ids, S slots and R rou
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import numpy as np
 from moe_probe.recording.recorder import Recorder
 from moe_probe.recording.rows import Bounds, Decisions, Request, Row
 from moe_probe.recording.stage_facts import raw_capture, stage_facts
-from moe_probe.trace import Capture, LayerSpec, RowLayout, TraceWriter
-from tests.trace.recordings import LAYERS, random_ids
+from moe_probe.trace import Capture, LayerSpec, RowLayout, Trace, TraceWriter
+from tests.trace.recordings import LAYERS, random_ids, stored_passes
 
 _SPECS = {spec.layer: spec for spec in LAYERS}
 KINDS = ("loglikelihood", "generate_until", "served")
@@ -38,6 +38,7 @@ class Asked:
     cached: int = 0
     is_private: bool = False
     is_answered: bool = True
+    first_pass: int = 0
 
     @property
     def num_run(self) -> int:
@@ -63,22 +64,48 @@ class Asked:
         tokens_T = np.array(self.prompt + self.generated, np.int32)
         ends = range(self.cached + 1, len(tokens_T) + 1)
         rows = [_decide(tokens_T[:end], layers) for end in ends]
-        return Decisions._make(np.concatenate(column) for column in zip(*rows, strict=True))
+        ids_TB, weights_TS, scalars_TR = map(np.concatenate, zip(*rows, strict=True))
+        return Decisions(ids_TB, weights_TS, scalars_TR, self.passes_T)
+
+    @property
+    def passes_T(self) -> np.ndarray:
+        """Forward passes of the tokens that were run, five of the prompt in each."""
+        own_T = np.arange(self.num_run)
+        decoded_T = own_T - (len(self.prompt) - self.cached)
+        passes_T = np.where(decoded_T < 0, own_T // 5, 3 + decoded_T)
+        return self.first_pass + 10 * self.number + passes_T
 
 
-def _decide(context_T: np.ndarray, layers: list[LayerSpec]) -> Decisions:
+def _decide(context_T: np.ndarray, layers: list[LayerSpec]) -> list[np.ndarray]:
     context = crc32(context_T.tobytes())
     every = [_decide_in(spec.layer, context) for spec in layers]
-    return Decisions._make(np.concatenate(part, axis=1) for part in zip(*every, strict=True))
+    return [np.concatenate(part, axis=1) for part in zip(*every, strict=True)]
 
 
 @cache
-def _decide_in(layer: int, context: int) -> Decisions:
+def _decide_in(layer: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng, spec = np.random.default_rng([layer, context]), _SPECS[layer]
     ids_TB = RowLayout((spec,)).pack([random_ids(rng, spec, 1)])
     weights_TS = rng.random((1, spec.top_k)).astype(np.float16)
     scalars_TR = rng.random((1, 3 * spec.scalars)).astype(np.float16)
-    return Decisions(ids_TB, weights_TS, scalars_TR)
+    return ids_TB, weights_TS, scalars_TR
+
+
+def moved(trace: Trace, asked: Iterable[Asked]) -> list[Asked]:
+    """The requests as they are numbered in a trace that goes on after those it has."""
+    first_pass = 1 + max(stored_passes(trace).values(), default=-1)
+    return [replace(each, first_pass=first_pass) for each in asked]
+
+
+def passes_asked(trace: Trace, asked: Iterable[Asked]) -> dict[tuple[int, int], int]:
+    """The forward pass of each stored row, by the request it belongs to."""
+    by_name = {f"cmpl-{each.number}": each for each in asked}
+    rows = trace.sequences.select(["sequence_id", "request_id"]).to_pylist()
+    owners = {row["sequence_id"]: by_name[row["request_id"]] for row in rows}
+    return {
+        (owner, position): int(owners[owner].passes_T[position - owners[owner].cached])
+        for owner, position in stored_passes(trace)
+    }
 
 
 def random_asked(rng: np.random.Generator, count: int) -> list[Asked]:

@@ -16,8 +16,15 @@ from moe_probe.recording.stages import open_trace, stages_of
 from moe_probe.trace import Trace, TraceWriter
 from moe_probe.trace import open_trace as open_joined
 from moe_probe.trace.files import TraceFiles
-from tests.recording.asked import Asked, random_asked, record_at_once, record_stage
-from tests.trace.recordings import LAYERS, stored_rows, table_counts
+from tests.recording.asked import (
+    Asked,
+    moved,
+    passes_asked,
+    random_asked,
+    record_at_once,
+    record_stage,
+)
+from tests.trace.recordings import LAYERS, stored_passes, stored_rows, table_counts
 
 ROOT = Path(__file__).parents[2]
 TWO = (LAYERS[:2], LAYERS[2:])
@@ -61,6 +68,7 @@ def assert_joined(trace: Trace, expected: Trace) -> None:
         for name in ("prefix_id", "prefix_tokens"):
             del row[name], other[name]
     assert ours == theirs
+    assert stored_passes(trace) == passes_asked(trace, asked())
     assert table_counts(trace) == table_counts(expected)
     assert trace.run["status"] == "complete"
     books, asked_tokens = trace.run["completeness"], sum(each.num_run for each in asked())
@@ -124,10 +132,11 @@ def test_kill_of_a_join_to_an_earlier_recording(tmp_path: Path, expected: Trace)
     first, second = asked()[:15], asked()[15:]
     record_stages(tmp_path, first)
     assert join(tmp_path, "write_table:before:sequences") == -signal.SIGKILL
-    open_trace(tmp_path)
+    numbered = [*first, *moved(open_trace(tmp_path), second)]
     record_stages(tmp_path, second)
     assert join(tmp_path, "settle_table:after:sequences") == -signal.SIGKILL
     trace = open_trace(tmp_path)
+    assert stored_passes(trace) == passes_asked(trace, numbered)
     names = ["sequence_id", "request_id", "num_tokens", "response", "choice_logliks"]
     assert trace.sequences.select(names).equals(expected.sequences.select(names))
     counts = table_counts(expected)

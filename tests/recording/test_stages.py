@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +18,15 @@ from moe_probe.recording.stages import join_stages, open_trace
 from moe_probe.trace import Capture, Trace, TraceWriter
 from moe_probe.trace import open_trace as open_joined
 from moe_probe.trace.files import read_run, write_run
-from tests.recording.asked import Asked, random_asked, record_at_once, record_stage
-from tests.trace.recordings import LAYERS, stored_rows, table_counts
+from tests.recording.asked import (
+    Asked,
+    moved,
+    passes_asked,
+    random_asked,
+    record_at_once,
+    record_stage,
+)
+from tests.trace.recordings import LAYERS, stored_passes, stored_rows, table_counts
 
 TWO = (LAYERS[:1], LAYERS[1:])
 CUTS = (TWO, (LAYERS[:2], LAYERS[2:3], LAYERS[3:]), (LAYERS[1::2], LAYERS[::2]))
@@ -156,16 +164,22 @@ def test_ranks_of_a_stage_are_joined_too(tmp_path: Path) -> None:
         for rank in (0, 1):
             group: dict[str, Any] = {"rank": rank, "group": "g"}
             record_stage(tmp_path / "t", stage, layers, asked[rank::2], **group)
-    record_at_once(tmp_path / "e", [*asked[::2], *asked[1::2]])
+    # The second rank counts for itself; joined, its passes come after the first one's.
+    first_pass = 1 + max(int(each.passes_T.max()) for each in asked[::2])
+    after = [replace(each, first_pass=first_pass) for each in asked[1::2]]
+    record_at_once(tmp_path / "e", [*asked[::2], *after])
     assert_same(open_trace(tmp_path / "t"), open_joined(tmp_path / "e"))
 
 
 def test_a_later_recording_is_joined_to_the_earlier_one(tmp_path: Path) -> None:
     asked = random_asked(np.random.default_rng(6), 30)
+    numbered: list[Asked] = []
     for part in (asked[:12], asked[12:]):
         for stage, layers in enumerate(TWO):
             record_stage(tmp_path / "t", stage, layers, part)
+        numbered += moved(open_joined(tmp_path / "t"), part) if numbered else part
         trace = open_trace(tmp_path / "t")
+    assert stored_passes(trace) == passes_asked(trace, numbered)
     record_at_once(tmp_path / "e", asked)
     expected = open_joined(tmp_path / "e")
     names = ["request_id", "num_tokens", "choice_logliks", "response"]

@@ -30,9 +30,10 @@ class GenerationBatch:
     def __init__(self, mask_BP: np.ndarray) -> None:
         self.mask_BP = mask_BP
         self._steps: list[StepRows] = []
+        self._passes: list[int] = []
 
-    def add(self, step: StepRows) -> None:
-        """Take in the next forward pass.
+    def add(self, step: StepRows, forward_pass: int) -> None:
+        """Take in the next forward pass, and its number.
 
         Raises:
             CaptureError: it is neither the prefill of all prompts nor one token of each.
@@ -46,13 +47,14 @@ class GenerationBatch:
                 "cannot be recorded. Choose sampling or greedy decoding."
             )
         self._steps.append(step)
+        self._passes.append(forward_pass)
 
     @property
     def num_decoded(self) -> int:
         """Decode steps, each of which fed one generated token of every sequence."""
         return max(len(self._steps) - 1, 0)
 
-    def rows(self, index: int, num_generated: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def decisions(self, index: int, num_generated: int) -> Decisions:
         """Join one sequence's prompt rows and its first `num_generated` decode rows."""
         padded = self.mask_BP.shape[1]
         first = self._steps[0].wait()
@@ -65,9 +67,11 @@ class GenerationBatch:
             ids_parts.append(rows.ids_TB[index : index + 1])
             if rows.weights_TS is not None:
                 weight_parts.append(rows.weights_TS[index : index + 1])
-        return (
+        lengths = [len(part) for part in ids_parts]
+        return Decisions(
             np.concatenate(ids_parts),
             np.concatenate(weight_parts) if weight_parts else None,
+            forward_pass_T=np.repeat(np.array(self._passes[: len(lengths)], np.int32), lengths),
         )
 
 
@@ -133,9 +137,8 @@ class GenerationRecorder:
             truncated = max(0, len(encoded) - len(prompt))
             row = self._reader.row(instance, key, encoded, prompt, truncated=truncated)
             recorder.expect(len(prompt))
-            ids_TB, weights_TS = batch.rows(index, num_fed)
             generated_T = np.asarray(generated[:num_fed], np.int32)
-            recorder.record(row, Decisions(ids_TB, weights_TS), generated_T=generated_T)
+            recorder.record(row, batch.decisions(index, num_fed), generated_T=generated_T)
             recorder.totals.after_stop_tokens += batch.num_decoded - num_fed
         recorder.totals.padding_tokens += int((~batch.mask_BP).sum())
 

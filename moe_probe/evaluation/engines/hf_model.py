@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences
@@ -29,7 +30,7 @@ class MoeProbeHF(RecordedModel, HFLM):  # type: ignore[misc]
     _capture: TransformersCapture | None = None
     _index: RowIndex | None = None
     _batch: GenerationBatch | None = None
-    _pending: tuple[StepRows, int] | None = None
+    _pending: tuple[StepRows, int, int] | None = None
     _num_rows = 0
     _is_probing = False
 
@@ -151,19 +152,19 @@ class MoeProbeHF(RecordedModel, HFLM):  # type: ignore[misc]
         assert self._recorder is not None
         self._recorder.totals.computed_tokens += step.num_tokens
         if self._batch is not None:
-            self._batch.add(step)
+            self._batch.add(step, self._recorder.number_pass())
         elif self._is_probing or self._index is None:
             self._recorder.totals.probe_tokens += step.num_tokens
         else:
             # The step before this one has long reached the host: no synchronisation is added.
             self._drain()
-            self._pending = (step, self._num_rows)
+            self._pending = (step, self._num_rows, self._recorder.number_pass())
 
     def _drain(self) -> None:
         """Record the rows of the step that is pending."""
         if self._pending is None or self._index is None or self._recorder is None:
             return
-        (step, num_rows), self._pending = self._pending, None
+        (step, num_rows, number), self._pending = self._pending, None
         ids_TB, weights_TS, _, token_id_T, *_ = step.wait()
         if token_id_T is None:
             raise CaptureError("A forward pass was fed embeddings, so its rows have no identity.")
@@ -175,5 +176,7 @@ class MoeProbeHF(RecordedModel, HFLM):  # type: ignore[misc]
                 continue
             end = start + len(row.tokens_T)
             weights = None if weights_TS is None else weights_TS[start:end]
-            self._recorder.record(row, Decisions(ids_TB[start:end], weights))
+            passes_T = np.full(end - start, number, np.int32)
+            decisions = Decisions(ids_TB[start:end], weights, forward_pass_T=passes_T)
+            self._recorder.record(row, decisions)
             self._recorder.totals.padding_tokens += per_row - len(row.tokens_T)

@@ -57,7 +57,7 @@ class _Request:
     cached: int
     has_text: bool
     at: int = 0
-    rows: dict[int, tuple[int, int]] = field(default_factory=dict)
+    rows: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     is_broken: bool = False
 
 
@@ -70,7 +70,7 @@ class _Simulation:
         self.rows = RequestRows(LAYOUT, Capture.WEIGHTS, self.totals)
         self.open: dict[str, _Request] = {}
         self.num_run = self.num_silent = self.num_recorded = self.num_never_run = 0
-        self._value = self._names = 0
+        self._value = self._names = self._passes = 0
 
     def admit(self) -> None:
         self._names += 1
@@ -83,6 +83,7 @@ class _Simulation:
 
     def step(self) -> None:
         names = self.draw(st.lists(st.sampled_from([*self.open, UNKNOWN]), min_size=1, unique=True))
+        self._passes += 1
         silent = self.draw(st.sampled_from([(False, False)] * 9 + [(False, True)]))
         is_dropped = self.draw(st.sampled_from([False] * 9 + [True]))
         counts, values, tokens, positions = [], [], [], []
@@ -102,7 +103,7 @@ class _Simulation:
                 self._note(new, start, counts[-1], values, tokens, any(silent))
         if not is_dropped:
             rows = host_rows(values, tokens, positions, silent)
-            self.rows.add(names, np.asarray(counts), rows)
+            self.rows.add(names, np.asarray(counts), rows, self._passes)
             num_known = sum(n for n, name in zip(counts, names, strict=True) if name in self.open)
             self.num_run += num_known
             self.num_silent += num_known * silent[1]
@@ -124,7 +125,8 @@ class _Simulation:
         end = max(new.rows, default=new.cached - 1) + 1
         new.is_broken |= is_silent or start > end
         new.rows = {at: row for at, row in new.rows.items() if at < start}
-        new.rows |= {start + n: (values[n - count], tokens[n - count]) for n in range(count)}
+        run = zip(values[-count:], tokens[-count:], strict=True)
+        new.rows |= {start + n: (*row, self._passes) for n, row in enumerate(run)}
 
     def end(self, name: str) -> None:
         new = self.open.pop(name)
@@ -135,7 +137,9 @@ class _Simulation:
         first = min(new.rows, default=new.cached)
         wanted = range(first, length)
         run = [new.rows[at] for at in wanted if at in new.rows]
-        prompt = [token for (_, token), _ in zip(run, range(len(new.prompt) - first), strict=False)]
+        prompt = [
+            token for (_, token, _), _ in zip(run, range(len(new.prompt) - first), strict=False)
+        ]
         is_right = not new.has_text or prompt == new.prompt[first:length]
         if run and len(run) == len(wanted) and is_right and not new.is_broken:
             assert ended is not None
@@ -146,14 +150,16 @@ class _Simulation:
             self.num_never_run += len(wanted) - len(run)
 
     def _check(
-        self, ended: EndedRequest, new: _Request, run: list[tuple[int, int]], first: int
+        self, ended: EndedRequest, new: _Request, run: list[tuple[int, int, int]], first: int
     ) -> None:
-        values, tokens = zip(*run, strict=True)
+        values, tokens, passes = zip(*run, strict=True)
         split = max(len(new.prompt) - first, 0)
         expected = host_rows(values, tokens, range(len(run)), (False, False))
         np.testing.assert_array_equal(ended.decisions.ids_TB, expected.ids_TB)
         np.testing.assert_array_equal(ended.decisions.weights_TS, expected.weights_TS)
         np.testing.assert_array_equal(ended.decisions.scalars_TR, expected.scalars_TR)
+        assert ended.decisions.forward_pass_T is not None
+        assert ended.decisions.forward_pass_T.tolist() == list(passes)
         cached = new.prompt[:first] if new.has_text else [-1] * first
         assert ended.tokens_T.tolist() == [*cached, *tokens[:split]]
         assert ended.generated_T.tolist() == list(tokens[split:])
@@ -192,7 +198,8 @@ def test_every_row_is_recorded_or_accounted_for(data: st.DataObject) -> None:
 def _run(rows: RequestRows, name: str, start: int, tokens: Sequence[int], **options: Any) -> None:
     positions = range(start, start + len(tokens))
     silent = options.get("silent", (False, False))
-    rows.add([name], np.array([len(tokens)]), host_rows(list(positions), tokens, positions, silent))
+    step = host_rows(list(positions), tokens, positions, silent)
+    rows.add([name], np.array([len(tokens)]), step, 0)
 
 
 def test_rows_of_another_request_are_lost_not_recorded() -> None:
