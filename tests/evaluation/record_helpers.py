@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from torch.nn.modules.module import register_module_forward_hook
 
 from moe_probe.evaluation.plan import RecordOptions, make_plan
 from moe_probe.evaluation.run import RunResult, run_recording
 from moe_probe.models import resolve_model
 from moe_probe.trace import Capture, Trace
+from tests.trace.recordings import stored_passes
 
 
 def record(model: Path | str, tasks: list[str], output: Path, **changes: Any) -> RunResult:
@@ -27,6 +32,60 @@ def record(model: Path | str, tasks: list[str], output: Path, **changes: Any) ->
         **{**changes, "capture": Capture(changes.get("capture", "ids"))},
     )
     return run_recording(make_plan(options))
+
+
+@contextmanager
+def watched_forwards() -> Iterator[list[np.ndarray]]:
+    """Collect the token ids [B, T] that causal models are fed, pass by pass, but for the probe's.
+
+    The probe feeds two tokens, and no prompt of these tests is as short.
+    """
+    fed: list[np.ndarray] = []
+
+    def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if type(module).__name__.endswith("ForCausalLM"):
+            tokens_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            if tokens_BT.shape != (1, 2):
+                fed.append(tokens_BT.numpy().copy())
+
+    handle = register_module_forward_hook(note, with_kwargs=True)
+    try:
+        yield fed
+    finally:
+        handle.remove()
+
+
+def tokens_of(trace: Trace) -> dict[int, list[int]]:
+    """The token ids that were run for each sequence, those it shares included."""
+    own: dict[int, list[int]] = defaultdict(list)
+    for block in trace.scan(layers=[]):
+        for sequence, token in zip(block.sequence_id_T, block.token_id_T, strict=True):
+            own[int(sequence)].append(int(token))
+    found: dict[int, list[int]] = {-1: []}
+    for row in trace.sequences.to_pylist():
+        sequence = row["sequence_id"]
+        found[sequence] = found[row["prefix_id"]][: row["prefix_tokens"]] + own[sequence]
+    return found
+
+
+def passes_of(trace: Trace) -> dict[int, list[int]]:
+    """The forward passes of each sequence's own rows, by position."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for (sequence, _), number in stored_passes(trace).items():
+        found[sequence].append(number)
+    return found
+
+
+def assert_passes_ran(trace: Trace, fed: list[np.ndarray], *tasks: str) -> set[int]:
+    """Check that every prompt of some tasks is in one pass, which was fed it; return the passes."""
+    tokens, passes = tokens_of(trace), passes_of(trace)
+    wanted = [row["sequence_id"] for row in trace.sequences.to_pylist() if row["task"] in tasks]
+    for sequence in wanted:
+        if sequence in passes:
+            (number,) = set(passes[sequence])
+            ran_T = tokens[sequence]
+            assert (fed[number][:, : len(ran_T)] == ran_T).all(axis=1).any()
+    return {number for sequence in wanted for number in passes.get(sequence, [])}
 
 
 def stock_samples(model: Path | str, items: list[Any], **arguments: Any) -> dict[str, Any]:

@@ -13,19 +13,37 @@ from moe_probe.evaluation.engines.hf_generation import GenerationBatch
 from moe_probe.evaluation.tasks import load_tasks
 from moe_probe.hooks.transformers import TransformersCapture
 from moe_probe.trace import Trace, open_trace
-from tests.evaluation.record_helpers import record, rows_of, stock_samples
+from tests.evaluation.record_helpers import (
+    assert_passes_ran,
+    passes_of,
+    record,
+    rows_of,
+    stock_samples,
+    tokens_of,
+    watched_forwards,
+)
 
 TASKS = ["toy_generate", "toy_rolling"]
 MODEL_ARGS: dict[str, Any] = {"max_length": 200}
 
 
+Recorded = tuple[Trace, list[np.ndarray]]
+
+
 @pytest.fixture(scope="module")
-def trace(byte_model: Path, toy_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Trace:
+def recorded(
+    byte_model: Path, toy_tasks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     output = tmp_path_factory.mktemp("generated") / "trace"
-    record(
-        byte_model, TASKS, output, include_path=toy_tasks, model_args=MODEL_ARGS, capture="weights"
-    )
-    return open_trace(output)
+    options: dict[str, Any] = {"include_path": toy_tasks, "model_args": MODEL_ARGS}
+    with watched_forwards() as fed:
+        record(byte_model, TASKS, output, capture="weights", **options)
+    return open_trace(output), fed
+
+
+@pytest.fixture(scope="module")
+def trace(recorded: Recorded) -> Trace:
+    return recorded[0]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +89,25 @@ def test_generated_rows_equal_the_sequence_run_alone(trace: Trace, stock: dict[s
             recorded = rows_of(trace, row["sequence_id"]).reshape(len(tokens), -1, 4)
             assert (np.sort(recorded) == alone).all()
     assert stopped_early
+
+
+def test_a_generated_token_has_the_pass_it_was_fed_in(recorded: Recorded) -> None:
+    trace, fed = recorded
+    tokens, passes = tokens_of(trace), passes_of(trace)
+    num_generated = 0
+    for row in trace.sequences.to_pylist():
+        ran, numbers = tokens[row["sequence_id"]], passes[row["sequence_id"]]
+        if row["task"] != "toy_generate" or row["prefix_tokens"]:
+            continue
+        prompt, generated = ran[: row["choice_end"]], ran[row["choice_end"] :]
+        first = numbers[0]
+        assert numbers == [first] * len(prompt) + [first + 1 + n for n in range(len(generated))]
+        index = int(np.flatnonzero((fed[first][:, -len(prompt) :] == prompt).all(axis=1))[0])
+        assert [int(fed[n][index, 0]) for n in numbers[len(prompt) :]] == generated
+        num_generated += len(generated)
+    assert num_generated > 20
+    assert len(assert_passes_ran(trace, fed, "toy_rolling")) > 1
+    assert max(map(max, passes.values())) < len(fed)
 
 
 def test_running_text_is_recorded_window_by_window(trace: Trace, stock: dict[str, Any]) -> None:

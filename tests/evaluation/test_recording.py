@@ -13,16 +13,33 @@ import torch
 from moe_probe.evaluation.tasks import load_tasks
 from moe_probe.hooks.transformers import TransformersCapture
 from moe_probe.trace import Trace, open_trace
-from tests.evaluation.record_helpers import record, rows_of, stock_samples
+from tests.evaluation.record_helpers import (
+    assert_passes_ran,
+    record,
+    rows_of,
+    stock_samples,
+    watched_forwards,
+)
 
 LIKELIHOOD_TASKS = ["toy_alpha", "toy_beta", "toy_words"]
 
 
+Recorded = tuple[Trace, list[np.ndarray]]
+
+
 @pytest.fixture(scope="module")
-def trace(byte_model: Path, toy_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Trace:
+def recorded(
+    byte_model: Path, toy_tasks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     output = tmp_path_factory.mktemp("recorded") / "trace"
-    record(byte_model, LIKELIHOOD_TASKS, output, include_path=toy_tasks, num_fewshot=2)
-    return open_trace(output)
+    with watched_forwards() as fed:
+        record(byte_model, LIKELIHOOD_TASKS, output, include_path=toy_tasks, num_fewshot=2)
+    return open_trace(output), fed
+
+
+@pytest.fixture(scope="module")
+def trace(recorded: Recorded) -> Trace:
+    return recorded[0]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +117,13 @@ def test_rows_equal_sequences_run_alone(trace: Trace, stock: dict[str, Any]) -> 
             assert (np.sort(recorded) == alone).all()
             compared += alone.size
     assert compared > 10_000
+
+
+def test_rows_of_a_batch_have_its_forward_pass(recorded: Recorded) -> None:
+    trace, fed = recorded
+    # Shared rows were run by the sequence that stores them.
+    assert assert_passes_ran(trace, fed, *LIKELIHOOD_TASKS) == set(range(len(fed)))
+    assert len(fed) > 10
 
 
 def test_stretches_are_the_texts_they_say(trace: Trace, stock: dict[str, Any]) -> None:
@@ -199,15 +223,21 @@ def test_one_row_per_request_without_the_logits_cache(
 def test_batch_size_probes_are_not_recorded(
     byte_model: Path, toy_tasks: Path, tmp_path: Path
 ) -> None:
-    record(
-        byte_model,
-        ["toy_beta"],
-        tmp_path / "auto",
-        include_path=toy_tasks,
-        batch_size="auto",
-        model_args={"max_batch_size": 4, "max_length": 256},
-    )
-    completeness = open_trace(tmp_path / "auto").run["completeness"]
+    with watched_forwards() as fed:
+        record(
+            byte_model,
+            ["toy_beta"],
+            tmp_path / "auto",
+            include_path=toy_tasks,
+            batch_size="auto",
+            model_args={"max_batch_size": 4, "max_length": 256},
+        )
+    trace = open_trace(tmp_path / "auto")
+    # The size is looked for first, with prompts of one token again and again.
+    text = [tokens_BT for tokens_BT in fed if len(np.unique(tokens_BT)) > 1]
+    assert 0 < len(text) < len(fed)
+    assert assert_passes_ran(trace, text, "toy_beta") == set(range(len(text)))
+    completeness = trace.run["completeness"]
     assert completeness["probe_tokens"] > 0
     assert completeness["shortfall"] == 0
     assert completeness["computed_tokens"] == (
@@ -218,8 +248,19 @@ def test_batch_size_probes_are_not_recorded(
 
 
 def test_sampling_keeps_whole_documents(byte_model: Path, toy_tasks: Path, tmp_path: Path) -> None:
-    record(byte_model, ["toy_words"], tmp_path / "half", include_path=toy_tasks, sample_every=2)
-    trace = open_trace(tmp_path / "half")
+    with watched_forwards() as fed:
+        record(
+            byte_model,
+            ["toy_words"],
+            tmp_path / "third",
+            include_path=toy_tasks,
+            sample_every=3,
+            batch_size="1",
+        )
+    trace = open_trace(tmp_path / "third")
+    # Passes that ran nothing of the sample have numbers too.
+    passes = assert_passes_ran(trace, fed, "toy_words")
+    assert len(passes) <= max(passes) < len(fed)
     rows = trace.sequences.to_pylist()
     by_document: dict[int, set[bool]] = {row["doc_id"]: set() for row in rows}
     for row in rows:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from moe_probe.errors import UsageError
 from moe_probe.trace import Trace, open_trace
 from tests.evaluation.record_helpers import record
+from tests.trace.recordings import stored_passes
 
 REPOSITORY = Path(__file__).parents[2]
 TASKS = ["toy_alpha", "toy_beta", "toy_words"]
@@ -73,6 +75,12 @@ def test_ten_kills_lose_nothing_and_count_nothing_twice(
     assert trace.run["completeness"]["shortfall"] == 0
     assert trace.sequences.num_rows == whole.sequences.num_rows == outcome["sequences"]
     assert counts(trace).equals(counts(whole))
+    # Passes of a resumed recording are numbered on: no number names passes of two processes.
+    by_pass = defaultdict(set)
+    for (sequence, _), number in stored_passes(trace).items():
+        by_pass[number].add(sequence)
+    assert max(map(len, by_pass.values())) <= 4
+    assert min(by_pass) == 0
     recorded, expected = answers(trace), answers(whole)
     assert recorded.keys() == expected.keys()
     for key, (loglik, correct) in expected.items():

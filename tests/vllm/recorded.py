@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 
 from moe_probe.hooks.vllm import register
+from moe_probe.recording.tags import external_id
 from moe_probe.trace import Capture, Trace, open_trace
 from tests.vllm.engines import engine
 from tests.vllm.reference import Reference, assert_same_routing
@@ -60,11 +61,27 @@ def watched(llm: Any) -> Iterator[list[Any]]:
         yield steps
 
 
+def scheduled(steps: Sequence[Any]) -> list[list[list[int]]]:
+    """What each of the scheduler's steps ran, if it ran any token: request, first position, tokens.
+
+    Args:
+        steps: Of `watched`.
+    """
+    ran = []
+    for step in steps:
+        known = step.scheduled_cached_reqs
+        starts = dict(zip(known.req_ids, known.num_computed_tokens, strict=True))
+        starts |= {new.req_id: new.num_computed_tokens for new in step.scheduled_new_reqs}
+        tokens = step.num_scheduled_tokens.items()
+        ran.append([[int(external_id(name)), int(starts[name]), int(n)] for name, n in tokens])
+    return [step for step in ran if step]
+
+
 def sequences_of(path: Path) -> list[dict[str, Any]]:
     """The sequences of a trace in the order they were recorded, each with its rows.
 
-    `positions` are those that have rows in the trace, `token_ids`, `ids` and `weights` (by layer)
-    their rows; shared rows are taken from whoever stores them.
+    `positions` are those that have rows in the trace, `token_ids`, `passes`, `ids` and `weights`
+    (by layer) their rows; shared rows are taken from whoever stores them.
     """
     trace = open_trace(path)
     rows = _stored_rows(trace)
@@ -82,6 +99,7 @@ def sequences_of(path: Path) -> list[dict[str, Any]]:
         chosen_T = np.asarray(chosen, np.int64)[order]
         row["positions"] = np.asarray(positions, np.int64)[order]
         row["token_ids"] = rows["token_ids"][chosen_T]
+        row["passes"] = rows["passes"][chosen_T]
         for kind in ("ids", "weights", "scalars"):
             row[kind] = {layer: values[chosen_T] for layer, values in rows[kind].items()}
     return list(found.values())
@@ -99,6 +117,7 @@ def _stored_rows(trace: Trace) -> dict[str, Any]:
     rows: dict[str, Any] = {
         "index": {name: index for index, name in enumerate(names)},
         "token_ids": np.concatenate([block.token_id_T for block in blocks]),
+        "passes": np.concatenate([block.forward_pass_T for block in blocks]),
         "ids": {},
         "weights": {},
         "scalars": {},
@@ -152,7 +171,7 @@ def assert_complete(
     answers: Sequence[dict[str, Any]],
     reference: Reference,
     *,
-    num_run: int | None = None,
+    steps: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> dict[str, Any]:
     """Check that a trace has each request of an engine once, as transformers decides it.
 
@@ -161,7 +180,7 @@ def assert_complete(
         prompts: In the order they were asked.
         answers: Of `generate`.
         reference: The same checkpoint.
-        num_run: Tokens that the engine ran, by its scheduler; without it, each of them once.
+        steps: What the engine ran, by its scheduler (`scheduled`); without it, every token once.
 
     Returns:
         The books of completeness, which were checked too.
@@ -174,12 +193,28 @@ def assert_complete(
         tokens, first = [*prompt, *answer["tokens"][:-1]], answer["cached"]
         assert_as_reference(row, tokens, reference, first=first)
         assert row["choice_end"] == len(prompt)
+        if steps is not None:
+            last = _last_steps(steps, int(row["request_id"]))
+            assert row["passes"].tolist() == [last[n] for n in range(first, len(tokens))]
         num_recorded += len(tokens) - first
     books: dict[str, Any] = run["completeness"]
-    num_run = num_recorded if num_run is None else num_run
+    num_run = num_recorded
+    if steps is not None:
+        num_run = sum(tokens for step in steps for _, _, tokens in step)
     assert (books["shortfall"], books["lost_tokens"], books["dropped_tokens"]) == (0, 0, 0)
     assert books["recorded_tokens"] == books["expected_tokens"] == num_recorded
     assert books["computed_tokens"] == num_run
     assert books["superseded_tokens"] == num_run - num_recorded
     assert set(books["layers"].values()) == {num_run}
     return books
+
+
+def _last_steps(steps: Sequence[Sequence[Sequence[int]]], request: int) -> dict[int, int]:
+    """By position, the last step that ran it for a request."""
+    return {
+        position: number
+        for number, step in enumerate(steps)
+        for name, start, tokens in step
+        for position in range(start, start + tokens)
+        if name == request
+    }

@@ -5,22 +5,24 @@ Engines in this process; those that need more than one are in test_processes.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.vllm.engines import engine, generate
-from tests.vllm.recorded import assert_complete, call, recorded_engine, sequences_of, watched
+from tests.vllm.recorded import (
+    assert_complete,
+    call,
+    recorded_engine,
+    scheduled,
+    sequences_of,
+    watched,
+)
 from tests.vllm.reference import Reference
 from tests.vllm.zoo import ZOO, prompts_of
 
 QWEN = ZOO["qwen3_moe"]
-
-
-def num_run(steps: Sequence[Any]) -> int:
-    return sum(step.total_num_scheduled_tokens for step in steps)
 
 
 def test_chunked_prefill(qwen: Path, qwen_reference: Reference, tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_chunked_prefill(qwen: Path, qwen_reference: Reference, tmp_path: Path) 
     with recorded_engine(qwen, tmp_path / "t", **options) as llm, watched(llm) as steps:
         answers = generate(llm, prompts, 8)
     books = assert_complete(
-        tmp_path / "t", prompts, answers, qwen_reference, num_run=num_run(steps)
+        tmp_path / "t", prompts, answers, qwen_reference, steps=scheduled(steps)
     )
     assert books["superseded_tokens"] == 0
     assert max(step.total_num_scheduled_tokens for step in steps) == 32
@@ -46,7 +48,7 @@ def test_prefix_caching(qwen: Path, qwen_reference: Reference, tmp_path: Path) -
         # Scores of a prompt need all of it to be run.
         answers += generate(llm, prompts, 6, prompt_logprobs=0)
     assert [answer["cached"] for answer in answers] == [0, 0, 0, 0, 32, 96, 0, 0, 0]
-    assert_complete(tmp_path / "t", prompts * 3, answers, qwen_reference, num_run=num_run(steps))
+    assert_complete(tmp_path / "t", prompts * 3, answers, qwen_reference, steps=scheduled(steps))
 
 
 def test_without_prefix_caching(qwen: Path, qwen_reference: Reference, tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_without_prefix_caching(qwen: Path, qwen_reference: Reference, tmp_path:
         assert call(llm, "flush")["open_requests"] == 0
         assert len(sequences_of(tmp_path / "t")) == 4
     assert [answer["cached"] for answer in answers] == [0, 0, 0, 0]
-    assert_complete(tmp_path / "t", prompts * 2, answers, qwen_reference, num_run=num_run(steps))
+    assert_complete(tmp_path / "t", prompts * 2, answers, qwen_reference, steps=scheduled(steps))
 
 
 @pytest.mark.parametrize("caches", [False, True])
@@ -75,7 +77,7 @@ def test_preemption(caches: bool, qwen: Path, qwen_reference: Reference, tmp_pat
         answers = generate(llm, prompts, 80)
     assert any(step.preempted_req_ids for step in steps)
     books = assert_complete(
-        tmp_path / "t", prompts, answers, qwen_reference, num_run=num_run(steps)
+        tmp_path / "t", prompts, answers, qwen_reference, steps=scheduled(steps)
     )
     assert books["superseded_tokens"] > 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from moe_probe.recording.stages import open_trace
 from tests.vllm.engines import TWO_RANKS, call_in_new_process, settings, start_and_generate
 from tests.vllm.recorded import assert_as_reference, sequences_of
@@ -47,6 +49,10 @@ def test_rows_of_both_stages_are_the_reference(
     for row, prompt, answer in zip(rows, prompts, answers, strict=True):
         tokens = [*prompt, *answer["tokens"][:-1]]
         assert_as_reference(row, tokens, reference(QWEN.name))
+        # The prompt in one step, then a token in each; which step came first is the engine's.
+        steps_T = row["passes"] - row["passes"][0]
+        assert steps_T[: len(prompt)].tolist() == [0] * len(prompt)
+        assert (np.diff(steps_T[len(prompt) - 1 :]) > 0).all()
         num_run += len(tokens)
     books = trace.run["completeness"]
     assert trace.run["status"] == "complete"

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.recording.tags import external_id
 from tests.vllm.engines import (
     EAGER,
     ONE_PROCESS,
@@ -27,7 +26,7 @@ from tests.vllm.engines import (
     settings,
     start_and_generate,
 )
-from tests.vllm.recorded import assert_complete, sequences_of, watched
+from tests.vllm.recorded import assert_complete, scheduled, sequences_of, watched
 from tests.vllm.reference import Reference
 from tests.vllm.zoo import ZOO, prompts_of
 
@@ -74,16 +73,7 @@ def speculate(
 ) -> dict[str, Any]:
     with running(arguments) as llm, watched(llm) as steps:
         answers = generate(llm, prompts, num_tokens)
-    last = steps[-1].scheduled_cached_reqs
-    return {
-        "answers": answers,
-        "num_steps": len(steps),
-        "num_run": sum(step.total_num_scheduled_tokens for step in steps),
-        "last": [
-            (int(external_id(name)), start + steps[-1].num_scheduled_tokens[name])
-            for name, start in zip(last.req_ids, last.num_computed_tokens, strict=True)
-        ],
-    }
+    return {"answers": answers, "steps": scheduled(steps)}
 
 
 def test_speculation(qwen: Path, qwen_reference: Reference, tmp_path: Path) -> None:
@@ -101,15 +91,13 @@ def test_speculation(qwen: Path, qwen_reference: Reference, tmp_path: Path) -> N
         37,
         environment={**EAGER, **ONE_PROCESS, **asking_for(tmp_path / "t")},
     )
-    num_run = found["num_run"]
-    books = assert_complete(
-        tmp_path / "t", prompts, found["answers"], qwen_reference, num_run=num_run
-    )
-    assert found["num_steps"] < 37, "no draft was accepted"
+    answers, steps = found["answers"], found["steps"]
+    books = assert_complete(tmp_path / "t", prompts, answers, qwen_reference, steps=steps)
+    assert len(steps) < 37, "no draft was accepted"
     # A request can run beyond its end once, by three accepted drafts.
     assert books["superseded_tokens"] > 3 * len(prompts), "no draft was rejected"
     # The last step did, and no later one could have said so.
-    assert all(stop > len(prompts[index]) + 36 for index, stop in found["last"])
+    assert all(start + n > len(prompts[index]) + 36 for index, start, n in steps[-1])
 
 
 def compile_without_and_with(
@@ -159,7 +147,7 @@ def generate_twice(arguments: dict[str, Any], prompts: list[list[int]]) -> dict[
             for output in outputs
         ],
         "experts": [output.outputs[0].routed_experts.tolist() for output in outputs],
-        "num_run": sum(step.total_num_scheduled_tokens for step in steps),
+        "steps": scheduled(steps),
         "num_preempted": sum(len(step.preempted_req_ids or ()) for step in steps),
     }
 
@@ -179,8 +167,8 @@ def test_second_runner(qwen: Path, qwen_reference: Reference, tmp_path: Path) ->
         prompts,
         environment={**EAGER, **SECOND_RUNNER, **ONE_PROCESS, **asking_for(tmp_path / "t")},
     )
-    answers, num_run = found["answers"], found["num_run"]
-    books = assert_complete(tmp_path / "t", prompts * 2, answers, qwen_reference, num_run=num_run)
+    answers, steps = found["answers"], found["steps"]
+    books = assert_complete(tmp_path / "t", prompts * 2, answers, qwen_reference, steps=steps)
     # It tells its workers of a request that was preempted as if it were new.
     assert found["num_preempted"] > 0
     assert books["superseded_tokens"] > 0

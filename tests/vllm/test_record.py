@@ -20,6 +20,7 @@ from moe_probe.analysis.scan import count
 from moe_probe.errors import CaptureError, UsageError
 from moe_probe.trace import Trace, open_trace
 from tests.evaluation.record_helpers import record
+from tests.trace.recordings import stored_passes
 from tests.vllm.engines import ONE_PROCESS
 from tests.vllm.evaluated import (
     counted_columns,
@@ -191,6 +192,10 @@ def test_an_interrupted_recording_is_resumed_without_running_anything_twice(
     record_with_vllm(model, names, tmp_path / "t", resume=True, **arguments)
     resumed, whole = open_trace(tmp_path / "t"), open_trace(tmp_path / "whole")
     assert sum(calls[5:]) == whole.sequences.num_rows - 24
+    # Forward passes are numbered on, so that none of them is taken for one of before.
+    before, passes = stored_passes(begun), stored_passes(resumed)
+    assert passes.items() > before.items()
+    assert min(passes[key] for key in passes.keys() - before.keys()) == max(before.values()) + 1
     assert resumed.run["completeness"]["shortfall"] == 0
     assert resumed.sequences.num_rows == whole.sequences.num_rows
     for name in ("count", "unique_count"):
