@@ -17,7 +17,14 @@ import pytest
 from moe_probe.trace import Trace, files, open_trace, parts
 from moe_probe.trace.staging import Segment
 from tests.trace.kill_child import prompt
-from tests.trace.recordings import LAYERS, Recording, stored_rows, table_counts
+from tests.trace.recordings import (
+    LAYERS,
+    Recording,
+    forward_passes,
+    stored_passes,
+    stored_rows,
+    table_counts,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +58,10 @@ def check(path: Path, status: str = "killed") -> Trace:
             ids = [np.where(x[position] < 0, 255, x[position]).tolist() for x in known.ids]
             expected[number, position] = (position + 1000, *ids)
     assert stored_rows(trace) == expected
+    assert stored_passes(trace) == {
+        (number, position): forward_passes(prompt(number).sequence)[position]
+        for number, position in expected
+    }
     naive = recording.naive_counts()
     assert {k: v[:2] for k, v in table_counts(trace).items()} == {
         k: v[:2] for k, v in naive.items()
