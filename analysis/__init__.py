@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
     from moe_probe.analysis.accumulators.documents import DocumentCounts
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
+    from moe_probe.analysis.accumulators.pass_experts import PassExperts
     from moe_probe.analysis.orders import Order
+    from moe_probe.analysis.passes import PassTable
     from moe_probe.analysis.quality import Check, check_trace
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.results import Analysis, analyse
@@ -49,6 +51,8 @@ __all__ = [
     "IdleRuns",
     "LayerCounts",
     "Order",
+    "PassExperts",
+    "PassTable",
     "Rows",
     "Rule",
     "Settings",
@@ -81,6 +85,8 @@ _MODULES = {
     "IdleRuns": "accumulators.gaps",
     "LayerCounts": "accumulators.counts",
     "Order": "orders",
+    "PassExperts": "accumulators.pass_experts",
+    "PassTable": "passes",
     "Rows": "source",
     "Rule": "rules",
     "Settings": "settings",

@@ -24,6 +24,7 @@ from moe_probe.analysis.accumulators.documents import (
 )
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import BatchStats, Overlaps
+from moe_probe.analysis.accumulators.pass_experts import PassExperts
 from moe_probe.analysis.accumulators.structure import (
     FlowCounts,
     PairCounts,
@@ -33,7 +34,14 @@ from moe_probe.analysis.accumulators.structure import (
 from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.accumulators.weights import Confidence, WeightSums
 from moe_probe.analysis.kernels import kernels_for
-from moe_probe.analysis.layer_state import LayerState, Resampling, finish_layer, resampling_of
+from moe_probe.analysis.layer_state import (
+    LayerState,
+    LayerTables,
+    Resampling,
+    finish_layer,
+    resampling_of,
+)
+from moe_probe.analysis.passes import PassTable
 from moe_probe.analysis.quality import Check
 from moe_probe.analysis.quality.suite import Evidence
 from moe_probe.analysis.rules import Rule, default_rule
@@ -47,6 +55,7 @@ from moe_probe.analysis.scan import (
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import poisson_weights
+from moe_probe.analysis.statistics.pass_null import PassNull
 from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
 _COMPARED = (Rule.UNIQUE, Rule.QUESTION, Rule.DECISION, Rule.NO_TEMPLATE)
@@ -76,6 +85,8 @@ class Sums:
     batches: BatchStats | None = None
     weights: WeightSums | None = None
     confidence: Confidence | None = None
+    pass_null: PassNull | None = None
+    """What chance gives in forward passes, if idle runs are counted in them."""
     layers: dict[int, LayerState] = field(default_factory=dict)
 
     @property
@@ -112,6 +123,7 @@ def gather(
 
     Raises:
         TraceError: the trace is damaged, or does not have what the rule needs.
+        UsageError: the trace does not say what the order needs.
     """
     opened = trace if isinstance(trace, Trace) else open_trace(trace)
     chosen = settings or Settings(rule=default_rule(opened))
@@ -128,7 +140,7 @@ def gather(
     def take(some: Sequence[int]) -> dict[int, LayerState]:
         tables = state.document_tables(some)
         scan_layers(source, state.accumulators(evidence, tables), some, loops)
-        return {layer: state.finish(*tables, layer) for layer in some}
+        return {layer: state.finish(tables, layer) for layer in some}
 
     # Layers are worked on side by side; libraries that start threads of their own get in the way.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
@@ -166,6 +178,10 @@ class DefaultScan:
             self.named |= {"weights": WeightSums(*facts), "confidence": Confidence(*facts)}
         self.tokens_C = cluster_tokens(source, settings.rule)
         self.most = int(self.tokens_C.max(initial=0))
+        self.counts_once = settings.rule is not Rule.RAW or not source.has_repeated_rows
+        self.passes: PassTable | None = None
+        if settings.in_passes and self.counts_once:
+            self.passes = PassTable.of(source, settings.rule)
         weights_BC = poisson_weights(source.index.clusters.keys, settings.replicates)
         clusters = source.index.clusters
         self.resampling: Resampling = resampling_of(clusters, self.tokens_C, weights_BC, settings)
@@ -181,32 +197,36 @@ class DefaultScan:
         made = (self.counts, *self.by_rule.values())
         return next((c for c in made if self.source.counts_alike(c.rule, rule)), None)
 
-    def document_tables(self, layers: Sequence[int]) -> tuple[DocumentCounts, Gaps | None]:
+    def document_tables(self, layers: Sequence[int]) -> LayerTables:
         specs = {layer: self.source.layers[layer] for layer in layers}
         facts: Any = (specs, self.settings.rule, self.source.index)
         documents = DocumentCounts(*facts, most=self.most)
-        if self.settings.rule is Rule.RAW and self.source.has_repeated_rows:
-            return documents, None
-        return documents, Gaps(*facts, most=self.most, windows=self.settings.windows)
+        if not self.counts_once:
+            return LayerTables(documents)
+        gaps = Gaps(*facts, most=self.most, windows=self.settings.of_tokens.windows)
+        if self.passes is None:
+            return LayerTables(documents, gaps)
+        return LayerTables(documents, gaps, PassExperts(*facts, table=self.passes))
 
     @property
     def table_bytes(self) -> int:
         """What `document_tables` take per layer, at most."""
         experts = max(spec.num_experts for spec in self.source.layers.values())
         entry = np.dtype(smallest_type(self.most + 1)).itemsize
-        return 3 * entry * experts * len(self.source.index.clusters)
+        passes = 0 if self.passes is None else len(self.passes.key_P)
+        return (
+            3 * entry * experts * len(self.source.index.clusters) + passes * -(-experts // 64) * 8
+        )
 
-    def accumulators(
-        self, evidence: Evidence, tables: tuple[DocumentCounts, Gaps | None]
-    ) -> list[Accumulator]:
+    def accumulators(self, evidence: Evidence, tables: LayerTables) -> list[Accumulator]:
         """All that one group of layers fills."""
         tallies = [table for table in tables if table is not None]
         return [*evidence.accumulators, *self.everywhere, *tallies]
 
-    def finish(self, documents: DocumentCounts, gaps: Gaps | None, layer: int) -> LayerState:
+    def finish(self, tables: LayerTables, layer: int) -> LayerState:
         clusters = self.source.index.clusters
         more = (self.resampling, self.settings, self.kernels)
-        return finish_layer(documents, gaps, layer, clusters, *more)
+        return finish_layer(tables, layer, clusters, *more)
 
     def sums(self, checks: list[Check], layers: dict[int, LayerState]) -> Sums:
         clusters = self.source.index.clusters
@@ -223,6 +243,7 @@ class DefaultScan:
             counts=self.counts,
             by_rule=self.by_rule,
             checks=checks,
+            pass_null=None if self.passes is None else PassNull(self.passes.by_stream()),
             layers=layers,
             **named,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from moe_probe.analysis.accumulators.documents import (
     document_labels,
 )
 from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
+from moe_probe.analysis.accumulators.pass_experts import PassExperts, PassRuns
 from moe_probe.analysis.index import Clusters
 from moe_probe.analysis.metrics.correctness import correctness_table
 from moe_probe.analysis.metrics.decodability import Decodability, decodability
@@ -51,10 +53,10 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Idle:
-    """Idle runs of one layer."""
+    """Idle runs of one layer, in tokens."""
 
     runs: IdleRuns
-    """In the order that was asked for."""
+    """In the order that was asked for, if it is one of tokens; else in canonical order."""
     longest_RN: np.ndarray
     """Longest runs in shuffled orders of the documents."""
     first_seen_RN: np.ndarray
@@ -84,18 +86,30 @@ class LayerState:
     correctness: pd.DataFrame
     idle: Idle | None
     """None for rules that count tokens more than once."""
+    passes: PassRuns | None
+    """Idle runs in forward passes, if the order asks for them; None likewise."""
+
+
+class LayerTables(NamedTuple):
+    """Accumulators that exist for the layers at hand only."""
+
+    documents: DocumentCounts
+    gaps: Gaps | None = None
+    """None for rules that count tokens more than once."""
+    passes: PassExperts | None = None
+    """Likewise; only if idle runs are counted in forward passes."""
 
 
 def finish_layer(
-    documents: DocumentCounts,
-    gaps: Gaps | None,
+    tables: LayerTables,
     layer: int,
     clusters: Clusters,
     resampling: Resampling,
     settings: Settings,
     kernels: ModuleType,
 ) -> LayerState:
-    """Reduce one layer's table of documents to what metrics need of it."""
+    """Reduce one layer's tables to what metrics need of them."""
+    documents, gaps, passes = tables
     counts_CN, tokens_C = (documents.arrays[layer][name] for name in ("counts_CN", "tokens_C"))
     chosen_D = resampling.document_D
     counts_DN, tokens_D = counts_CN[chosen_D], tokens_C[chosen_D]
@@ -119,7 +133,8 @@ def finish_layer(
         decodability=guess,
         variance=_by_experts(variance_table, counts_DN, tokens_D, group_D, area_D),
         correctness=_by_experts(correctness_table, counts_DN, tokens_D, group_D, correct_D),
-        idle=None if gaps is None else _idle(gaps, layer, counts_CN, settings, kernels),
+        idle=None if gaps is None else _idle(gaps, layer, counts_CN, settings.of_tokens, kernels),
+        passes=None if passes is None else passes.runs(layer, settings.windows),
     )
 
 

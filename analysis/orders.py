@@ -1,6 +1,7 @@
 """Token orders: in which sequence the tokens of a trace follow one another. Idle runs depend on it.
 
-In every order the tokens of a document stay together, by position.
+In every order of tokens those of a document stay together, by position. One order is not of
+tokens but of what the engine ran at a time.
 
 Shape suffixes: C clusters.
 """
@@ -14,6 +15,11 @@ import numpy as np
 
 from moe_probe.errors import UsageError
 
+TOKENS, PASSES = "tokens", "forward passes"
+WINDOWS = (1_000, 5_000, 10_000, 50_000)
+"""Idle-window lengths of a report, in tokens."""
+PASS_WINDOWS = (10, 100, 1_000, 10_000)
+"""The same in forward passes."""
 _KINDS = ("canonical", "execution", "shuffle-docs", "request-local", "forward-passes")
 
 
@@ -25,6 +31,7 @@ class Order:
     execution: documents in the order in which the engine ran them, as the trace has them.
     shuffle-docs: documents in random order, drawn from `seed`.
     request-local: every document for itself; no idle run crosses a document's end.
+    forward-passes: what the engine ran at a time is one unit, by number and rank for rank.
     """
 
     kind: str
@@ -34,24 +41,28 @@ class Order:
     def parse(cls, text: str) -> Self:
         """Read `canonical`, `shuffle-docs:3`, ...; raises UsageError for anything else."""
         kind, _, seed = text.partition(":")
-        if kind == "forward-passes":
-            raise UsageError(
-                "The order forward-passes needs to know which step of the engine ran each token, "
-                "which a trace of format 1 does not say. Use canonical, execution, "
-                "shuffle-docs:SEED or request-local."
-            )
         if kind not in _KINDS or (seed and (kind != "shuffle-docs" or not seed.isdigit())):
             raise UsageError(
-                f"There is no token order {text!r}. Use canonical, execution, shuffle-docs:SEED "
-                "or request-local."
+                f"There is no token order {text!r}. Use canonical, execution, shuffle-docs:SEED, "
+                "request-local or forward-passes."
             )
         return cls(kind, int(seed or 0))
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.seed}" if self.kind == "shuffle-docs" else self.kind
 
+    @property
+    def unit(self) -> str:
+        """What idle runs and windows are counted in: TOKENS or PASSES."""
+        return PASSES if self.kind == "forward-passes" else TOKENS
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Lengths of idle windows where none are asked for, in this unit."""
+        return PASS_WINDOWS if self.unit == PASSES else WINDOWS
+
     def documents(self, first_row_C: np.ndarray) -> np.ndarray:
-        """Return the clusters in this order: int64 [C].
+        """Return the clusters in this order of tokens: int64 [C].
 
         Args:
             first_row_C: Number of the stored row with which each cluster begins.

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from moe_probe.analysis.accumulators.gaps import WINDOWS
 from moe_probe.analysis.findings.headline import Headline, headline
 from moe_probe.analysis.gathering import Sums, gather
 from moe_probe.analysis.orders import Order
@@ -94,16 +93,24 @@ class Analysis:
         effective = table["tokens_effective"].median()
         worth = f", worth {effective:,.0f} independent ones (T_eff)" if effective > 0 else ""
         return (
-            f"counting rule {settings.rule}, token order {settings.order}, T = {tokens:,} tokens"
-            f"{worth}"
+            f"counting rule {settings.rule}, token order {settings.order}{self._unit}, "
+            f"T = {tokens:,} tokens{worth}"
         )
+
+    @property
+    def _unit(self) -> str:
+        settings, null = self.sums.settings, self.sums.pass_null
+        if not settings.in_passes:
+            return ""
+        number = "" if null is None else f", {null.passes:,} on {_ranks(null.streams)}"
+        return f" (idle runs in {settings.order.unit}{number})"
 
     @cached_property
     def headline(self) -> Headline:
         """The three answers in words; say them only if no check failed."""
-        return headline(
-            self.experts, self.layers, self.idle_windows, self.subjects, self.specialization
-        )
+        names = ("experts", "layers", "idle_windows", "subjects", "specialization")
+        tables = [self.table(name) for name in names]
+        return headline(*tables, unit=self.sums.settings.order.unit)
 
     @property
     def experts(self) -> pd.DataFrame:
@@ -151,7 +158,7 @@ def analyse(
     *,
     rule: Rule | str | None = None,
     order: Order | str = "canonical",
-    windows: tuple[int, ...] = WINDOWS,
+    windows: tuple[int, ...] = (),
     shuffles: int = 20,
     replicates: int = 200,
     permutations: int = 200,
@@ -166,8 +173,10 @@ def analyse(
         rule: Which tokens count: raw, unique, question, decision or no-template; unique if None,
             raw for live traffic.
         order: In which order idle runs are measured: canonical, execution, shuffle-docs:SEED or
-            request-local.
-        windows: Lengths of idle windows, in tokens.
+            request-local; or forward-passes, the order of the engine's passes, which are their
+            unit then.
+        windows: Lengths of idle windows, in tokens or in forward passes. If there are none, 1,000,
+            5,000, 10,000 and 50,000 tokens, or 10, 100, 1,000 and 10,000 passes.
         shuffles: Shuffled orders of the documents.
         replicates: Bootstrap replicates over documents.
         permutations: Permutations of the documents' subjects.
@@ -192,3 +201,7 @@ def analyse(
         threads=threads,
     )
     return Analysis(gather(opened, settings, progress=progress))
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number:,} ranks"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
-from moe_probe.analysis.accumulators.gaps import WINDOWS
-from moe_probe.analysis.orders import CANONICAL, Order
+from moe_probe.analysis.orders import CANONICAL, PASSES, Order
 from moe_probe.analysis.rules import Rule
 
 
@@ -17,8 +17,8 @@ class Settings:
     """Which tokens count."""
     order: Order = CANONICAL
     """In which order idle runs are measured; shuffled orders of the documents come beside it."""
-    windows: tuple[int, ...] = WINDOWS
-    """Lengths of idle windows, in tokens."""
+    windows: tuple[int, ...] = ()
+    """Lengths of idle windows in the order's unit; those of the order if none are given."""
     shuffles: int = 20
     """Shuffled orders of the documents."""
     replicates: int = 200
@@ -29,6 +29,19 @@ class Settings:
     """First seed of shuffles, and that of permutations."""
     threads: int | None = None
     """Threads of the scan; all processors if None."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", self.windows or self.order.windows)
+
+    @property
+    def in_passes(self) -> bool:
+        """Whether idle runs are counted in forward passes."""
+        return self.order.unit == PASSES
+
+    @property
+    def of_tokens(self) -> Self:
+        """The same in an order of tokens: for what is measured in them whatever the order."""
+        return replace(self, order=CANONICAL, windows=()) if self.in_passes else self
 
     @property
     def shuffled(self) -> list[Order]:

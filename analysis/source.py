@@ -14,7 +14,8 @@ from types import ModuleType
 
 import numpy as np
 
-from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.index import TraceIndex, column
+from moe_probe.analysis.passes import PassRows, pass_keys
 from moe_probe.analysis.pieces import Pieces, Stretches, by_octave, cut
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.template import Template
@@ -42,6 +43,7 @@ class Rows:
     part: Part
     block: Block
     _inspected: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _passes: dict[Rule, PassRows] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.part.stretches.rows
@@ -69,6 +71,13 @@ class Rows:
     def octaves(self, rule: Rule) -> tuple[Pieces, np.ndarray]:
         """The same, cut by position into octaves, and the octave of each piece."""
         return self.source.octaves(self.part, rule)
+
+    def passes(self, rule: Rule) -> PassRows:
+        """The rows that a rule counts and the forward passes that ran them; looked up once."""
+        if rule not in self._passes:
+            key_T = self.source.pass_keys(self.part)
+            self._passes[rule] = PassRows.of(self.pieces(rule), key_T)
+        return self._passes[rule]
 
     def topk_ids(self, layer: int) -> np.ndarray:
         """Expert ids [T, K] of one layer, of all rows of the part."""
@@ -198,6 +207,20 @@ class Source:
     def token_ids(self, part: Part) -> np.ndarray:
         """Vocabulary ids int32 [T] of a part; -1 where they were not stored."""
         return self.trace.read_identity(part.path, token_ids=True).token_id_T
+
+    @cached_property
+    def rank_S(self) -> np.ndarray:
+        """The rank that ran each sequence."""
+        return column(self.trace.sequences.sort_by("sequence_id"), "rank")
+
+    def pass_keys(self, part: Part) -> np.ndarray:
+        """Rank and forward pass int64 [T] that ran a part's rows, as in `passes.pass_keys`; below
+        0 where that is not known."""
+        number_T = self.trace.read_identity(part.path, forward_passes=True).forward_pass_T
+        stretches = part.stretches
+        rank_R = np.where(stretches.sequence_R < 0, -1, self.rank_S[stretches.sequence_R])
+        rank_T = np.repeat(rank_R, stretches.length_R)
+        return np.where(number_T < 0, -1, pass_keys(rank_T, number_T))
 
     def _part(self, path: Path) -> Part:
         block = self.trace.read_identity(path)

@@ -21,14 +21,12 @@ from moe_probe.analysis.accumulators.documents import smallest_type
 from moe_probe.analysis.accumulators.gap_shards import join_shards, local_runs
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.tables import GapTables
-from moe_probe.analysis.orders import Order
+from moe_probe.analysis.orders import WINDOWS, Order
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
 from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 
-WINDOWS = (1_000, 5_000, 10_000, 50_000)
-"""Idle-window lengths of a report, in tokens."""
 BINS = 65
 """Run length 0, 1, 2-3, 4-7, ...: bin b begins at 2^(b-1)."""
 

@@ -16,6 +16,7 @@ from moe_probe.analysis.figures.style import (
     captioned,
     clamp,
     grid,
+    needs_token_order,
     needs_tokens,
     new_figure,
     styled,
@@ -84,6 +85,7 @@ def longest_idle(analysis: Analysis) -> Figure:
     from matplotlib.colors import LogNorm
 
     needs_tokens(analysis)
+    needs_token_order(analysis)
     fair_LM = _fair_rates(analysis)
     names = ("longest_idle", "longest_idle_shuffled")
     maps = [grid(analysis.experts, name) * fair_LM for name in names]

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 
+from moe_probe.analysis.metrics.idle_passes import WHY_LEFT_OUT
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -197,6 +199,12 @@ def needs_tokens(analysis: Analysis) -> None:
     if not (analysis.layers["assignments"] > 0).any():
         rule = analysis.sums.settings.rule
         raise Absent(f"no token counts under the rule {rule}, {rule.description}")
+
+
+def needs_token_order(analysis: Analysis) -> None:
+    """Raise Absent where idle runs are not counted in tokens."""
+    if analysis.sums.settings.in_passes:
+        raise Absent(WHY_LEFT_OUT)
 
 
 def layer_axis(axes: Any) -> None:

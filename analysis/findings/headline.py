@@ -15,13 +15,19 @@ import numpy as np
 import pandas as pd
 from scipy.special import bdtrik
 
+from moe_probe.analysis.findings.idle_passes import idle_in_passes
 from moe_probe.analysis.findings.idle_readings import (
     CHANCE,
+    TOO_SHORT,
+    UNKNOWN,
     favoured_subjects,
     idle_readings,
+    name_of,
+    none_idle,
     telling_window,
 )
 from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
+from moe_probe.analysis.orders import PASSES, TOKENS
 from moe_probe.analysis.statistics.intervals import few_documents
 
 NUM_NAMED = 3
@@ -61,6 +67,8 @@ def headline(
     idle_windows: pd.DataFrame,
     subjects: pd.DataFrame,
     specialization: pd.DataFrame,
+    *,
+    unit: str = TOKENS,
 ) -> Headline:
     """Return the three answers.
 
@@ -69,17 +77,22 @@ def headline(
             tier, longest_idle, longest_idle_shuffled, rate_deficit, burstiness.
         layers: layer, num_experts, top_k, tokens, tokens_effective, documents, certifiable_load,
             max_vio, max_vio_null, max_vio_noise, unseen_null.
-        idle_windows: window, in tokens.
+        idle_windows: window; in forward passes also window_tokens and expected_runs_fair.
         subjects: layer, expert, subject, count, frequency, log_odds, q_value; may be empty.
         specialization: mutual_information_bits, documents_bits with null and null_95, pooled_kl
             (nats); may be empty.
+        unit: Of idle runs and windows: TOKENS or PASSES.
     """
     if not (layers["tokens"] > 0).any():
         return Headline(_EMPTY, _EMPTY, _EMPTY)
+    if unit == PASSES:
+        idle = idle_in_passes(experts, idle_windows)
+    else:
+        idle = _idle(experts, layers, idle_windows, subjects)
     return Headline(
         uneven=" ".join([_unevenness(layers), *_specialised(specialization)]),
         least_used=" ".join([*_certified(experts, layers), *_least(experts, layers, subjects)]),
-        idle=" ".join([*_idle(experts, layers, idle_windows, subjects), *_certifiable(layers)]),
+        idle=" ".join([*idle, *_certifiable(layers)]),
     )
 
 
@@ -169,12 +182,12 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
         least = never.iloc[0]
         return [
             f"Never selected: {len(never):,} of {len(experts):,} experts "
-            f"({layers['unseen_null'].sum():.1f} by chance), such as {_name(least)}, whose load "
+            f"({layers['unseen_null'].sum():.1f} by chance), such as {name_of(least)}, whose load "
             f"is at most {_share(least['ci_high'])} of its fair share."
         ]
     least = known.iloc[0]
     text = (
-        f"The least used, {_name(least)}, carries {_share(least['relative_load'])} of its fair "
+        f"The least used, {name_of(least)}, carries {_share(least['relative_load'])} of its fair "
         f"share (95% interval {_share(least['ci_low'])} to {_share(least['ci_high'])})"
     )
     limit = load_limits(layers)[0][(layers["layer"] == least["layer"]).to_numpy()][0]
@@ -192,14 +205,14 @@ def _idle(
     experts: pd.DataFrame, layers: pd.DataFrame, idle_windows: pd.DataFrame, subjects: pd.DataFrame
 ) -> list[str]:
     if experts["longest_idle"].isna().all():
-        return ["Idle runs are unknown: they need rows, and each counted once."]
+        return [UNKNOWN]
     window = telling_window(idle_windows, layers)
     if window is None:
-        return ["The trace is too short to tell a long idle run from chance."]
+        return [TOO_SHORT]
     reading = idle_readings(experts, layers, subjects, window)
     idle = experts[reading != ""].sort_values("longest_idle", ascending=False, kind="stable")
     if idle.empty:
-        return [f"No expert idles for {window:,} tokens in a row: nothing exceeds chance."]
+        return [none_idle(window, TOKENS)]
     parts = []
     for name, text in _READINGS.items():
         those = idle[reading[idle.index] == name]
@@ -207,7 +220,7 @@ def _idle(
             continue
         favoured = _favoured(subjects, those.iloc[0]) if name == "kept" else []
         on = f" on {_list(favoured)}" if favoured else ""
-        parts.append(f"{len(those):,} {text}, such as {_name(those.iloc[0])}{on}")
+        parts.append(f"{len(those):,} {text}, such as {name_of(those.iloc[0])}{on}")
     return [
         f"{len(idle):,} of {len(experts):,} experts idle for {window:,} tokens in a row or more "
         f"(the longest run: {int(idle['longest_idle'].iloc[0]):,}), which chance does not explain: "
@@ -233,10 +246,6 @@ def _favoured(subjects: pd.DataFrame, expert: pd.Series) -> list[str]:
     is_this = (subjects["layer"] == expert["layer"]) & (subjects["expert"] == expert["expert"])
     favoured = favoured_subjects(subjects[is_this]).sort_values("log_odds", ascending=False)
     return [str(name) for name in favoured["subject"]]
-
-
-def _name(expert: pd.Series) -> str:
-    return f"expert {int(expert['expert'])} of layer {int(expert['layer'])}"
 
 
 def _share(load: float) -> str:

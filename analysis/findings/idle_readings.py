@@ -17,6 +17,8 @@ CHANCE = 0.001
 SIGNIFICANT = 0.05
 """q-value below which a subject is said to use an expert more than the other subjects do."""
 
+UNKNOWN = "Idle runs are unknown: they need rows, and each counted once."
+TOO_SHORT = "The trace is too short to tell a long idle run from chance."
 READINGS = ("order", "kept", "bursts", "undecided", "light", "low")
 
 
@@ -89,3 +91,13 @@ def idle_readings(
 def favoured_subjects(subjects: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of subjects that use an expert more than the others do, beyond chance."""
     return subjects[(subjects["q_value"] < SIGNIFICANT) & (subjects["log_odds"] > 0)]
+
+
+def none_idle(window: int, unit: str) -> str:
+    """Say that no expert idles for a window."""
+    return f"No expert idles for {window:,} {unit} in a row: nothing exceeds chance."
+
+
+def name_of(expert: pd.Series) -> str:
+    """Name the expert of a row."""
+    return f"expert {int(expert['expert'])} of layer {int(expert['layer'])}"

@@ -13,6 +13,7 @@ import pandas as pd
 from moe_probe import __version__
 from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.gathering import gather as scanned
+from moe_probe.analysis.metrics.idle_passes import LEFT_OUT, WHY_LEFT_OUT
 from moe_probe.analysis.quality import Check, failures
 from moe_probe.analysis.results import Analysis
 from moe_probe.analysis.rules import Rule
@@ -113,6 +114,7 @@ class Contents:
             "run": self.run,
             "rule": str(self.rule),
             "order": str(self.analysis.sums.settings.order),
+            "idle_unit": self.analysis.sums.settings.order.unit,
             "settings": _plain(self.analysis.sums.settings),
             "caption": self.analysis.caption,
             "is_complete": self.is_complete,
@@ -128,9 +130,17 @@ class Contents:
         }
 
     def left_out_json(self) -> dict[str, Any]:
-        """Return what `to_json` says of figures that were not drawn."""
+        """Return what `to_json` says of figures that were not drawn, and of empty columns."""
         left_out = self.figures_left_out.items()
-        return {"figures_left_out": [{"figure": name, "reason": why} for name, why in left_out]}
+        columns = LEFT_OUT if self.analysis.sums.settings.in_passes else {}
+        return {
+            "figures_left_out": [{"figure": name, "reason": why} for name, why in left_out],
+            "columns_left_out": [
+                {"table": table, "column": name, "reason": WHY_LEFT_OUT}
+                for table, names in columns.items()
+                for name in names
+            ],
+        }
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -134,6 +134,7 @@ def _indices(contents: Contents, *, styled: bool) -> Table:
 
 def _ranking(contents: Contents, *, styled: bool) -> Table:
     """Tabulate the ends of the ranking by relative load."""
+    unit = " passes" if contents.analysis.sums.settings.in_passes else ""
     header = ("experts", "layer", "expert", "load", "95% interval", "longest idle run")
     table = _table(header, styled=styled)
     for title, experts in (
@@ -148,7 +149,7 @@ def _ranking(contents: Contents, *, styled: bool) -> Table:
                 f"{expert['expert']}",
                 _load(expert["relative_load"]),
                 f"{_load(expert['ci_low'])} to {_load(expert['ci_high'])}",
-                "-" if pd.isna(idle) else f"{idle:,.0f}",
+                "-" if pd.isna(idle) else f"{idle:,.0f}{unit}",
             )
     return table
 

@@ -12,6 +12,7 @@ from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
 from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table
+from moe_probe.analysis.metrics.idle_passes import idle_pass_table, idle_pass_windows_table
 from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
 from moe_probe.analysis.metrics.ranking import bottom_probability, rank_interval
 from moe_probe.analysis.metrics.tiers import tiers
@@ -29,7 +30,7 @@ _BOTTOM = 0.1
 
 
 def experts_table(sums: Sums) -> pd.DataFrame:
-    """Tabulate every routed expert. Loads are relative to a fair share; runs are in tokens.
+    """Tabulate every routed expert. Loads are relative to a fair share; runs are in `idle_unit`.
 
     Returns:
         layer  the model's own layer index
@@ -59,6 +60,9 @@ def experts_table(sums: Sums) -> pd.DataFrame:
             tenth of a fair share
         information_bits, information_null, information_q  I_e, what it tells about the subject;
             mean and adjusted p-value by permutation of documents
+        idle_unit  of idle runs: tokens, or forward passes if the order is of them. Then the
+            longest run is that of any rank, what is measured in shuffled orders is null, and
+            longest_idle_expected, p_own, q_own and p_fair are of the same passes
     """
     table = pd.concat([_layer(sums, layer) for layer in sums.specs], ignore_index=True)
     table["q_own"] = benjamini_hochberg(table["p_own"].to_numpy(np.float64))
@@ -93,9 +97,8 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
     deff_N = deffs(state, spec.num_experts)
     to_load = spec.num_experts * tokens / max(int(counts_N.sum()), 1)
     few = few_documents(num_documents(state))
+    idle = _idle(sums, state, counts_N, tokens)
     low_N, high_N = share_interval(counts_N, tokens, deff_N * few, median_deff(deff_N) * few)
-    idle = _idle(state, counts_N)
-    ratio_N = idle["longest_idle_shuffled"] / idle["longest_idle_expected"]
     return pd.DataFrame(
         {
             "layer": layer,
@@ -105,19 +108,31 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
             "relative_load": relative_load(counts_N),
             "ci_low": low_N * to_load,
             "ci_high": high_N * to_load,
-            "tier": tiers(counts_SN, high_N * to_load, ratio_N.to_numpy(np.float64)),
+            "tier": tiers(counts_SN, high_N * to_load, _run_ratio(state, counts_N)),
             **{name: idle[name] for name in _IDLE_FIRST},
             "deff": deff_N,
             **_ranks(state, spec.num_experts),
             **{name: idle[name] for name in _IDLE_COLUMNS if name not in _IDLE_FIRST},
             **_presence(state, counts_SN),
             **_information(state, spec.num_experts),
+            "idle_unit": sums.settings.order.unit,
         }
     )
 
 
-def _idle(state: LayerState | None, counts_N: np.ndarray) -> pd.DataFrame:
+def _run_ratio(state: LayerState | None, counts_N: np.ndarray) -> np.ndarray:
+    """Longest run over that expected, of shuffled tokens whatever the order; NaN if unknown."""
     if state is None or state.idle is None:
+        return np.full(len(counts_N), np.nan)
+    table = idle_table(counts_N, state.idle.runs, state.idle.longest_RN)
+    ratio_N = table["longest_idle_shuffled"] / table["longest_idle_expected"]
+    return ratio_N.to_numpy(np.float64)
+
+
+def _idle(sums: Sums, state: LayerState | None, counts_N: np.ndarray, tokens: int) -> pd.DataFrame:
+    if state is not None and state.passes is not None and sums.pass_null is not None:
+        table = idle_pass_table(counts_N, tokens, state.passes, sums.pass_null)
+    elif state is None or state.idle is None:
         table = pd.DataFrame(np.nan, np.arange(len(counts_N)), list(_IDLE_COLUMNS))
     else:
         table = idle_table(counts_N, state.idle.runs, state.idle.longest_RN)
@@ -166,28 +181,37 @@ def idle_windows(sums: Sums) -> pd.DataFrame:
         runs  maximal idle runs of at least that many tokens, in the order asked for
         share  of the tokens that lie in such runs; null without tokens
         expected_runs  of independent tokens at the expert's own rate; in the order request-local
-            of as many documents of the same lengths, else of one stream
+            of as many documents of the same lengths, in forward passes of the same passes, else
+            of one stream
         expected_runs_fair  at the fair rate
         sliding  windows of that many consecutive tokens that lie in such runs
         runs_shuffled  median over shuffled orders of the documents; null without any
         window_fair_intervals  the window in mean distances between selections under even load
+        window_tokens  the window in tokens: of forward passes the mean over so many in a row
+        unit  of window and runs: tokens, or forward passes for tokens in all of the above
     """
     tables = []
     for layer, state in sums.layers.items():
-        if state.idle is not None:
-            counts_N = sums.by_group(layer)[0].sum(axis=0)
-            table = idle_windows_table(
-                counts_N, state.idle.runs, sums.settings.windows, state.idle.stretches_2X
-            )
-            runs_RWN = state.idle.runs_RWN
-            shuffled_WN = (
-                np.median(runs_RWN, axis=0)
-                if len(runs_RWN)
-                else np.full(runs_RWN.shape[1:], np.nan)
-            )
-            table["runs_shuffled"] = shuffled_WN.ravel()
+        table = _windows(sums, layer, state)
+        if table is not None:
             table.insert(0, "layer", layer)
-            tables.append(table)
+            tables.append(table.assign(unit=sums.settings.order.unit))
     names = ["layer", "expert", "window", "runs", "share", "expected_runs", "expected_runs_fair"]
-    names += ["sliding", "runs_shuffled", "window_fair_intervals"]
+    names += ["sliding", "runs_shuffled", "window_fair_intervals", "window_tokens", "unit"]
     return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)
+
+
+def _windows(sums: Sums, layer: int, state: LayerState) -> pd.DataFrame | None:
+    counts_SN, tokens_S = sums.by_group(layer)
+    counts_N, windows = counts_SN.sum(axis=0), sums.settings.windows
+    if state.passes is not None and sums.pass_null is not None:
+        facts = (counts_N, int(tokens_S.sum()), state.passes, windows, sums.pass_null)
+        return idle_pass_windows_table(*facts)
+    if state.idle is None:
+        return None
+    table = idle_windows_table(counts_N, state.idle.runs, windows, state.idle.stretches_2X)
+    runs_RWN = state.idle.runs_RWN
+    shuffled_WN = np.full(runs_RWN.shape[1:], np.nan)
+    if len(runs_RWN):
+        shuffled_WN = np.median(runs_RWN, axis=0)
+    return table.assign(runs_shuffled=shuffled_WN.ravel(), window_tokens=table["window"])

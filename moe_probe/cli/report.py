@@ -53,15 +53,16 @@ def report(
         str,
         typer.Option(
             help="In which order idle runs are measured: canonical, by subject and document; "
-            "execution, as the engine ran; shuffle-docs:SEED; request-local, inside documents."
+            "execution, as the engine ran; shuffle-docs:SEED; request-local, inside documents; "
+            "forward-passes, the engine's passes, which idle runs are then counted in."
         ),
     ] = "canonical",
     window: Annotated[
         list[int] | None,
         typer.Option(
             min=1,
-            help="Length of an idle window in tokens; give it several times for several. "
-            "[1000 5000 10000 50000]",
+            help="Length of an idle window in tokens, or forward passes in their order; give it "
+            "several times for several. [1000 5000 10000 50000; passes: 10 100 1000 10000]",
             show_default=False,
         ),
     ] = None,
@@ -105,7 +106,6 @@ def report(
     """
     # Modules are no garbage: looking for some among all they define takes a third of a second.
     gc.set_threshold(_GC_OBJECTS)
-    from moe_probe.analysis.accumulators.gaps import WINDOWS
     from moe_probe.analysis.orders import Order
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.report.terminal import summary
@@ -120,7 +120,7 @@ def report(
     settings = Settings(
         rule=default_rule(opened) if rule is None else Rule(rule),
         order=chosen_order,
-        windows=tuple(sorted(set(window))) if window else WINDOWS,
+        windows=tuple(sorted(set(window or ()))),
         seed=seed,
         threads=threads,
     )

@@ -240,7 +240,7 @@ def test_what_is_not_a_trace_is_one_sentence(probe: Any, tmp_path: Path) -> None
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("order", ["x", "canonical:1", "shuffle-docs:one", "forward-passes"])
+@pytest.mark.parametrize("order", ["x", "canonical:1", "shuffle-docs:one"])
 def test_an_order_that_there_is_not_is_a_usage_error(
     probe: Any, new_trace: Any, order: str
 ) -> None:
@@ -251,6 +251,62 @@ def test_an_order_that_there_is_not_is_a_usage_error(
     assert "Use canonical, execution" in " ".join(result.err.split())
     assert "Traceback" not in result.err
     assert not (trace / "report").exists()
+
+
+def test_passes_that_a_trace_does_not_say_are_a_usage_error(probe: Any, new_trace: Any) -> None:
+    trace = new_trace()
+    result = probe("report", trace, "--order", "forward-passes")
+    said = " ".join(result.err.split())
+    assert (result.code, result.out) == (2, "")
+    assert "that the rule unique counts 100 do not say it. Record again" in said
+    assert "Traceback" not in result.err
+    assert not (trace / "report").exists()
+    # Under raw the first tokens count twice, and one pass of the two is unknown in any trace.
+    result = probe("report", trace, "--order", "forward-passes", "--rule", "raw", *QUICK, "--json")
+    assert result.code == 0
+    assert "Idle runs are unknown" in json.loads(result.out)["findings"][2]
+
+
+@pytest.fixture
+def trace_of_passes(tmp_path: Path) -> Path:
+    """Ten passes of four tokens, and an expert that only the first of them uses."""
+    with TraceWriter(
+        tmp_path / "passes", layers=[LayerSpec(layer=0, num_experts=4, top_k=1)]
+    ) as writer:
+        ids_T1 = np.random.default_rng(0).integers(1, 4, (40, 1))
+        ids_T1[0] = 0
+        writer.add([ids_T1], prefix_end=0, forward_passes=np.arange(40) // 4)
+    return tmp_path / "passes"
+
+
+def test_idle_runs_in_forward_passes(probe: Any, trace_of_passes: Path) -> None:
+    options = ("--order", "forward-passes", "--window", "3", "--window", "20")
+    result = probe("report", trace_of_passes, *options, "--json")
+    said = json.loads(result.out)
+    assert (said["order"], said["idle_unit"]) == ("forward-passes", "forward passes")
+    assert said["settings"]["windows"] == [3, 20]
+    assert "(idle runs in forward passes, 10 on 1 rank), T = 40 tokens" in said["caption"]
+    written = json.loads((trace_of_passes / "report" / "report.json").read_text())
+    assert written["columns_left_out"] == said["columns_left_out"]
+    left_out = {(one["table"], one["column"]) for one in said["columns_left_out"]}
+    assert {("experts", "burstiness"), ("idle_windows", "runs_shuffled")} <= left_out
+    reasons = {one["figure"]: one["reason"] for one in said["figures_left_out"]}
+    assert {"rate_burst", "longest_idle"} <= set(reasons)
+    assert "forward passes differ in their tokens" in reasons["longest_idle"]
+    tables: dict[str, Any] = {
+        name: pd.read_csv(trace_of_passes / f"report/tables/{name}.csv") for name in NAMES.split()
+    }
+    names = ["longest_idle", "current_idle", "leading_idle"]
+    assert tables["experts"].loc[0, names].tolist() == [9, 9, 0]
+    for table, column in left_out:
+        assert tables[table][column].isna().all(), column
+    windows: Any = tables["idle_windows"].set_index(["expert", "window"])
+    assert windows.loc[(0, 3), ["runs", "sliding", "window_tokens"]].tolist() == [1, 7, 12]
+    assert np.isnan(windows.loc[(0, 20), "window_tokens"])
+    assert set(tables["idle_windows"]["unit"]) == {"forward passes"}
+    assert set(tables["experts"]["idle_unit"]) == {"forward passes"}
+    text = probe("report", trace_of_passes, *options, "--force", *QUICK).out
+    assert re.search(r"least used +0 +0 .* 9 passes\n", text)
 
 
 @pytest.mark.parametrize("command", ["report", "check"])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe import __version__
+from moe_probe.analysis.metrics.idle_passes import WHY_LEFT_OUT
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload
 from moe_probe.analysis.statistics.intervals import few_documents
@@ -42,6 +43,8 @@ def facts(contents: Contents, payload: Payload) -> None:
         "rule": str(contents.rule),
         "rule_description": contents.rule.description,
         "order": str(settings.order),
+        "idle_unit": settings.order.unit,
+        "idle_left_out": WHY_LEFT_OUT if settings.in_passes else None,
         "caption": contents.analysis.caption,
         "T": contents.tokens,
         "T_eff": float(effective) if effective > 0 else None,

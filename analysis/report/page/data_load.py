@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.metrics.devices import Balancedness, device_null
+from moe_probe.analysis.metrics.frequency import selection_frequency
+from moe_probe.analysis.metrics.idle import fair_rate
 from moe_probe.analysis.metrics.tiers import BURSTY, RARE
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload, round_float32
@@ -38,6 +40,7 @@ def load(contents: Contents, payload: Payload) -> None:
         names = ["layer", "expert", "window", "runs", "share", "runs_shuffled"]
         windows = windows.loc[occurs, names]
     payload.table("idle_windows", windows)
+    payload.table("idle_chance", chance_in_passes(contents))
     payload.array("stretches", stretches(contents))
     sizes = contents.analysis.table("devices")["devices"].tolist()
     payload.table("devices_chance", devices_chance(layers, sizes))
@@ -68,6 +71,35 @@ def stretches(contents: Contents) -> np.ndarray:
     states = contents.analysis.sums.layers.values()
     known = [state.idle.stretches_2X for state in states if state.idle is not None]
     return known[0] if known else np.zeros((2, 0), np.int64)
+
+
+def chance_in_passes(contents: Contents) -> pd.DataFrame:
+    """Return what chance gives in forward passes, at the windows of the settings that fit in.
+
+    Returns:
+        layer, window, window_tokens; empty where idle runs are counted in tokens
+        own, fair  expected number of experts that idle for so long, at their own and the fair rate
+        expected, expectedShare  runs of all experts, and mean share of the passes that lie in them
+    """
+    sums = contents.analysis.sums
+    names = ["layer", "window", "window_tokens", "own", "fair", "expected", "expectedShare"]
+    null, rows = sums.pass_null, []
+    windows = () if null is None else sums.settings.windows
+    for counts in sums.counts.by_layer():
+        own_N = selection_frequency(counts.counts_N, counts.tokens)
+        fair_1 = np.array([fair_rate(counts.counts_N, counts.tokens)])
+        for window in windows:
+            if null is not None and window <= null.longest_stream:
+                rows.append(
+                    (
+                        *(counts.spec.layer, window, null.window_tokens(window)),
+                        null.p_longest_at_least(own_N, window).sum(),
+                        null.p_longest_at_least(fair_1, window)[0] * len(own_N),
+                        null.expected_runs(own_N, window).sum(),
+                        null.expected_idle_share(own_N, window).mean(),
+                    )
+                )
+    return pd.DataFrame(rows, columns=names)
 
 
 def layers_chance(layers: pd.DataFrame) -> pd.DataFrame:

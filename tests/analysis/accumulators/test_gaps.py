@@ -132,7 +132,7 @@ def test_rules_that_count_a_token_twice_are_refused(tmp_path: Path) -> None:
         scan(source, [gaps], kernels=plain)
 
 
-@pytest.mark.parametrize("name", ["forward-passes", "canonical:1", "random", "shuffle-docs:x"])
+@pytest.mark.parametrize("name", ["forward-passes:1", "canonical:1", "random", "shuffle-docs:x"])
 def test_orders_that_there_are_not(name: str) -> None:
     with pytest.raises(UsageError, match="order"):
         Order.parse(name)

@@ -16,6 +16,7 @@ from moe_probe.analysis.findings.headline import headline
 from moe_probe.analysis.findings.idle_readings import idle_readings, telling_window
 from moe_probe.analysis.metrics.idle import burstiness, rate_deficit
 from moe_probe.analysis.metrics.tiers import tiers
+from moe_probe.analysis.orders import PASSES
 from moe_probe.analysis.statistics.idle_null import expected_longest_run
 from moe_probe.analysis.statistics.intervals import rate_certifiable, share_interval
 
@@ -245,3 +246,31 @@ def test_little_text_certifies_no_low_load(planted: Any) -> None:
     layers = layers.assign(certifiable_load=1.5, tokens_effective=16.0)
     text = headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION).idle
     assert "No load below a fair share can be certified on so little text (T_eff 16)." in text
+
+
+def windows_in_passes(expected_fair: float) -> pd.DataFrame:
+    """Of two experts, at windows of 10 passes, 100 and one that no stream has room for."""
+    facts = {10: (40.0, 1.0), 100: (400.0, expected_fair), 5_000: (math.nan, 0.0)}
+    rows = [(w, t, fair / 2) for w, (t, fair) in facts.items() for _ in range(2)]
+    return pd.DataFrame(rows, columns=["window", "window_tokens", "expected_runs_fair"])
+
+
+def test_sentence_in_forward_passes(planted: Any) -> None:
+    experts, layers, subjects = planted
+    experts = experts.assign(longest_idle=[99, 250, 100, *[0] * (EXPERTS - 3)])
+    args = (layers, windows_in_passes(0.0009), subjects, NO_SPECIALIZATION)
+    text = headline(experts, *args, unit=PASSES).idle
+    assert text.startswith(
+        "2 of 16 experts idle for 100 forward passes in a row or more (400 tokens on average), "
+        "which chance does not explain; the longest run is of expert 1 of layer 7: 250 passes."
+    )
+    short = headline(experts.assign(longest_idle=99), *args, unit=PASSES).idle
+    assert short.startswith("No expert idles for 100 forward passes in a row: nothing exceeds")
+    unknown = headline(experts.assign(longest_idle=math.nan), *args, unit=PASSES).idle
+    assert unknown.startswith("Idle runs are unknown")
+
+
+def test_windows_that_chance_leaves_an_expert_idle_for_tell_nothing(planted: Any) -> None:
+    experts, layers, subjects = planted
+    args = (layers, windows_in_passes(0.0011), subjects, NO_SPECIALIZATION)
+    assert headline(experts, *args, unit=PASSES).idle.startswith("The trace is too short")

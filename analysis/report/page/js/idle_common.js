@@ -10,13 +10,23 @@ function knowsRuns() {
   return isKnown || NO_RUNS;
 }
 
+/** What idle runs and W are counted in. */
+const idleUnit = () => page.data.meta.idle_unit;
+
+/** Whether they are counted in forward passes, of which only the windows of the settings have nulls. */
+const inPasses = () => page.data.meta.idle_left_out !== null;
+
+/** Whether runs are known, and in tokens. @returns {true|string} */
+const knowsTokenRuns = () => (inPasses() ? page.data.meta.idle_left_out : knowsRuns());
+
 /** W of the slider: about ten per decade, those of the settings, and T. */
 const windowSteps = once(() => {
   const { T, windows } = page.data.meta;
+  if (inPasses()) return windows;
   return logSteps(10, Math.max(T, 10), [...windows, T]);
 });
 
-/** The window W in tokens that all views of idle runs show. */
+/** The window W, in `idleUnit`, that all views of idle runs show. */
 const shownWindow = () => page.state.window ?? firstWindow();
 
 /* The shortest of the settings if an expert idles so long, else one that a tenth of them reach. */
@@ -37,7 +47,7 @@ function windowControl() {
     max: steps.length - 1,
     get: () => steps.indexOf(shownWindow()),
     set: (at) => page.set({ window: steps[at] }),
-    show: (at) => `${format(steps[at])} tokens`,
+    show: (at) => `${format(steps[at])} ${idleUnit()}${tokensOf(steps[at])}`,
   });
   // A step is a few pixels.
   control.element.querySelector("input").style.width = "16rem";
@@ -52,6 +62,27 @@ function fairRate(l) {
 
 /** A run in mean distances between selections under even load. */
 const inFairIntervals = (run, l) => run * fairRate(l);
+
+/** What the null of forward passes says of one layer and window of the settings. */
+function chanceInPasses(window, l) {
+  const chance = page.data.table("idle_chance");
+  for (let i = 0; i < chance.length; i++) {
+    if (chance.column("window")[i] === window && placeOfLayer(chance.column("layer")[i]) === l) {
+      return Object.fromEntries(chance.names.map((name) => [name, chance.column(name)[i]]));
+    }
+  }
+  return {};
+}
+
+/** Tokens of W forward passes, on average. */
+function tokensOf(window) {
+  const tokens = inPasses() ? chanceInPasses(window, 0).window_tokens : NaN;
+  return Number.isFinite(tokens) ? ` (${format(tokens, 3)} tokens on average)` : "";
+}
+
+/** W in mean distances between selections under even load. */
+const windowIntervals = (window, l) => inPasses()
+  ? inFairIntervals(chanceInPasses(window, l).window_tokens ?? NaN, l) : inFairIntervals(window, l);
 
 /** What `longest_idle_expected` is of, where that is not the order of the caption. */
 const inOneStream = () => (page.data.meta.order === "request-local" ? ", all documents in one stream" : "");
@@ -85,7 +116,7 @@ function chanceOfAnyRun(p, window) {
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /**
- * How many experts of each layer idle for W tokens or more, exactly, and how many would.
+ * How many experts of each layer idle for W or more, exactly, and how many would.
  * @param {number} window
  * @returns {{idle: number, shuffled: number, own: number, fair: number}[]} by layer; `shuffled` is
  *   NaN without shuffled orders, `own` and `fair` are expectations
@@ -99,8 +130,10 @@ const idleOfLayers = memo((window) => page.data.layers.map(({ num_experts }, l) 
   return {
     idle: reaching("longest_idle"),
     shuffled: reaching("longest_idle_shuffled"),
-    own: sum(rates.map((p) => chanceOfAnyRun(p, window))),
-    fair: num_experts * chanceOfAnyRun(fairRate(l), window),
+    ...(inPasses() ? { own: NaN, fair: NaN, ...chanceInPasses(window, l) } : {
+      own: sum(rates.map((p) => chanceOfAnyRun(p, window))),
+      fair: num_experts * chanceOfAnyRun(fairRate(l), window),
+    }),
   };
 }));
 
@@ -118,11 +151,13 @@ const runsOfLayers = memo((window) => {
     const start = isCounted ? 0 : NaN;
     return {
       runs: start,
-      shuffled: meta.shuffles > 0 ? start : NaN,
-      expected: sum(rates.map((p) => inStretches(window, (length) => expectedRuns(p, length, window)))),
+      shuffled: meta.shuffles > 0 && !inPasses() ? start : NaN,
       share: start,
-      expectedShare: sum(rates.map((p) => (
-        inStretches(window, (length) => length * expectedIdleShare(p, length, window))))) / num_experts / tokens,
+      ...(inPasses() ? { expected: NaN, expectedShare: NaN, ...chanceInPasses(window, l) } : {
+        expected: sum(rates.map((p) => inStretches(window, (length) => expectedRuns(p, length, window)))),
+        expectedShare: sum(rates.map((p) => (
+          inStretches(window, (length) => length * expectedIdleShare(p, length, window))))) / num_experts / tokens,
+      }),
     };
   });
   const rows = table("idle_windows");
@@ -136,7 +171,7 @@ const runsOfLayers = memo((window) => {
   return found;
 });
 
-/** Every expert that idles for W tokens or more, the longest run first: rows of `experts`. */
+/** Every expert that idles for W or more, the longest run first: rows of `experts`. */
 const idleExperts = memo((window) => {
   const runs = page.data.table("experts").column("longest_idle");
   const rows = Array.from(runs, (_, row) => row).filter((row) => runs[row] >= window);

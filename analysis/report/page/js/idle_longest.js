@@ -8,7 +8,7 @@ view({
     "In fair intervals: mean distances between two selections under even load, so that models " +
     "compare; fair routing in one stream gives the length that the colour bar marks. Dots: W tokens or more. " +
     "Yellow with a cross: never selected. What only the second map has, the order of documents made.",
-  available: knowsRuns,
+  available: knowsTokenRuns,
   controls: () => [windowControl()],
   draw: drawLongest,
   table: longestTable,

@@ -1,13 +1,14 @@
-/* Experts idle for W tokens or more: how many in each layer, and which. */
+/* Experts idle for W or more: how many in each layer, and which. */
 
 view({
   id: "idle-windows",
   section: "idle",
-  title: "Experts idle for W tokens or more",
-  note:
-    "How many experts of each layer have an idle run of at least W tokens. Bars: in the token " +
-    "order of the caption, exact for every W; diamonds: documents shuffled. Own rates above fair " +
-    "routing: some experts are used rarely. Bars above own rates: uses come in bursts.",
+  get title() { return `Experts idle for W ${idleUnit()} or more`; },
+  get note() {
+    return `How many experts of each layer have an idle run of at least W ${idleUnit()}. Bars: in the ` +
+      `token order of the caption, exact for every W${inPasses() ? "" : "; diamonds: documents shuffled"}. ` +
+      "Own rates above fair routing: some experts are used rarely. Bars above own rates: uses come in bursts.";
+  },
   available: knowsRuns,
   controls: () => [windowControl()],
   draw: drawWindows,
@@ -27,7 +28,7 @@ function drawWindows(host) {
   made.scatter(field("x"), field("shuffled"), { source, marker: "diamond", size: markSize(host, 10), fill_color: CATEGORICAL[1], line_color: "#1b1f24" });
   addKey(host, [
     { mark: "bar", color: CATEGORICAL[0], label: `order ${page.data.meta.order}` },
-    { mark: "diamond", color: CATEGORICAL[1], label: "documents shuffled (median)" },
+    ...shuffledKey(),
     { mark: "tick", color: "var(--text)", label: "expected at own rates" },
     { mark: "dashed", color: CATEGORICAL[6], label: "fair routing" },
   ]);
@@ -45,18 +46,22 @@ function drawWindows(host) {
     own.glyph.line_color = colors.marker;
     bars.glyph.line_color = colors.page;
     says.textContent =
-      `${format(sum(of("idle")))} experts idle for ${format(shownWindow())} tokens or more; ` +
+      `${format(sum(of("idle")))} experts idle for ${format(shownWindow())} ${idleUnit()} or more; ` +
       `expected at own rates ${expectation(sum(of("own")))}, of fair routing ${expectation(sum(of("fair")))}.`;
   };
 }
+
+/** The key of the median over shuffled documents, where there is one. */
+const shuffledKey = () => inPasses() ? []
+  : [{ mark: "diamond", color: CATEGORICAL[1], label: "documents shuffled (median)" }];
 
 function windowText(l) {
   if (l === null) return null;
   const window = shownWindow();
   const { idle, shuffled, own, fair } = idleOfLayers(window)[l];
   const lines = [
-    `layer ${page.data.layers[l].layer}: ${format(idle)} experts idle for ${format(window)} or more`,
-    `documents shuffled ${format(shuffled)}`,
+    `layer ${page.data.layers[l].layer}: ${format(idle)} experts idle for ${format(window)} ${idleUnit()} or more`,
+    ...(inPasses() ? [] : [`documents shuffled ${format(shuffled)}`]),
     `expected at own rates ${expectation(own)}, of fair routing ${expectation(fair)}`,
   ];
   const { runs, share, expected } = runsOfLayers(window)[l];
@@ -69,7 +74,7 @@ function windowsTable() {
   const window = shownWindow();
   const [idle, runs] = [idleOfLayers(window), runsOfLayers(window)];
   const rows = layers.map(({ layer }, l) => [
-    layer, window, inFairIntervals(window, l), idle[l].idle, idle[l].shuffled, idle[l].own, idle[l].fair,
+    layer, window, windowIntervals(window, l), idle[l].idle, idle[l].shuffled, idle[l].own, idle[l].fair,
     runs[l].runs, runs[l].shuffled, runs[l].expected, runs[l].share, runs[l].expectedShare,
   ]);
   const columns = columnsOf([
@@ -79,7 +84,7 @@ function windowsTable() {
   ]);
   const note = meta.windows.includes(window) ? "" : `; runs and share are known at ${meta.windows.map((one) => format(one)).join(", ")}`;
   return { columns, rows, caption:
-    `Experts with an idle run of ${format(window)} tokens or more; runs of all experts, mean share of the stream in them${note}; ${meta.caption}` };
+    `Experts with an idle run of ${format(window)} ${idleUnit()} or more; runs of all experts, mean share of the stream in them${note}; ${meta.caption}` };
 }
 
 const LISTED = 25;
@@ -88,10 +93,11 @@ view({
   id: "idle-experts",
   section: "idle",
   title: "Which experts idle the longest",
-  note:
-    `The ${LISTED} longest idle runs of W tokens or more, layer and expert at the left; the table ` +
-    "has all. A diamond far left of the dot: the order of documents made the run. A tick near the " +
-    "dot: a low rate explains it; far left of it: bursts do.",
+  get note() {
+    return `The ${LISTED} longest idle runs of W ${idleUnit()} or more, layer and expert at the left; the ` +
+      `table has all. ${inPasses() ? "" : "A diamond far left of the dot: the order of documents made the run. "}` +
+      "A tick near the dot: a low rate explains it; far left of it: bursts do.";
+  },
   available: knowsRuns,
   controls: () => [windowControl()],
   draw: drawIdleExperts,
@@ -102,7 +108,7 @@ function drawIdleExperts(host) {
   const { table, layers, meta } = page.data;
   const made = page.figure({
     height: 80 + 18 * LISTED, x_axis_type: "log", y_range: [LISTED + 0.5, 0.5],
-    x_range: [1, 2], x_axis_label: "longest idle run, tokens",
+    x_range: [1, 2], x_axis_label: `longest idle run, ${idleUnit()}`,
   });
   made.ygrids[0].visible = false;
   const says = element("p", { class: "status", role: "status" });
@@ -117,7 +123,7 @@ function drawIdleExperts(host) {
   made.add_layout(limit);
   addKey(host, [
     { mark: "circle", color: CATEGORICAL[0], label: `order ${meta.order}` },
-    { mark: "diamond", color: CATEGORICAL[1], label: "documents shuffled (median)" },
+    ...shuffledKey(),
     { mark: "upright", color: "var(--text)", label: `expected at its own rate${inOneStream()}` },
     { mark: "dashed", color: "var(--faint)", label: "W" },
   ]);
@@ -152,7 +158,7 @@ function drawIdleExperts(host) {
     mark.data_source.data = at < 0 ? { x: [], y: [] } : { x: [longest[at]], y: [at + 1] };
     mark.glyph.line_color = colors.marker;
     tick.glyph.line_color = colors.marker;
-    says.textContent = `${format(rows.length)} of ${format(all.length)} experts idle for ${format(shownWindow())} tokens or more.`;
+    says.textContent = `${format(rows.length)} of ${format(all.length)} experts idle for ${format(shownWindow())} ${idleUnit()} or more.`;
   };
 }
 
@@ -169,6 +175,6 @@ function idleExpertsTable() {
   });
   return {
     columns: columnsOf(["layer", "expert", ...names], ["tier"]), rows,
-    caption: `Experts with an idle run of ${format(shownWindow())} tokens or more; ${meta.caption}`,
+    caption: `Experts with an idle run of ${format(shownWindow())} ${idleUnit()} or more; ${meta.caption}`,
   };
 }

@@ -43,7 +43,8 @@ function selectionBar() {
     const row = expertRow(l, e);
     const values = FACTS.filter(([name]) => experts.names.includes(name)).map(([name, label]) => {
       const value = experts.column(name)[row];
-      return `${label} ${experts.isText(name) ? value : format(value)}`;
+      const unit = name === "longest_idle" ? ` ${idleUnit()}` : "";
+      return `${label} ${experts.isText(name) ? value : format(value)}${unit}`;
     });
     says.textContent = `Layer ${layers[l].layer}, expert ${e}: ${values.join(", ")}`;
   }

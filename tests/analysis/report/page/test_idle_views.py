@@ -20,6 +20,7 @@ from moe_probe.trace import TraceWriter, open_trace
 from tests.analysis.report.page.browser import Opened
 from tests.analysis.report.page.traces import IDLE, LAYERS
 from tests.analysis.report.page.views import choose, numbers, point, read, shown
+from tests.analysis.test_forward_passes import write_planted
 
 Open = Callable[..., Opened]
 WINDOW = "Idle for at least W ="
@@ -119,6 +120,45 @@ def test_inside_documents_runs_are_expected_of_their_lengths(
     assert found["expected_share"] == pytest.approx(sum(shares) / sum(lengths), rel=1e-4)
     page.draw_all()
     assert "expected at its own rate, all documents in one stream" in page.text("#idle-experts")
+
+
+def test_forward_passes_are_the_unit(open_page: Open, tmp_path: Path) -> None:
+    """Windows are those of the settings, beside the nulls of passes; maps in tokens are absent."""
+    write_planted(tmp_path / "trace", 400)
+    settings = Settings(order=Order.parse("forward-passes"), windows=(15, 120, 9_000), shuffles=2)
+    settings = replace(settings, replicates=20, permutations=2)
+    write_report(open_trace(tmp_path / "trace"), tmp_path / "out", settings, figure_kinds=())
+    page, experts = open_page(tmp_path / "out"), read(tmp_path / "out", "experts")
+    stored = read(tmp_path / "out", "idle_windows")
+    page.draw_all()
+    slider = page.page.locator("#idle-windows input").first
+    for step, window in enumerate(settings.windows):
+        slider.fill(str(step))
+        page.wait()
+        found, mine = numbers(page, "idle-windows").iloc[0], stored[stored["window"] == window]
+        assert found["window"] == window
+        assert found["experts_idle"] == (experts["longest_idle"] >= window).sum()
+        assert found["runs"] == mine["runs"].sum()
+        if window < 400:
+            # Runs of one expert are few enough for their number to be the chance of any.
+            assert found["expected_runs"] == pytest.approx(mine["expected_runs"].sum(), rel=1e-4)
+            fair = mine["expected_runs_fair"].sum()
+            assert found["experts_idle_expected_fair"] == pytest.approx(fair, rel=0.01, abs=1e-9)
+            assert found["window_fair_intervals"] == pytest.approx(window * 8 * 2 / 16)
+    slider.fill("1")
+    page.wait()
+    assert "120 forward passes (960 tokens on average)" in page.text("#idle-windows .controls")
+    assert page.text("#idle-windows h3") == "Experts idle for W forward passes or more"
+    assert "2 experts idle for 120 forward passes or more" in page.text("#idle-windows .status")
+    assert "shuffled" not in page.text("#idle-windows") + page.text("#idle-experts")
+    listed = shown(page, "idle-experts")
+    assert listed["longest_idle"].astype(int).tolist() == [400, 199]
+    for view in ("longest-idle", "burstiness"):
+        assert "Not shown: forward passes differ in their tokens" in page.text(f"#{view}")
+    page.page.evaluate("MoeProbe.page.select(0, 0)")
+    page.wait()
+    assert "longest idle run 199 forward passes" in page.text(".bar")
+    assert page.problems == []
 
 
 def test_first_window_is_the_shortest_of_the_settings(open_page: Open, plain: Path) -> None:
