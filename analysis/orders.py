@@ -66,7 +66,14 @@ class Order:
 
         Args:
             first_row_C: Number of the stored row with which each cluster begins.
+
+        Raises UsageError for forward passes, which are no order of documents.
         """
+        if self.unit == PASSES:
+            raise UsageError(
+                f"The order {self} has no order of documents: idle runs in it are those of "
+                "PassExperts. Use canonical, execution, shuffle-docs:SEED or request-local here."
+            )
         clusters = len(first_row_C)
         if self.kind == "execution":
             return np.argsort(first_row_C, kind="stable")

@@ -134,7 +134,7 @@ def _indices(contents: Contents, *, styled: bool) -> Table:
 
 def _ranking(contents: Contents, *, styled: bool) -> Table:
     """Tabulate the ends of the ranking by relative load."""
-    unit = " passes" if contents.analysis.sums.settings.in_passes else ""
+    in_passes = contents.analysis.sums.settings.in_passes
     header = ("experts", "layer", "expert", "load", "95% interval", "longest idle run")
     table = _table(header, styled=styled)
     for title, experts in (
@@ -149,7 +149,7 @@ def _ranking(contents: Contents, *, styled: bool) -> Table:
                 f"{expert['expert']}",
                 _load(expert["relative_load"]),
                 f"{_load(expert['ci_low'])} to {_load(expert['ci_high'])}",
-                "-" if pd.isna(idle) else f"{idle:,.0f}{unit}",
+                "-" if pd.isna(idle) else f"{idle:,.0f}{_passes(idle) if in_passes else ''}",
             )
     return table
 
@@ -178,6 +178,10 @@ def _table(header: Iterable[str], *, styled: bool) -> Table:
     for name in rest:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _passes(number: float) -> str:
+    return " pass" if number == 1 else " passes"
 
 
 def _number(value: float) -> str:

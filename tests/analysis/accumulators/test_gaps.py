@@ -132,6 +132,13 @@ def test_rules_that_count_a_token_twice_are_refused(tmp_path: Path) -> None:
         scan(source, [gaps], kernels=plain)
 
 
+def test_forward_passes_are_no_order_of_documents(tmp_path: Path) -> None:
+    gaps, counts = scanned(Source(make_stream(tmp_path / "trace", 0)[0]))
+    counts_N = counts.layer(1).counts_N
+    with pytest.raises(UsageError, match="idle runs in it are those of PassExperts"):
+        gaps.runs(1, Order.parse("forward-passes"), counts_N, plain)
+
+
 @pytest.mark.parametrize("name", ["forward-passes:1", "canonical:1", "random", "shuffle-docs:x"])
 def test_orders_that_there_are_not(name: str) -> None:
     with pytest.raises(UsageError, match="order"):
