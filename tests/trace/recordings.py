@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.trace import SEGMENTS, LayerSpec, Sequence, Trace, TraceWriter
+from moe_probe.trace.output import SEQUENCES_PER_RANK
 
 LAYERS = [
     LayerSpec(layer=1, num_experts=8, top_k=2),
@@ -153,9 +154,10 @@ def router_scalars(sequence: Sequence) -> np.ndarray:
 
 def forward_passes(sequence: Sequence) -> np.ndarray:
     """What `write` gives: four tokens a pass, int64 [num_tokens]; of every fifth it is unknown."""
-    if sequence.sequence_id % 5 == 4:
+    number = sequence.sequence_id % SEQUENCES_PER_RANK
+    if number % 5 == 4:
         return np.full(sequence.num_tokens, -1)
-    return 3 * sequence.sequence_id + np.arange(sequence.num_tokens) // 4
+    return 3 * number + np.arange(sequence.num_tokens) // 4
 
 
 def stored_passes(trace: Trace) -> dict[tuple[int, int], int]:

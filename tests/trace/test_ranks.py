@@ -13,7 +13,15 @@ import numpy as np
 
 from moe_probe.trace import Trace, TraceWriter, open_trace
 from tests.trace.rank_child import prompt
-from tests.trace.recordings import LAYERS, Recording, stored_rows, table_counts, write
+from tests.trace.recordings import (
+    LAYERS,
+    Recording,
+    forward_passes,
+    stored_passes,
+    stored_rows,
+    table_counts,
+    write,
+)
 
 ROOT = Path(__file__).parents[2]
 Child = subprocess.Popen[bytes]
@@ -57,6 +65,8 @@ def check(path: Path, status: str) -> Trace:
             ids = [np.where(x[position] < 0, 255, x[position]).tolist() for x in known.ids]
             expected[sequence.sequence_id, position] = (position + 1000, *ids)
     assert stored_rows(trace) == expected
+    passes = {key: forward_passes(prompt(key[0]).sequence)[key[1]] for key in expected}
+    assert stored_passes(trace) == passes
     alone = path.with_name(f"{path.name}-alone")
     with TraceWriter(alone, layers=LAYERS, force=True) as writer:
         for known in recording.prompts:
