@@ -6,6 +6,7 @@ Shape suffixes: T tokens of a part, R stretches of consecutive positions of one 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -99,6 +100,11 @@ class Pieces:
     @property
     def length_P(self) -> np.ndarray:
         return np.asarray(self.stop_P - self.start_P, np.int64)
+
+    @cached_property
+    def group_P(self) -> np.ndarray:
+        """(task, subject, area) of each."""
+        return self.stratum_P // len(SEGMENTS)
 
     @property
     def tokens_P(self) -> np.ndarray:

@@ -196,9 +196,6 @@ def fill(
 ) -> None:
     """Add one layer of a part to accumulators, in as few passes as there are different rules."""
 
-    def has_twice() -> bool:
-        return bool(rows.inspected(layer, kernels)[0])
-
     passes: list[tuple[Rule, Tables]] = []
     for accumulator in accumulators:
         field, rule = accumulator.field, accumulator.rule
@@ -209,7 +206,7 @@ def fill(
             passes.append((rule, tables))
         setattr(tables, field, accumulator.table(rows, layer))
     for rule, tables in passes:
-        kernels.fill(tables, rows.topk_ids(layer), rows.pieces(rule), has_twice)
+        kernels.fill(tables, rows.topk_ids(layer), rows.pieces(rule))
 
 
 def spread(arrays: Arrays, axes: Axes, whole: Axes) -> Arrays:

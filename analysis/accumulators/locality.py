@@ -18,7 +18,7 @@ from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.tables import OverlapTables
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
-from moe_probe.trace import SEGMENTS, LayerSpec
+from moe_probe.trace import LayerSpec
 
 LAGS = (1, 2, 4, 8, 16, 32, 64)
 BATCH_SIZES = (256, 1024, 4096, 16384)
@@ -57,7 +57,7 @@ class Overlaps(TableAccumulator):
         return OverlapTables(
             sums_SX5=arrays["overlaps_SX5"],
             other_SX5=arrays.get("other_token_overlaps_SX5", arrays["overlaps_SX5"]),
-            row_P=pieces.stratum_P // len(SEGMENTS),
+            row_P=pieces.group_P,
             lag_X=np.array(self.lags, np.int64),
             repeats_T=rows.repeats_T(self.lags) if self.other_tokens else _NOTHING,
         )

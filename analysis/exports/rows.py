@@ -126,7 +126,7 @@ class _PartTokens:
         index = choice.source.index
         pieces = choice.source.pieces(part, choice.rule)
         wants_S = choice.wants_S(index.groups)
-        chosen_P = np.flatnonzero(wants_S[pieces.stratum_P // len(SEGMENTS)])
+        chosen_P = np.flatnonzero(wants_S[pieces.group_P])
         row_T, piece_T = pieces.rows(chosen_P)
         sequence_T, position_T = (values[row_T] for values in part.stretches.tokens())
         group_T, segment_T = np.divmod(pieces.stratum_P[piece_T], len(SEGMENTS))

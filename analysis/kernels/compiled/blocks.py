@@ -7,101 +7,84 @@ of a block in the order of their experts, B tokens of a block behind some earlie
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_
+from moe_probe.analysis.kernels.compiled.lanes import empty_set, sum_lanes
 from moe_probe.analysis.kernels.compiled.lists import (
     STEP,
     add_gaps,
     close_visit,
-    count_selections,
     place_selections,
     reserve_lists,
 )
-from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP, add_pairs, flush
-from moe_probe.analysis.kernels.compiled.sets import add_overlaps, build_sets, lone_sets
+from moe_probe.analysis.kernels.compiled.planes import BLOCK, add_pairs, flush
+from moe_probe.analysis.kernels.compiled.sets import (
+    add_overlaps,
+    measure_sets,
+    take_in,
+)
 
 # Tokens after which 16-bit counters may overflow.
 _FLUSH = (1 << 16) - 1
 
 
-def workspace(
-    num_experts: int, slots: int, width: int, words: int, history: int, *, of_pairs: bool
-) -> tuple[Any, ...]:
-    """Arrays that `fill_blocks` works in; made here, since compiled code for it takes long to make.
-
-    Args:
-        num_experts: N.
-        slots: K.
-        width: M.
-        words: W.
-        history: Tokens before a block that its tokens are compared with.
-        of_pairs: Whether pairs are counted.
-    """
-    counts_KM = np.empty((slots, width), np.uint32)
-    marks = tuple(np.empty(width, np.int64) for _ in range(5))
-    place_L = np.zeros(BLOCK * slots + GROUP * width + 2, np.int32)
-    gap_L = np.empty(BLOCK * slots, np.uint16)
-    sets_BW = np.zeros((history + BLOCK + 1, words), np.uint64)
-    first_B, size_B = np.zeros(history + BLOCK, np.int32), np.zeros(history + BLOCK, np.uint16)
-    common_L = np.empty(BLOCK, np.uint16)
-    scratch_MM = np.zeros((num_experts if of_pairs else 0, 64 * words), np.uint16)
-    sets = sets_BW, first_B, size_B, lone_sets(num_experts, width, words)
-    return counts_KM, marks, place_L, gap_L, sets, common_L, scratch_MM
-
-
 @compile_
-def fill_blocks(tables, ids_TK, spans, work, history, slots, zeros):
+def fill_blocks(tables, ids_TK, spans, work, history, slots, zeros, is_apart_Q):
     """Add the tokens of spans, which are pieces cut at the ends of blocks.
 
     Tables without rows are not wanted. `slots` and `zeros` are tuples of zeros, one for each slot
-    and for each word of a set.
+    and for each word of a set. Spans are marked in `is_apart_Q` whose pairs and overlaps were not
+    added, since a token of theirs or shortly before them names an expert twice.
     """
     slots_KN, pairs_NN, gaps = tables[2], tables[3], tables[5]
     start_Q, stop_Q = spans[0], spans[1]
-    counts_KM, marks, place_L, gap_L, sets, _, scratch_MM = work
+    counts_KM, marks, place_L, octaves, sets, _, scratch_MM = work
     # Not the literal 0, for which the loops would be compiled once more.
-    q, used = np.int64(0), 0
+    q, used, is_odd = np.int64(0), 0, False
     while q < len(start_Q):
         _clear(counts_KM)
-        stop, tokens = q, 0
+        stop, tokens, sums = q, 0, empty_set(zeros)
         while stop < len(start_Q) and tokens < BLOCK:
-            count_selections(counts_KM, ids_TK, start_Q[stop], stop_Q[stop], slots)
-            tokens += stop_Q[stop] - start_Q[stop]
+            rows = start_Q[stop], stop_Q[stop]
+            at = history + tokens
+            sums = take_in(counts_KM, sets, at, ids_TK, rows, slots_KN.shape[1], slots, zeros, sums)
+            tokens += rows[1] - rows[0]
             stop += 1
-        is_full = reserve_lists(marks, place_L, counts_KM, slots_KN) == tokens * len(slots)
-        _fill_lists(tables, work, history, ids_TK, spans, q, stop, is_full, slots, zeros)
+        selections = reserve_lists(marks, place_L, counts_KM, slots_KN)
+        was_odd, is_odd = is_odd, sum_lanes(sums) < selections
+        is_apart = is_odd or (was_odd and history > 0)
+        is_apart_Q[q:stop] = is_apart
+        is_full = selections == tokens * len(slots)
+        measure_sets(sets, history, tokens, is_full, slots, zeros)
+        _fill_lists(tables, work, history, ids_TK, spans, q, stop, is_apart, slots, zeros)
         if len(gaps[0]):
-            add_gaps(gaps, gap_L, place_L, marks[0], marks[1])
-        if len(pairs_NN):
+            add_gaps(gaps, octaves, place_L, marks[0], marks[1])
+        if len(pairs_NN) and not is_apart:
             if used + tokens > _FLUSH:
                 flush(pairs_NN, scratch_MM)
                 used = 0
             used += tokens
-            add_pairs(scratch_MM, place_L, marks[0], marks[1], sets[0], history, zeros)
+            add_pairs(scratch_MM, place_L, marks[0], marks[1], sets[0][history:], zeros)
         _keep(sets, tokens, history)
         q = stop
     flush(pairs_NN, scratch_MM)
 
 
 @compile_
-def _fill_lists(tables, work, history, ids_TK, spans, begin_q, end_q, is_full, slots, zeros):
-    """Go through a block's tokens in order: lists and sets, and what changes from span to span."""
-    counts_GN, counts_CN, slots_KN, pairs_NN, overlaps, gaps = tables
+def _fill_lists(tables, work, history, ids_TK, spans, begin_q, end_q, is_apart, slots, zeros):
+    """Go through a block's tokens in order: lists, and what changes from span to span."""
+    counts_GN, counts_CN, _, _, overlaps, gaps = tables
     start_Q, stop_Q, row_Q, cluster_Q, group_Q, run_Q = spans
     _, marks, place_L, _, sets, common_L, _ = work
     _, _, end_M, seen_M, visited_M = marks
-    num_experts = slots_KN.shape[1]
     place, begin, visit = 0, 0, 0
     for q in range(begin_q, end_q):
         rows, at = (start_Q[q], stop_Q[q]), history + place
         place_selections(place_L, end_M, ids_TK, rows, visit * STEP + place, slots)
         if len(counts_GN):
             _count_span(counts_GN[row_Q[q]], seen_M, end_M, ids_TK, rows, slots)
-        if len(pairs_NN) or len(overlaps[2]):
-            build_sets(sets, at, ids_TK, rows, num_experts, is_full, slots, zeros)
+        if not is_apart:
             add_overlaps(overlaps, group_Q[q], run_Q[q], sets, at, rows, common_L, zeros)
         place += rows[1] - rows[0]
         if q + 1 == end_q or cluster_Q[q + 1] != cluster_Q[q]:

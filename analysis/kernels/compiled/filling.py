@@ -6,17 +6,16 @@ layer, X lags, S groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.blocks import fill_blocks, workspace
+from moe_probe.analysis.kernels.compiled.blocks import fill_blocks
 from moe_probe.analysis.kernels.compiled.counting import count_pairs, count_rows, count_slots
 from moe_probe.analysis.kernels.compiled.overlaps import count_overlaps
-from moe_probe.analysis.kernels.compiled.planes import BLOCK
 from moe_probe.analysis.kernels.compiled.words import bound_ids
+from moe_probe.analysis.kernels.compiled.workspace import kept
 from moe_probe.analysis.kernels.tables import (
     CountTables,
     GapTables,
@@ -33,22 +32,17 @@ _WORD = 64
 _FEW_SLOTS = 4
 
 
-def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable[[], bool]) -> None:
+def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
     """Add the rows of pieces to tables; see `plain.fill`."""
     of_sets = tables.pairs is not None or tables.overlaps is not None
     if not (of_sets or tables.gaps) or (pieces.weight_P > 1).any():
         fill_apart(tables, ids_TK, pieces, _LOOPS)
-        return
-    apart = Tables(tables.num_experts)
-    if of_sets and has_twice():
-        # A set cannot say that a faulty row names an expert twice.
-        apart = replace(apart, pairs=tables.pairs, overlaps=tables.overlaps)
-    elif ids_TK.shape[1] <= _FEW_SLOTS:
-        apart = replace(apart, pairs=tables.pairs)
-    fill_apart(apart, ids_TK, pieces, _LOOPS)
-    pairs = tables.pairs if apart.pairs is None else None
-    overlaps = tables.overlaps if apart.overlaps is None else None
-    _fill_together(replace(tables, pairs=pairs, overlaps=overlaps), ids_TK, pieces)
+    elif tables.pairs is not None and ids_TK.shape[1] <= _FEW_SLOTS:
+        pairs = Tables(tables.num_experts, pairs=tables.pairs)
+        fill_apart(pairs, ids_TK, pieces, _LOOPS)
+        _fill_together(replace(tables, pairs=None), ids_TK, pieces)
+    else:
+        _fill_together(tables, ids_TK, pieces)
 
 
 def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
@@ -68,30 +62,27 @@ def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
     )
     bounded_TK, width = bound_ids(ids_TK, num_experts)
     zeros = (0,) * -(-num_experts // _WORD)
-    spans = _cut_blocks(pieces, counts.row_P, overlaps.row_P)
+    spans = kept.spans(pieces, counts.row_P, overlaps.row_P)
     history = int(overlaps.lag_X.max(initial=0))
-    of_pairs = tables.pairs is not None
-    work = workspace(num_experts, slots, width, len(zeros), history, of_pairs=of_pairs)
-    fill_blocks(wanted, bounded_TK, spans, work, history, (0,) * slots, zeros)
+    paired = 0 if tables.pairs is None else num_experts
+    work = kept.workspace(num_experts, slots, width, len(zeros), history, paired)
+    is_apart_Q = np.zeros(len(spans[0]), bool)
+    fill_blocks(wanted, bounded_TK, spans, work, history, (0,) * slots, zeros, is_apart_Q)
+    if is_apart_Q.any():
+        _fill_odd(tables, ids_TK, spans, is_apart_Q)
 
 
-def _cut_blocks(pieces: Pieces, row_P: np.ndarray, group_P: np.ndarray) -> tuple[Any, ...]:
-    """Cut pieces so that none crosses a multiple of a block's counted tokens.
-
-    Returns:
-        Of each: first row and row after the last, row of counts, cluster, group, and the tokens
-        before it that joined pieces have.
-    """
-    end_P = np.cumsum(pieces.length_P)
-    total = int(end_P[-1]) if len(end_P) else 0
-    inner = np.arange(BLOCK, total, BLOCK)
-    inner = inner[end_P[np.searchsorted(end_P, inner)] != inner]
-    bounds = np.sort(np.concatenate([np.zeros(1, np.int64), end_P, inner]), kind="stable")
-    piece_Q = np.searchsorted(end_P, bounds[:-1], side="right")
-    shift_Q = (pieces.stop_P - end_P)[piece_Q]
-    chain_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, end_P - pieces.length_P))
-    facts = (values_P[piece_Q].astype(np.int64) for values_P in (row_P, pieces.cluster_P, group_P))
-    return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, bounds[:-1] - chain_P[piece_Q]
+def _fill_odd(
+    tables: Tables, ids_TK: np.ndarray, spans: tuple[Any, ...], is_apart_Q: np.ndarray
+) -> None:
+    """Add the pairs and overlaps of spans where a set cannot say what a faulty row names twice."""
+    start_Q, stop_Q, _, cluster_Q, group_Q, run_Q = spans
+    # The others count no times: overlaps reach back into them.
+    weight_Q, zeros_Q = is_apart_Q.astype(np.int64), np.zeros_like(start_Q)
+    pieces = Pieces(start_Q, stop_Q, zeros_Q, weight_Q, zeros_Q, cluster_Q, run_Q > 0)
+    overlaps = tables.overlaps._replace(row_P=group_Q) if tables.overlaps else None
+    odd = Tables(tables.num_experts, pairs=tables.pairs, overlaps=overlaps)
+    fill_apart(odd, ids_TK, pieces, _LOOPS)
 
 
 def _nothing(*shape: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from moe_probe.analysis.kernels.compiled.jit import intrinsic_
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _WORD = 64
+PLANES = 8
+"""Columns of so many bits are added to counters: as far as they can count without them."""
 
 
 class Lanes(types.Type):  # type: ignore[misc]
@@ -102,8 +104,10 @@ def carry_bit(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """The high bit of that: whether two of three sets have it."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        # Where x and y differ, z decides: one instruction where there are masks.
         x, y, z = arguments
-        return builder.or_(builder.and_(x, y), builder.and_(z, builder.xor(x, y)))
+        differ = builder.xor(x, y)
+        return builder.or_(builder.and_(differ, z), builder.and_(builder.not_(differ), x))
 
     return a(a, a, a), generate
 
@@ -113,36 +117,69 @@ def common_members(typing_context: Any, a: Any, b: Any) -> Any:
     """How many members two sets share: int64."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        vector = _vector(a.width)
-        ones = _instruction(builder, "ctpop", vector, vector)
-        total = _instruction(builder, "vector.reduce.add", _I64, vector)
-        return builder.call(total, [builder.call(ones, [builder.and_(*arguments)])])
+        return _total(builder, _ones(builder, builder.and_(*arguments)))
 
     return types.int64(a, a), generate
 
 
 @intrinsic_
-def add_where(typing_context: Any, counts: Any, start: Any, bits: Any, value: Any) -> Any:
-    """Add a number to those of 64 uint16 counters, the first at `start`, whose bit is set."""
+def add_members(typing_context: Any, sums: Any, members: Any) -> Any:
+    """Sums by lane, with the members of a set added; `sum_lanes` gives their number."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.add(arguments[0], _ones(builder, arguments[1]))
+
+    return sums(sums, sums), generate
+
+
+@intrinsic_
+def sum_lanes(typing_context: Any, sums: Any) -> Any:
+    """The sum over all lanes: int64."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return _total(builder, arguments[0])
+
+    return types.int64(sums), generate
+
+
+@intrinsic_
+def add_planes(typing_context: Any, counts: Any, start: Any, planes_HW: Any, word: Any) -> Any:
+    """Add the numbers of 64 columns of bits to as many uint16 counters, the first at `start`.
+
+    Bit h of column b is bit b of `planes_HW[h, word]`; there are `PLANES` of them.
+    """
     kind = ir.VectorType(_I16, _WORD)
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        array, planes = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2)
+        )
         pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), kind.as_pointer())
-        is_set = builder.bitcast(arguments[2], ir.VectorType(ir.IntType(1), _WORD))
-        blank = ir.Constant(kind, ir.Undefined)
-        first = builder.insert_element(blank, arguments[3], ir.Constant(_I32, 0))
-        order = ir.Constant(ir.VectorType(_I32, _WORD), None)
-        everywhere = builder.shuffle_vector(first, blank, order)
-        more = builder.select(is_set, everywhere, ir.Constant(kind, None))
-        builder.store(builder.add(builder.load(pointer, align=2), more), pointer, align=2)
+        words = builder.extract_value(planes.shape, 1)
+        total = builder.load(pointer, align=2)
+        for bit in range(PLANES):
+            place = builder.add(builder.mul(words, ir.Constant(_I64, bit)), arguments[3])
+            bits = builder.load(builder.gep(planes.data, [place]))
+            is_set = builder.bitcast(bits, ir.VectorType(ir.IntType(1), _WORD))
+            values = ir.Constant(kind, [1 << bit] * _WORD)
+            total = builder.add(total, builder.select(is_set, values, ir.Constant(kind, None)))
+        builder.store(total, pointer, align=2)
         return context.get_dummy_value()
 
-    return types.void(counts, types.intp, types.uint64, types.uint16), generate
+    return types.void(counts, types.intp, planes_HW, types.intp), generate
 
 
 def _vector(width: int) -> ir.VectorType:
     return ir.VectorType(_I64, width)
+
+
+def _ones(builder: ir.IRBuilder, members: Any) -> Any:
+    """How many bits each lane has."""
+    return builder.call(_instruction(builder, "ctpop", members.type, members.type), [members])
+
+
+def _total(builder: ir.IRBuilder, sums: Any) -> Any:
+    return builder.call(_instruction(builder, "vector.reduce.add", _I64, sums.type), [sums])
 
 
 def _instruction(builder: ir.IRBuilder, name: str, result: ir.Type, vector: ir.VectorType) -> Any:

@@ -13,28 +13,34 @@ from __future__ import annotations
 
 import numpy as np
 
+from moe_probe.analysis.kernels.compiled.arrivals import (
+    SIXTEEN,
+    add_squares,
+    arrivals,
+    longer,
+    longest_of,
+    no_times,
+    store_octaves,
+    sum_of,
+)
 from moe_probe.analysis.kernels.compiled.jit import compile_, log2_bin
-from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP
+from moe_probe.analysis.kernels.compiled.lanes import PLANES
+from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP, add_rows
 from moe_probe.analysis.kernels.compiled.windows import add_run, shortest_of
 
 STEP = 2 * BLOCK
 """From the numbers of one visit to those of the next."""
-_NO_GAP = (1 << 16) - 1
-_CHUNK = 8192
+_NOBODY = (1 << 30) + BLOCK
+"""An entry that ends a list: of the token without experts, in a visit that never was."""
+OCTAVES = 32
+"""Octaves that are counted at a time, as many as have 512 bits."""
+_BITS = 16
 _BINS = BLOCK.bit_length()
 
 
 @compile_
-def count_selections(counts_KM, ids_TK, start, stop, slots):
-    for t in range(start, stop):
-        for k in range(len(slots)):
-            # A row per slot: one counter that all slots add to would be waited for.
-            counts_KM[k, ids_TK[t, k]] += np.uint32(1)
-
-
-@compile_
 def reserve_lists(marks, place_L, counts_KM, slots_KN):
-    """Say where each list begins, and end it with numbers of a token without experts.
+    """Say where each list begins, and end it with numbers of nobody, one at least.
 
     Returns the number of selections that are of an expert.
     """
@@ -49,9 +55,9 @@ def reserve_lists(marks, place_L, counts_KM, slots_KN):
                 selections += np.int64(counts_KM[k, e])
         begin_M[e], end_M[e], seen_M[e], visited_M[e] = begin, begin, begin, begin
         number_M[e] = number
-        stop = begin + -(-number // GROUP) * GROUP
+        stop = begin + (number // GROUP + 1) * GROUP
         for i in range(begin + number, stop):
-            place_L[i] = BLOCK
+            place_L[i] = _NOBODY
         begin = stop
     return selections
 
@@ -64,7 +70,8 @@ def place_selections(place_L, end_M, ids_TK, rows, number, slots):
         for k in range(len(slots)):
             e = ids_TK[t, k]
             end = end_M[e]
-            place_L[end] = place
+            # Unsigned, for which nobody asks if it counts from the array's end.
+            place_L[np.uintp(end)] = place
             end_M[e] = end + 1
 
 
@@ -106,50 +113,56 @@ def _add_gap(gaps, e, gap):
 
 
 @compile_
-def add_gaps(gaps, gap_L, place_L, begin_M, number_M):
+def add_gaps(gaps, octaves, place_L, begin_M, number_M):
     """Add the runs between two neighbours of a list, unless a visit ends between them."""
     square_sum_N, longest_N, windows_W3N, histogram_H, window_W = gaps[3:]
     shortest = shortest_of(window_W)
     used = 0
     for e in range(len(longest_N)):
-        begin, number = begin_M[e], number_M[e]
-        own_L = gap_L[used : used + max(number - 1, 0)]
-        used += len(own_L)
-        square, most = _difference(own_L, place_L[begin : begin + number])
+        own_L = place_L[begin_M[e] : begin_M[e] + number_M[e]]
+        square, most, used = _difference(octaves[0], used, own_L)
         square_sum_N[e] += square
-        longest_N[e] = max(longest_N[e], np.int64(most) - 1)
-        if np.int64(most) > shortest:
-            for gap in own_L:
-                if gap != _NO_GAP:
-                    add_run(windows_W3N, window_W, e, np.int64(gap))
-    _count_octaves(histogram_H, gap_L[:used])
+        longest_N[e] = max(longest_N[e], most - 1)
+        if most > shortest:
+            _add_runs(windows_W3N, window_W, e, own_L)
+    _count_octaves(histogram_H, octaves, used)
 
 
 @compile_
-def _difference(gap_L, place_L):
-    """Write the gaps; return the sum of squares and the largest of inter-arrival times.
+def _difference(octave_L, used, place_L):
+    """Write the octaves of a list's runs, sixteen at a time, from `used` on.
 
-    Those of a block sum to its length at most, and their squares to 2^26.
+    The list ends with entries of nobody behind `place_L`. Returns the sum of squares and the
+    largest of inter-arrival times, and the end of what was written. The times of a block sum to its
+    length at most, and their squares to 2^26.
     """
-    square, most = np.uint32(0), np.uint32(0)
-    for i in range(len(gap_L)):
-        arrival = np.uint32(place_L[i + 1] - place_L[i])
-        inside = arrival if arrival <= np.uint32(BLOCK) else np.uint32(0)
-        square = np.uint32(square + np.uint32(inside * inside))
-        most = max(most, inside)
-        gap_L[i] = np.uint16(inside - np.uint32(1))
-    return square, most
+    squares, most = no_times(), no_times()
+    for i in range(0, len(place_L) - 1, SIXTEEN):
+        times = arrivals(place_L, i, np.int32(BLOCK))
+        squares, most = add_squares(squares, times), longer(most, times)
+        store_octaves(octave_L, used, times)
+        used += SIXTEEN
+    return sum_of(squares), longest_of(most), used
 
 
 @compile_
-def _count_octaves(histogram_H, gap_L):
-    """Count gaps by the powers of two that they reach; the nearest cache holds some at a time."""
-    for begin in range(0, len(gap_L), _CHUNK):
-        some_L = gap_L[begin : begin + _CHUNK]
-        more = len(some_L)
-        for h in range(_BINS):
-            number = np.uint16(0)
-            for i in range(len(some_L)):
-                number = np.uint16(number + np.uint16(some_L[i] >= np.uint16(1 << h)))
-            histogram_H[h] += more - np.int64(number)
-            more = np.int64(number)
+def _add_runs(windows_W3N, window_W, e, place_L):
+    for i in range(len(place_L) - 1):
+        time = np.int64(place_L[i + 1]) - place_L[i]
+        if 0 < time <= BLOCK:
+            add_run(windows_W3N, window_W, e, time - 1)
+
+
+@compile_
+def _count_octaves(histogram_H, octaves, used):
+    """Count the bits of octaves up to `used`: the columns of rows of 32 numbers, 16 bits each."""
+    octave_L, octave_RW, row_R, column_M, zeros = octaves
+    rows = -(-used // OCTAVES)
+    stop = -(-rows // GROUP) * GROUP
+    octave_L[used : stop * OCTAVES] = 0
+    column_M[:] = 0
+    planes_HW = np.empty((PLANES, len(zeros)), np.uint64)
+    add_rows(column_M, 0, planes_HW, row_R, 0, rows, octave_RW, zeros)
+    for h in range(_BINS):
+        for i in range(OCTAVES):
+            histogram_H[h] += np.int64(column_M[_BITS * i + h])

@@ -11,6 +11,7 @@ import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_, inline_
 from moe_probe.analysis.kernels.compiled.lanes import (
+    add_members,
     common_members,
     empty_set,
     load_set,
@@ -19,31 +20,46 @@ from moe_probe.analysis.kernels.compiled.lanes import (
 )
 
 
-def lone_sets(num_experts: int, width: int, words: int) -> np.ndarray:
-    """Return for every id the set of this expert alone, empty for ids of no expert: [M, W]."""
-    lone_MW, expert_N = np.zeros((width, words), np.uint64), np.arange(num_experts)
+def lone_sets(lone_MW: np.ndarray, num_experts: int) -> np.ndarray:
+    """Fill zeros with the set of each expert alone; ids of no expert have an empty one."""
+    expert_N = np.arange(num_experts)
     lone_MW[expert_N, expert_N >> 6] = np.uint64(1) << (expert_N & 63).astype(np.uint64)
     return lone_MW
 
 
 @compile_
-def build_sets(members, at, ids_TK, rows, num_experts, is_full, slots, zeros):
-    """Write sets, first experts and sizes of some tokens; a first one of -1 is an empty slot.
+def take_in(counts_KM, members, at, ids_TK, rows, num_experts, slots, zeros, sums):
+    """Count tokens' selections by slot; write their sets and first experts, -1 for an empty slot.
 
-    `rows` are the first of the tokens and the one after the last, `at` is where the first goes to;
-    `is_full` says that every id is one of an expert.
+    `rows` are the first of the tokens and the one after the last, `at` is where the first one's set
+    goes to. Returns `sums` with the members of the sets added.
     """
-    sets_BW, first_B, size_B, lone_MW = members
+    sets_BW, first_B, _, lone_MW = members
     for t in range(rows[0], rows[1]):
-        b = at + t - rows[0]
-        own = empty_set(zeros)
+        b, own = at + t - rows[0], empty_set(zeros)
         for k in range(len(slots)):
+            e = ids_TK[t, k]
+            # A row per slot: one counter that all slots add to would be waited for.
+            counts_KM[k, e] += np.uint32(1)
             # Looked up: setting bit by bit would wait for itself.
-            own = union(own, load_set(lone_MW, np.int64(ids_TK[t, k]), zeros))
+            own = union(own, load_set(lone_MW, np.int64(e), zeros))
         store_set(sets_BW, b, own)
-        first = np.int64(ids_TK[t, 0])
-        first_B[b] = first if first < num_experts else -1
-        size_B[b] = len(slots) if is_full else common_members(own, own)
+        first = np.int32(ids_TK[t, 0])
+        first_B[b] = first if first < num_experts else np.int32(-1)
+        sums = add_members(sums, own)
+    return sums
+
+
+@compile_
+def measure_sets(members, begin, tokens, is_full, slots, zeros):
+    """Note the sizes of a block's sets; `is_full` says that every id is one of an expert."""
+    sets_BW, _, size_B, _ = members
+    for b in range(begin, begin + tokens):
+        size_B[b] = len(slots)
+    if not is_full:
+        for b in range(begin, begin + tokens):
+            own = load_set(sets_BW, b, zeros)
+            size_B[b] = common_members(own, own)
 
 
 @compile_

@@ -5,8 +5,6 @@ Shape suffixes: T tokens of a part, K slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from moe_probe.analysis.kernels.plain.counting import count_pairs, count_rows, count_slots
@@ -18,14 +16,13 @@ from moe_probe.analysis.pieces import Pieces
 _LOOPS = Loops(count_rows, count_slots, count_pairs, count_overlaps)
 
 
-def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces, has_twice: Callable[[], bool]) -> None:
+def fill(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
     """Add the rows of pieces to those tables that are wanted, each as often as its piece counts.
 
     Args:
         tables: What to add to.
         ids_TK: Expert ids. Those of N and more, empty slots among them, are not counted.
         pieces: The rows, which count.
-        has_twice: Whether a faulty row names an expert twice; asked only if loops need to know.
     """
     fill_apart(tables, ids_TK, pieces, _LOOPS)
     if tables.gaps is not None:

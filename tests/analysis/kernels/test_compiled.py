@@ -102,7 +102,7 @@ def test_pair_counts_beyond_what_their_scratch_holds(
     ids_TK = np.tile(np.array([1, 0, 200], dtype), (sum(length), 1))
     pieces = pieces_of(length, [weights[number % 2] for number in range(len(length))])
     tables = Tables(3, pairs=np.zeros((3, 3), np.int64))
-    compiled.fill(tables, ids_TK, pieces, bool)
+    compiled.fill(tables, ids_TK, pieces)
     tokens = int(pieces.tokens_P.sum())
     assert tables.pairs is not None
     assert tables.pairs.tolist() == [[0, tokens, 0], [tokens, 0, 0], [0, 0, 0]]
@@ -119,7 +119,7 @@ def random_pieces(rng: np.random.Generator, tokens: int, clusters: int) -> Piece
     start_P, stop_P = start_P[stop_P > start_P], stop_P[stop_P > start_P]
     cluster_P = np.sort(rng.integers(0, clusters, len(start_P)))
     cluster_P[rng.random(len(cluster_P)) < 0.1] = 0
-    joins_P = np.zeros(len(start_P), bool)
+    joins_P = np.zeros(len(start_P))
     joins_P[1:] = (start_P[1:] == stop_P[:-1]) & (cluster_P[1:] == cluster_P[:-1])
     return Pieces(start_P, stop_P, start_P, np.ones_like(start_P), start_P % 7, cluster_P, joins_P)
 
@@ -178,8 +178,8 @@ def test_blocks_of_rows(
     pieces = random_pieces(rng, tokens, 50)
     expected, found = (random_tables(num_experts, slots, pieces, tokens) for _ in range(2))
     for _ in range(2):
-        plain.fill(expected, ids_TK, pieces, lambda: fault == "an expert twice")
-        compiled.fill(found, ids_TK, pieces, lambda: fault == "an expert twice")
+        plain.fill(expected, ids_TK, pieces)
+        compiled.fill(found, ids_TK, pieces)
     for field in ("documents", "slots", "pairs"):
         assert np.array_equal(getattr(found, field), getattr(expected, field)), field
     for field in ("counts", "overlaps", "gaps"):
@@ -211,7 +211,7 @@ def test_ids_that_the_layer_lacks_are_not_counted(compiled: Any) -> None:
     for kernels in (plain, compiled):
         table_GN, slots_KN = np.zeros((1, 2), np.int64), np.zeros((2, 2), np.int64)
         counts = CountTables(table_GN, np.zeros(1, np.int64))
-        kernels.fill(Tables(2, counts=counts, slots=slots_KN), ids_TK, pieces, bool)
+        kernels.fill(Tables(2, counts=counts, slots=slots_KN), ids_TK, pieces)
         assert table_GN.tolist() == [[2, 4]]
         assert slots_KN.tolist() == [[2, 2], [0, 2]]
 
