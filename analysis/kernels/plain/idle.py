@@ -6,6 +6,7 @@ C clusters, W windows, X lags, S groups, B batch sizes, L selections.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -13,40 +14,59 @@ import numpy as np
 from moe_probe.analysis.kernels.tables import GapTables
 from moe_probe.analysis.pieces import Pieces
 
+_BUNDLE = 1 << 14
+
 
 def trace_gaps(tables: GapTables, ids_TK: np.ndarray, pieces: Pieces) -> None:
     """Go through tokens in order and note, per cluster and expert, where idle runs begin and end.
 
     Sums are over the runs between two selections of one cluster.
     """
+    # Many pieces at once: they are short.
+    bundle_P = np.cumsum(pieces.length_P) // _BUNDLE
+    bounds = np.flatnonzero(np.diff(bundle_P, prepend=-1, append=-1))
+    for begin, end in itertools.pairwise(bounds.tolist()):
+        _trace(tables, ids_TK, pieces, np.arange(begin, end))
+
+
+def _trace(tables: GapTables, ids_TK: np.ndarray, pieces: Pieces, chosen_P: np.ndarray) -> None:
     first_CN, after_CN, next_C, square_sum_N, longest_N, *rest = tables
     windows_W3N, histogram_H, window_W = rest
     num_experts = len(longest_N)
-    for start, stop, cluster in zip(
-        pieces.start_P.tolist(), pieces.stop_P.tolist(), pieces.cluster_P.tolist(), strict=True
-    ):
-        ids_LK = ids_TK[start:stop]
-        where_L, slot_L = np.nonzero(ids_LK < num_experts)
-        expert_L = ids_LK[where_L, slot_L].astype(np.int64)
-        place_L = where_L + next_C[cluster]
-        order_L = np.argsort(expert_L, kind="stable")
-        expert_L, place_L = expert_L[order_L], place_L[order_L]
-        is_first_L = np.diff(expert_L, prepend=-1) != 0
-        before_L = np.concatenate([[0], place_L[:-1] + 1]) if len(place_L) else place_L
-        before_L[is_first_L] = after_CN[cluster, expert_L[is_first_L]]
-        is_lead_L = before_L == 0
-        first_CN[cluster, expert_L[is_lead_L]] = place_L[is_lead_L]
-        is_last_L = np.diff(expert_L, append=num_experts) != 0
-        after_CN[cluster, expert_L[is_last_L]] = place_L[is_last_L] + 1
-        # A faulty row that names an expert twice has no run between the two.
-        is_run_L = ~is_lead_L & (place_L >= before_L)
-        gap_L, expert_L = (place_L - before_L)[is_run_L], expert_L[is_run_L]
-        np.add.at(square_sum_N, expert_L, (gap_L + 1) ** 2)
-        np.maximum.at(longest_N, expert_L, gap_L)
-        bin_L = np.frexp(gap_L.astype(np.float64))[1]
-        np.add.at(histogram_H, bin_L, 1)
-        add_windows(windows_W3N, window_W, expert_L, gap_L)
-        next_C[cluster] += stop - start
+    token_T, piece_T = pieces.rows(chosen_P)
+    cluster_T = pieces.cluster_P[piece_T]
+    place_T = _places(next_C, cluster_T)
+    ids_LK = ids_TK[token_T]
+    where_L, slot_L = np.nonzero(ids_LK < num_experts)
+    expert_L = ids_LK[where_L, slot_L].astype(np.uint16)
+    order_L = np.lexsort((expert_L, cluster_T[where_L]))
+    where_L, expert_L = where_L[order_L], expert_L[order_L].astype(np.int64)
+    place_L, cluster_L = place_T[where_L], cluster_T[where_L]
+    is_first_L = np.diff(expert_L, prepend=-1) != 0
+    is_first_L |= np.diff(cluster_L, prepend=-1) != 0
+    before_L = np.roll(place_L, 1) + 1
+    before_L[is_first_L] = after_CN[cluster_L[is_first_L], expert_L[is_first_L]]
+    is_lead_L = before_L == 0
+    first_CN[cluster_L[is_lead_L], expert_L[is_lead_L]] = place_L[is_lead_L]
+    is_last_L = np.roll(is_first_L, -1)
+    after_CN[cluster_L[is_last_L], expert_L[is_last_L]] = place_L[is_last_L] + 1
+    # A faulty row that names an expert twice has no run between the two.
+    is_run_L = ~is_lead_L & (place_L >= before_L)
+    gap_L, expert_L = (place_L - before_L)[is_run_L], expert_L[is_run_L]
+    np.add.at(square_sum_N, expert_L, (gap_L + 1) ** 2)
+    np.maximum.at(longest_N, expert_L, gap_L)
+    np.add.at(histogram_H, np.frexp(gap_L.astype(np.float64))[1], 1)
+    add_windows(windows_W3N, window_W, expert_L, gap_L)
+
+
+def _places(next_C: np.ndarray, cluster_T: np.ndarray) -> np.ndarray:
+    """Return each token's place in its cluster, and note how many there are now."""
+    order_T = np.argsort(cluster_T, kind="stable")
+    known, start, length = np.unique(cluster_T[order_T], return_index=True, return_counts=True)
+    place_T = np.empty(len(cluster_T), np.int64)
+    place_T[order_T] = np.arange(len(cluster_T)) + np.repeat(next_C[known] - start, length)
+    next_C[known] += length
+    return place_T
 
 
 def add_windows(

@@ -23,27 +23,48 @@ def count_overlaps(
     pairs whose tokens differ.
     """
     sums_SX5, other_SX5, row_P, lag_X, repeats_T = tables
-    run_start_P = run_starts(pieces)
-    for weight, token_T, piece_T in by_weight(pieces):
-        for x, lag in enumerate(lag_X.tolist()):
+    run_start_P, groups = run_starts(pieces), by_weight(pieces)
+    # Columns in contiguous memory are compared fastest.
+    ids_KT = np.ascontiguousarray(ids_TK.T)
+    value_V5 = _values(len(ids_KT))
+    for x, lag in enumerate(lag_X.tolist()):
+        later_KT, earlier_KT = ids_KT[:, lag:], ids_KT[:, : max(ids_KT.shape[1] - lag, 0)]
+        code_T = _compare(later_KT, earlier_KT, num_experts)
+        for weight, token_T, piece_T in groups:
             is_pair_T = token_T - lag >= run_start_P[piece_T]
-            later_T, row_T = token_T[is_pair_T], row_P[piece_T[is_pair_T]]
-            value_T5 = _compare(ids_TK[later_T], ids_TK[later_T - lag], num_experts) * weight
-            np.add.at(sums_SX5[:, x], row_T, value_T5)
+            later_T = token_T[is_pair_T]
+            key_T = row_P[piece_T[is_pair_T]] * len(value_V5) + code_T[later_T - lag]
+            _add(sums_SX5[:, x], key_T, value_V5 * weight)
             if len(repeats_T):
                 differs_T = (repeats_T[later_T] >> x) & 1 == 0
-                np.add.at(other_SX5[:, x], row_T[differs_T], value_T5[differs_T])
+                _add(other_SX5[:, x], key_T[differs_T], value_V5 * weight)
 
 
-def _compare(later_TK: np.ndarray, earlier_TK: np.ndarray, num_experts: int) -> np.ndarray:
-    is_real_TK, was_real_TK = later_TK < num_experts, earlier_TK < num_experts
-    common_T = np.zeros(len(later_TK), np.int64)
-    for ids_T, is_real_T in zip(later_TK.T, is_real_TK.T, strict=True):
-        common_T += is_real_T & (earlier_TK == ids_T[:, None]).any(axis=1)
-    is_first_T = is_real_TK[:, 0] & (later_TK[:, 0] == earlier_TK[:, 0])
-    most_T = np.maximum(is_real_TK.sum(axis=1), was_real_TK.sum(axis=1))
-    columns = (np.ones_like(common_T), common_T, common_T > 0, is_first_T, common_T == most_T)
+def _compare(later_KT: np.ndarray, earlier_KT: np.ndarray, num_experts: int) -> np.ndarray:
+    """Return a row of `_values` for each pair of tokens: int64 [T]."""
+    is_real_KT = later_KT < num_experts
+    common_T = np.zeros(later_KT.shape[1], np.int64)
+    for ids_T, is_real_T in zip(later_KT, is_real_KT, strict=True):
+        is_common_T = np.zeros(len(ids_T), bool)
+        for earlier_T in earlier_KT:
+            is_common_T |= ids_T == earlier_T
+        common_T += is_common_T & is_real_T
+    is_first_T = is_real_KT[0] & (later_KT[0] == earlier_KT[0])
+    most_T = np.maximum(is_real_KT.sum(axis=0), (earlier_KT < num_experts).sum(axis=0))
+    return common_T * 4 + is_first_T * 2 + (common_T == most_T)
+
+
+def _values(slots: int) -> np.ndarray:
+    """What a pair adds: 1, experts in common, whether any, whether the first, whether all."""
+    code_V = np.arange(4 * (slots + 1))
+    common_V = code_V // 4
+    columns = (np.ones_like(code_V), common_V, common_V > 0, code_V // 2 % 2, code_V % 2)
     return np.stack(columns, axis=1).astype(np.int64)
+
+
+def _add(sums_S5: np.ndarray, key_T: np.ndarray, value_V5: np.ndarray) -> None:
+    tally = np.bincount(key_T, minlength=len(sums_S5) * len(value_V5))
+    sums_S5 += tally.reshape(len(sums_S5), len(value_V5)) @ value_V5
 
 
 def count_batches(
