@@ -67,7 +67,7 @@ _STYLE: dict[str, Any] = {
 }
 _CAPTION_SIZE = 7
 _FEW_DECADES, _NO_DECADE = 50, 4
-_COMPRESSION = 4
+_COMPRESSION = 3
 # Fewer than fit of that size, so that no line is cut.
 _LETTERS_PER_INCH = 19
 _LINE_INCHES = 0.135
@@ -143,9 +143,15 @@ def captioned(figure: Figure, shown: str, analysis: Analysis, null: str) -> Figu
     inside = [part for part in inside if not isinstance(part, Axis | Spine)]
     for part in inside:
         part.set_in_layout(False)
+    # Colour bars are narrower than their place, so what they need depends on it.
+    measured = [axes for axes in figure.axes if axes.get_box_aspect() is None]
+    for axes in measured:
+        _measure_once(axes)
     # Once, not for every file again.
     engine.execute(figure)
     figure.set_layout_engine("none")
+    for axes in measured:
+        del axes.get_tightbbox
     for part in inside:
         part.set_in_layout(True)
     for axes in figure.axes:
@@ -153,6 +159,22 @@ def captioned(figure: Figure, shown: str, analysis: Analysis, null: str) -> Figu
         axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
         axes.set_in_layout(True)
     return figure
+
+
+def _measure_once(axes: Any) -> None:
+    """Have axes remember how much room they need around them: the layout asks twice."""
+    from matplotlib.transforms import Bbox
+
+    measure = axes.get_tightbbox
+    room: list[np.ndarray | None] = []
+
+    def get_tightbbox(*where: Any, **options: Any) -> Any:
+        if not room:
+            box = measure(*where, **options)
+            room.append(None if box is None else box.extents - axes.bbox.extents)
+        return None if room[0] is None else Bbox.from_extents(axes.bbox.extents + room[0])
+
+    axes.get_tightbbox = get_tightbbox
 
 
 def caption(figure: Figure) -> str:
@@ -172,7 +194,7 @@ def rendered(figure: Figure, kind: str) -> bytes:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         # Nothing is transparent, and three channels take half the time of four.
-        picture, file = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()), BytesIO()
+        picture, file = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), BytesIO()
         picture.save(file, "png", dpi=(figure.dpi, figure.dpi), compress_level=_COMPRESSION)
         return file.getvalue()
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moe_probe.analysis.drawing import Drawers
 from moe_probe.analysis.figures import FIGURES, KINDS
 from moe_probe.analysis.report.contents import Contents, gather
 from moe_probe.analysis.report.folder import Folder
 from moe_probe.analysis.report.page import render
 from moe_probe.analysis.report.page.data_documents import token_texts
-from moe_probe.analysis.report.pictures import Drawn, draw, drawing
 from moe_probe.analysis.results import TABLES
 from moe_probe.analysis.rules import default_rule
-from moe_probe.analysis.scan import Progress, default_threads
+from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables.files import write_table
 from moe_probe.trace import Trace
@@ -27,6 +27,8 @@ _MANIFEST = "report.json"
 _TABLES = tuple(f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "parquet"))
 _FIGURES = {f"figures/{name}.{kind}": name for name in FIGURES for kind in KINDS}
 _ON_PAGE = "relative_load"
+# These take longest: begun last, one process would draw when all others are done.
+_FIRST = (_ON_PAGE, "devices", "subject_tree")
 _PAGE = (*_FIGURES, "report.html")
 _FILES = (_MANIFEST, *_TABLES, *_PAGE)
 
@@ -36,7 +38,7 @@ def write_report(
     output: Path,
     settings: Settings | None = None,
     *,
-    figure_kinds: Collection[str] = KINDS,
+    figure_kinds: Collection[str] = ("png",),
     tables_only: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -74,47 +76,44 @@ def write_report(
     if tokenizer is not None:
         # Before the scan, which takes long.
         token_texts([], tokenizer)
-    contents = gather(trace, settings or Settings(rule=default_rule(trace)), progress=progress)
-    analysis = contents.analysis
-    for name in TABLES:
-        # Before processes share them.
-        analysis.table(name)
-    wanted = {name: kinds for name in FIGURES if kinds and name != _ON_PAGE}
-    processes = analysis.sums.settings.threads or default_threads()
-    with drawing(analysis, wanted, processes) as finish, folder.replaced():
-        for place in {(output / name).parent for name in names}:
-            place.mkdir(parents=True, exist_ok=True)
-        said = contents.to_json()
-        # First, so that a report that was cut short is known as one and can be replaced.
-        _write_manifest({**said, "files": names}, output)
-        for name in TABLES:
-            write_table(analysis.table(name), output / f"tables/{name}.csv")
-        drawn = {} if tables_only else {_ON_PAGE: _write_page(contents, output, kinds, tokenizer)}
-        # Last, since other processes draw meanwhile.
-        left_out = _write_figures(drawn | finish(), output, names)
-        names = [name for name in names if _FIGURES.get(name) not in left_out]
-        contents = replace(contents, figures_left_out=left_out)
-        _write_manifest({**said, **contents.left_out_json(), "files": names}, output)
+    chosen = settings or Settings(rule=default_rule(trace))
+    with Drawers(1 if tables_only else chosen.threads) as drawers:
+        contents = gather(trace, chosen, progress=progress)
+        if not tables_only:
+            # Before all else, since other processes draw while this one writes.
+            drawers.begin(contents.analysis, _wanted(kinds))
+        with folder.replaced():
+            for place in {(output / name).parent for name in names}:
+                place.mkdir(parents=True, exist_ok=True)
+            said = contents.to_json()
+            # First, so that a report that was cut short is known as one and can be replaced.
+            _write_manifest({**said, "files": names}, output)
+            for name in TABLES:
+                write_table(contents.analysis.table(name), output / f"tables/{name}.csv")
+            if not tables_only:
+                drawn = drawers.drawn(_ON_PAGE)
+                heatmap = None if isinstance(drawn, str) else drawn["png"]
+                page = render(contents, heatmap, tokenizer=tokenizer)
+                (output / "report.html").write_text(page, "utf-8")
+                left_out = _write_figures(drawers, output, names)
+                names = [name for name in names if _FIGURES.get(name) not in left_out]
+                contents = replace(contents, figures_left_out=left_out)
+            _write_manifest({**said, **contents.left_out_json(), "files": names}, output)
     return contents, [output / name for name in names]
 
 
-def _write_page(
-    contents: Contents, output: Path, kinds: tuple[str, ...], tokenizer: Path | None
-) -> Drawn:
-    """Write the page; returns the figure that it has for readers without scripts."""
-    drawn = draw(contents.analysis, _ON_PAGE, {*kinds, "png"})
-    heatmap = None if isinstance(drawn, str) else drawn["png"]
-    page = render(contents, heatmap, tokenizer=tokenizer)
-    (output / "report.html").write_text(page, "utf-8")
-    return drawn
+def _wanted(kinds: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return what is to be drawn, in which order: the page waits for the first."""
+    on_page = {_ON_PAGE: tuple({*kinds, "png"})}
+    return {**dict.fromkeys((*_FIRST, *FIGURES), kinds), **on_page} if kinds else on_page
 
 
-def _write_figures(drawn: dict[str, Drawn], output: Path, names: list[str]) -> dict[str, str]:
+def _write_figures(drawers: Drawers, output: Path, names: list[str]) -> dict[str, str]:
     """Write those of the named files that are figures; returns why others were not drawn."""
     left_out = {}
     for file, name in _FIGURES.items():
         if file in names:
-            files = drawn[name]
+            files = drawers.drawn(name)
             if isinstance(files, str):
                 left_out[name] = files
             else:

@@ -31,7 +31,7 @@ DRAWN = (
     "quality relative_load sorted_load imbalance coverage rate_burst longest_idle repeats devices"
 )
 """Figures of a trace of one subject."""
-PICTURES = [f"figures/{name}.{kind}" for name in DRAWN.split() for kind in ("png", "svg")]
+PICTURES = [f"figures/{name}.png" for name in DRAWN.split()]
 FILES = ["report.json", *TABLES, *PICTURES, "report.html"]
 PRINTED = ["report.json", "tables", "figures", "report.html"]
 QUICK = ("--figures", "none")

@@ -51,7 +51,7 @@ def _compare(later_KT: np.ndarray, earlier_KT: np.ndarray, num_experts: int) -> 
         common_T += is_common_T & is_real_T
     is_first_T = is_real_KT[0] & (later_KT[0] == earlier_KT[0])
     most_T = np.maximum(is_real_KT.sum(axis=0), (earlier_KT < num_experts).sum(axis=0))
-    return common_T * 4 + is_first_T * 2 + (common_T == most_T)
+    return np.asarray(common_T * 4 + is_first_T * 2 + (common_T == most_T))
 
 
 def _values(slots: int) -> np.ndarray:
