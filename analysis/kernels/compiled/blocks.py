@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_
-from moe_probe.analysis.kernels.compiled.lanes import empty_set, sum_lanes
 from moe_probe.analysis.kernels.compiled.lists import (
     STEP,
     add_gaps,
@@ -37,27 +36,29 @@ def fill_blocks(tables, ids_TK, spans, work, history, slots, zeros, is_apart_Q):
     and for each word of a set. Spans are marked in `is_apart_Q` whose pairs and overlaps were not
     added, since a token of theirs or shortly before them names an expert twice.
     """
-    slots_KN, pairs_NN, gaps = tables[2], tables[3], tables[5]
+    slots_KN, pairs_NN, overlaps, gaps = tables[2:]
     start_Q, stop_Q = spans[0], spans[1]
     counts_KM, marks, place_L, octaves, sets, _, scratch_MM = work
     # Not the literal 0, for which the loops would be compiled once more.
-    q, used, is_odd = np.int64(0), 0, False
+    q, done, used, is_odd = np.int64(0), np.int64(0), 0, False
     while q < len(start_Q):
         _clear(counts_KM)
-        stop, tokens, sums = q, 0, empty_set(zeros)
+        stop, tokens = q, 0
         while stop < len(start_Q) and tokens < BLOCK:
-            rows = start_Q[stop], stop_Q[stop]
-            at = history + tokens
-            sums = take_in(counts_KM, sets, at, ids_TK, rows, slots_KN.shape[1], slots, zeros, sums)
-            tokens += rows[1] - rows[0]
+            tokens += stop_Q[stop] - start_Q[stop]
             stop += 1
+        spans_of = start_Q[q:stop], stop_Q[q:stop]
+        members = take_in(counts_KM, sets, history, ids_TK, *spans_of, slots, zeros)
         selections = reserve_lists(marks, place_L, counts_KM, slots_KN)
-        was_odd, is_odd = is_odd, sum_lanes(sums) < selections
+        was_odd, is_odd = is_odd, members < selections
         is_apart = is_odd or (was_odd and history > 0)
         is_apart_Q[q:stop] = is_apart
-        is_full = selections == tokens * len(slots)
-        measure_sets(sets, history, tokens, is_full, slots, zeros)
-        _fill_lists(tables, work, history, ids_TK, spans, q, stop, is_apart, slots, zeros)
+        _fill_lists(tables, work, ids_TK, spans, q, stop, slots)
+        if len(overlaps[2]):
+            is_full = selections == tokens * len(slots)
+            measure_sets(sets, history, tokens, is_full, slots, zeros)
+            if not is_apart:
+                _compare(tables, work, history, spans, q, stop, done, zeros)
         if len(gaps[0]):
             add_gaps(gaps, octaves, place_L, marks[0], marks[1])
         if len(pairs_NN) and not is_apart:
@@ -67,26 +68,24 @@ def fill_blocks(tables, ids_TK, spans, work, history, slots, zeros, is_apart_Q):
             used += tokens
             add_pairs(scratch_MM, place_L, marks[0], marks[1], sets[0][history:], zeros)
         _keep(sets, tokens, history)
-        q = stop
+        q, done = stop, done + tokens
     flush(pairs_NN, scratch_MM)
 
 
 @compile_
-def _fill_lists(tables, work, history, ids_TK, spans, begin_q, end_q, is_apart, slots, zeros):
+def _fill_lists(tables, work, ids_TK, spans, begin_q, end_q, slots):
     """Go through a block's tokens in order: lists, and what changes from span to span."""
-    counts_GN, counts_CN, _, _, overlaps, gaps = tables
-    start_Q, stop_Q, row_Q, cluster_Q, group_Q, run_Q = spans
-    _, marks, place_L, _, sets, common_L, _ = work
+    counts_GN, counts_CN, gaps = tables[0], tables[1], tables[5]
+    start_Q, stop_Q, row_Q, cluster_Q = spans[:4]
+    marks, place_L = work[1], work[2]
     _, _, end_M, seen_M, visited_M = marks
     place, begin, visit = 0, 0, 0
     for q in range(begin_q, end_q):
-        rows, at = (start_Q[q], stop_Q[q]), history + place
-        place_selections(place_L, end_M, ids_TK, rows, visit * STEP + place, slots)
+        some_TK = ids_TK[start_Q[q] : stop_Q[q]]
+        place_selections(place_L, end_M, some_TK, visit * STEP + place, slots)
         if len(counts_GN):
-            _count_span(counts_GN[row_Q[q]], seen_M, end_M, ids_TK, rows, slots)
-        if not is_apart:
-            add_overlaps(overlaps, group_Q[q], run_Q[q], sets, at, rows, common_L, zeros)
-        place += rows[1] - rows[0]
+            _count_span(counts_GN[row_Q[q]], seen_M, end_M, some_TK, slots)
+        place += len(some_TK)
         if q + 1 == end_q or cluster_Q[q + 1] != cluster_Q[q]:
             if len(gaps[0]):
                 numbers = visit * STEP + begin, place - begin
@@ -98,11 +97,29 @@ def _fill_lists(tables, work, history, ids_TK, spans, begin_q, end_q, is_apart, 
 
 
 @compile_
-def _count_span(row_N, seen_M, end_M, ids_TK, rows, slots):
+def _compare(tables, work, history, spans, begin_q, end_q, done, zeros):
+    """Compare a block's tokens with earlier ones, those of a group at a time.
+
+    `done` are the tokens of the blocks before.
+    """
+    start_Q, stop_Q, group_Q, depth_T, repeats_T = spans[0], spans[1], spans[4], spans[5], spans[6]
+    overlaps, num_experts = tables[4], tables[2].shape[1]
+    begin, place = 0, 0
+    for q in range(begin_q, end_q):
+        place += stop_Q[q] - start_Q[q]
+        if q + 1 == end_q or group_Q[q + 1] != group_Q[q]:
+            repeats_L = repeats_T[done + begin : done + place]
+            facts = depth_T[done + begin : done + place], repeats_L, work[5], num_experts
+            add_overlaps(overlaps, group_Q[q], work[4], history + begin, facts, zeros)
+            begin = place
+
+
+@compile_
+def _count_span(row_N, seen_M, end_M, ids_TK, slots):
     """Add what the lists have grown by, or, where that is little, the selections themselves."""
-    if 4 * (rows[1] - rows[0]) * len(slots) < len(row_N):
-        for t in range(rows[0], rows[1]):
-            for k in range(ids_TK.shape[1]):
+    if 4 * len(ids_TK) * len(slots) < len(row_N):
+        for t in range(len(ids_TK)):
+            for k in range(len(slots)):
                 e = ids_TK[t, k]
                 seen_M[e] += 1
                 if e < len(row_N):

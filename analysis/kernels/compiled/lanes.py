@@ -20,6 +20,8 @@ from moe_probe.analysis.kernels.compiled.jit import intrinsic_
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _WORD = 64
+EIGHT = 8
+_COUNTS = ir.VectorType(_I16, EIGHT)
 PLANES = 8
 """Columns of so many bits are added to counters: as far as they can count without them."""
 
@@ -123,6 +125,37 @@ def common_members(typing_context: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic_
+def store_common(
+    typing_context: Any, common_L: Any, start: Any, sets_TW: Any, row: Any, other: Any, zeros: Any
+) -> Any:
+    """Write how many members `EIGHT` rows share with as many others, from `start` of uint16 on.
+
+    `row` and `other` are the first ones.
+    """
+    width = len(zeros)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        kind, (common, start, table, row, other, _) = signature.args, arguments
+        sets = [
+            builder.load(_row(context, builder, kind[2], (table, number), width, EIGHT), align=8)
+            for number in (row, other)
+        ]
+        ones = builder.trunc(_ones(builder, builder.and_(*sets)), _bytes(EIGHT * width))
+        total = ir.Constant(_COUNTS, None)
+        for word in range(width):
+            places = [word + width * token for token in range(EIGHT)]
+            order = ir.Constant(ir.VectorType(_I32, EIGHT), places)
+            some = builder.shuffle_vector(ones, ir.Constant(ones.type, ir.Undefined), order)
+            total = builder.add(total, builder.zext(some, _COUNTS))
+        array = context.make_array(kind[0])(context, builder, common)
+        target = builder.bitcast(builder.gep(array.data, [start]), _COUNTS.as_pointer())
+        builder.store(total, target, align=2)
+        return context.get_dummy_value()
+
+    return types.void(common_L, types.intp, sets_TW, types.intp, types.intp, zeros), generate
+
+
+@intrinsic_
 def add_members(typing_context: Any, sums: Any, members: Any) -> Any:
     """Sums by lane, with the members of a set added; `sum_lanes` gives their number."""
 
@@ -173,6 +206,10 @@ def _vector(width: int) -> ir.VectorType:
     return ir.VectorType(_I64, width)
 
 
+def _bytes(width: int) -> ir.VectorType:
+    return ir.VectorType(ir.IntType(8), width)
+
+
 def _ones(builder: ir.IRBuilder, members: Any) -> Any:
     """How many bits each lane has."""
     return builder.call(_instruction(builder, "ctpop", members.type, members.type), [members])
@@ -189,7 +226,9 @@ def _instruction(builder: ir.IRBuilder, name: str, result: ir.Type, vector: ir.V
     return cgutils.get_or_insert_function(builder.module, kind, full_name)
 
 
-def _row(context: Any, builder: ir.IRBuilder, kind: Any, arguments: Any, width: int) -> Any:
+def _row(
+    context: Any, builder: ir.IRBuilder, kind: Any, arguments: Any, width: int, rows: int = 1
+) -> Any:
     array = context.make_array(kind)(context, builder, arguments[0])
     start = builder.mul(arguments[1], ir.Constant(_I64, width))
-    return builder.bitcast(builder.gep(array.data, [start]), _vector(width).as_pointer())
+    return builder.bitcast(builder.gep(array.data, [start]), _vector(rows * width).as_pointer())

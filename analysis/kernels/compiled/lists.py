@@ -63,10 +63,10 @@ def reserve_lists(marks, place_L, counts_KM, slots_KN):
 
 
 @compile_
-def place_selections(place_L, end_M, ids_TK, rows, number, slots):
+def place_selections(place_L, end_M, ids_TK, number, slots):
     """Append tokens, numbered from `number` on, to the lists of their experts."""
-    for t in range(rows[0], rows[1]):
-        place = np.int32(number + t - rows[0])
+    for t in range(len(ids_TK)):
+        place = np.int32(number + t)
         for k in range(len(slots)):
             e = ids_TK[t, k]
             end = end_M[e]

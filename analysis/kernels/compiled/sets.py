@@ -11,11 +11,14 @@ import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_, inline_
 from moe_probe.analysis.kernels.compiled.lanes import (
+    EIGHT,
     add_members,
     common_members,
     empty_set,
     load_set,
+    store_common,
     store_set,
+    sum_lanes,
     union,
 )
 
@@ -28,26 +31,31 @@ def lone_sets(lone_MW: np.ndarray, num_experts: int) -> np.ndarray:
 
 
 @compile_
-def take_in(counts_KM, members, at, ids_TK, rows, num_experts, slots, zeros, sums):
-    """Count tokens' selections by slot; write their sets and first experts, -1 for an empty slot.
+def take_in(counts_KM, members, at, ids_TK, start_Q, stop_Q, slots, zeros):
+    """Count tokens' selections by slot; write their sets and first ids, from row `at` on.
 
-    `rows` are the first of the tokens and the one after the last, `at` is where the first one's set
-    goes to. Returns `sums` with the members of the sets added.
+    Returns how many members the sets of all tokens have.
     """
     sets_BW, first_B, _, lone_MW = members
-    for t in range(rows[0], rows[1]):
-        b, own = at + t - rows[0], empty_set(zeros)
-        for k in range(len(slots)):
-            e = ids_TK[t, k]
-            # A row per slot: one counter that all slots add to would be waited for.
-            counts_KM[k, e] += np.uint32(1)
-            # Looked up: setting bit by bit would wait for itself.
-            own = union(own, load_set(lone_MW, np.int64(e), zeros))
-        store_set(sets_BW, b, own)
-        first = np.int32(ids_TK[t, 0])
-        first_B[b] = first if first < num_experts else np.int32(-1)
-        sums = add_members(sums, own)
-    return sums
+    sums = empty_set(zeros)
+    for q in range(len(start_Q)):
+        # Slices, whose indices nobody asks if they count from the end: loops with spare registers.
+        some_TK = ids_TK[start_Q[q] : stop_Q[q]]
+        for t in range(len(some_TK)):
+            own = empty_set(zeros)
+            for k in range(len(slots)):
+                e = some_TK[t, k]
+                # A row per slot: one counter that all slots add to would be waited for.
+                counts_KM[k, e] += np.uint32(1)
+                # Looked up: setting bit by bit would wait for itself.
+                own = union(own, load_set(lone_MW, np.int64(e), zeros))
+            store_set(sets_BW, at + t, own)
+            sums = add_members(sums, own)
+        some_B = first_B[at : at + len(some_TK)]
+        for t in range(len(some_TK)):
+            some_B[t] = some_TK[t, 0]
+        at += len(some_TK)
+    return sum_lanes(sums)
 
 
 @compile_
@@ -63,70 +71,76 @@ def measure_sets(members, begin, tokens, is_full, slots, zeros):
 
 
 @compile_
-def add_overlaps(overlaps, group, run, members, at, rows, common_L, zeros):
-    """Compare tokens with those some lags before; of these, `run` are of the same document."""
+def add_overlaps(overlaps, group, members, at, facts, zeros):
+    """Compare tokens with those some lags before; the first one's set is in row `at`.
+
+    `facts` are how many tokens of its document come before each, which of these it repeats, room to
+    work in, and the number of experts. Runs of tokens are as long as a group's, whatever documents
+    they are of: short ones would not fill the instructions.
+    """
+    sums_SX5, other_SX5, lag_X = overlaps
     sets_BW, first_B, size_B, _ = members
-    sums_SX5, other_SX5, lag_X, repeats_T = overlaps
+    depth_L, repeats_L, common_L, num_experts = facts
+    number = len(depth_L)
     for x in range(len(lag_X)):
         lag = lag_X[x]
-        skip = max(lag - run, 0)
-        number = rows[1] - rows[0] - skip
-        if number <= 0:
-            continue
-        later = at + skip
-        for i in range(number):
-            earlier_set = load_set(sets_BW, later + i - lag, zeros)
-            common_L[i] = common_members(load_set(sets_BW, later + i, zeros), earlier_set)
-        some_L = common_L[:number]
-        firsts = first_B[later : later + number], first_B[later - lag : later - lag + number]
-        sizes = size_B[later : later + number], size_B[later - lag : later - lag + number]
-        _add(sums_SX5[group, x], some_L, firsts, sizes)
-        if len(repeats_T):
-            repeats_L = repeats_T[rows[0] + skip : rows[1]]
-            _add_others(other_SX5[group, x], some_L, firsts, sizes, repeats_L, np.uint8(1 << x))
+        for i in range(0, number, EIGHT):
+            store_common(common_L, np.intp(i), sets_BW, at + i, at + i - lag, zeros)
+        pairs = (
+            depth_L,
+            common_L[:number],
+            first_B[at : at + number],
+            first_B[at - lag : at - lag + number],
+            size_B[at : at + number],
+            size_B[at - lag : at - lag + number],
+        )
+        least, beyond = np.uint16(lag), np.uint16(num_experts)
+        _add(sums_SX5[group, x], least, beyond, pairs)
+        if len(repeats_L):
+            _add_others(other_SX5[group, x], least, beyond, pairs, repeats_L, np.uint8(1 << x))
 
 
 @compile_
-def _add(sums_5, common_L, firsts, sizes):
-    later_first_L, earlier_first_L = firsts
-    later_size_L, earlier_size_L = sizes
+def _add(sums_5, least, beyond, pairs):
+    depth_L, common_L, later_first_L, earlier_first_L, later_size_L, earlier_size_L = pairs
     # Numbers as small as they can be: so more of them fit an instruction.
-    total, touching, leading, equal = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
+    number, touching, leading, equal = np.uint16(0), np.uint16(0), np.uint16(0), np.uint16(0)
+    total = np.uint32(0)
     for i in range(len(common_L)):
-        common = common_L[i]
+        is_pair, common = depth_L[i] >= least, common_L[i]
         most = max(later_size_L[i], earlier_size_L[i])
-        leads = (later_first_L[i] == earlier_first_L[i]) & (later_first_L[i] >= 0)
-        total = np.int32(total + np.int32(common))
-        touching = np.int32(touching + np.int32(common > 0))
-        leading = np.int32(leading + np.int32(leads))
-        equal = np.int32(equal + np.int32(common == most))
-    _store(sums_5, len(common_L), total, touching, leading, equal)
+        leads = (later_first_L[i] == earlier_first_L[i]) & (later_first_L[i] < beyond)
+        number = np.uint16(number + np.uint16(is_pair))
+        total = np.uint32(total + (np.uint32(common) if is_pair else np.uint32(0)))
+        touching = np.uint16(touching + np.uint16(is_pair & (common > 0)))
+        leading = np.uint16(leading + np.uint16(is_pair & leads))
+        equal = np.uint16(equal + np.uint16(is_pair & (common == most)))
+    _store(sums_5, number, total, touching, leading, equal)
 
 
 @compile_
-def _add_others(sums_5, common_L, firsts, sizes, repeats_L, bit):
+def _add_others(sums_5, least, beyond, pairs, repeats_L, bit):
     """The same of tokens whose text differs."""
-    later_first_L, earlier_first_L = firsts
-    later_size_L, earlier_size_L = sizes
-    pairs, total, touching = np.int32(0), np.int32(0), np.int32(0)
-    leading, equal = np.int32(0), np.int32(0)
+    depth_L, common_L, later_first_L, earlier_first_L, later_size_L, earlier_size_L = pairs
+    number, touching, leading, equal = np.uint16(0), np.uint16(0), np.uint16(0), np.uint16(0)
+    total = np.uint32(0)
     for i in range(len(common_L)):
-        differs = (repeats_L[i] & bit) == 0
+        is_pair = (depth_L[i] >= least) & ((repeats_L[i] & bit) == 0)
         common = common_L[i]
         most = max(later_size_L[i], earlier_size_L[i])
-        leads = (later_first_L[i] == earlier_first_L[i]) & (later_first_L[i] >= 0)
-        pairs = np.int32(pairs + np.int32(differs))
-        total = np.int32(total + (np.int32(common) if differs else np.int32(0)))
-        touching = np.int32(touching + np.int32(differs & (common > 0)))
-        leading = np.int32(leading + np.int32(differs & leads))
-        equal = np.int32(equal + np.int32(differs & (common == most)))
-    _store(sums_5, pairs, total, touching, leading, equal)
+        leads = (later_first_L[i] == earlier_first_L[i]) & (later_first_L[i] < beyond)
+        number = np.uint16(number + np.uint16(is_pair))
+        total = np.uint32(total + (np.uint32(common) if is_pair else np.uint32(0)))
+        touching = np.uint16(touching + np.uint16(is_pair & (common > 0)))
+        leading = np.uint16(leading + np.uint16(is_pair & leads))
+        equal = np.uint16(equal + np.uint16(is_pair & (common == most)))
+    _store(sums_5, number, total, touching, leading, equal)
 
 
 @inline_
-def _store(sums_5, pairs, total, touching, leading, equal):
-    sums_5[0] += pairs
-    sums_5[1] += total
-    sums_5[2] += touching
-    sums_5[3] += leading
-    sums_5[4] += equal
+def _store(sums_5, number, total, touching, leading, equal):
+    sums_5[0] += np.int64(number)
+    sums_5[1] += np.int64(total)
+    sums_5[2] += np.int64(touching)
+    sums_5[3] += np.int64(leading)
+    sums_5[4] += np.int64(equal)

@@ -1,8 +1,8 @@
 """What a pass over rows works in, made once for the layers that a thread takes one after another.
 
 Shape suffixes: P pieces, Q pieces cut into blocks, K slots, N experts of a layer, M all ids that
-the type holds, W 64-bit words of a set, L selections of a block in the order of their experts, R rows
-of octaves, B tokens of a block behind some earlier ones.
+the type holds, W 64-bit words of a set, L selections of a block in the order of their experts, R
+rows of octaves, B tokens of a block behind some earlier ones.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from moe_probe.analysis.kernels.compiled.arrivals import SIXTEEN
+from moe_probe.analysis.kernels.compiled.lanes import EIGHT
 from moe_probe.analysis.kernels.compiled.lists import OCTAVES
 from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP
 from moe_probe.analysis.kernels.compiled.sets import lone_sets
 from moe_probe.analysis.pieces import Pieces
 
 _LINE = 64
+_DEEP = (1 << 16) - 1
 
 
 class _Kept(threading.local):
@@ -48,12 +50,14 @@ class _Kept(threading.local):
 kept = _Kept()
 
 
-def _cut_blocks(pieces: Pieces, row_P: np.ndarray, group_P: np.ndarray) -> tuple[Any, ...]:
+def _cut_blocks(
+    pieces: Pieces, row_P: np.ndarray, group_P: np.ndarray, repeats_T: np.ndarray
+) -> tuple[Any, ...]:
     """Cut pieces so that none crosses a multiple of a block's counted tokens.
 
     Returns:
-        Of each: first row and row after the last, row of counts, cluster, group, and the tokens
-        before it that joined pieces have.
+        Of each span: first row and row after the last, row of counts, cluster, group. Of each token
+        of these: how many before it are of its document, as far as uint16 goes, and `repeats_T`.
     """
     end_P = np.cumsum(pieces.length_P)
     total = int(end_P[-1]) if len(end_P) else 0
@@ -62,9 +66,12 @@ def _cut_blocks(pieces: Pieces, row_P: np.ndarray, group_P: np.ndarray) -> tuple
     bounds = np.sort(np.concatenate([np.zeros(1, np.int64), end_P, inner]), kind="stable")
     piece_Q = np.searchsorted(end_P, bounds[:-1], side="right")
     shift_Q = (pieces.stop_P - end_P)[piece_Q]
-    chain_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, end_P - pieces.length_P))
     facts = (values_P[piece_Q].astype(np.int64) for values_P in (row_P, pieces.cluster_P, group_P))
-    return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, bounds[:-1] - chain_P[piece_Q]
+    row_L, piece_L = pieces.rows()
+    chain_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, end_P - pieces.length_P))
+    depth_L = np.minimum(np.arange(total) - chain_P[piece_L], _DEEP).astype(np.uint16)
+    repeats_L = repeats_T[row_L] if len(repeats_T) else repeats_T
+    return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, depth_L, repeats_L
 
 
 def _make_workspace(
@@ -89,10 +96,11 @@ def _make_workspace(
     octave_L, row_R = octave_RW.reshape(-1).view(np.uint16), np.arange(rows, dtype=np.int32)
     column_M = _aligned(np.uint16, 64 * octave_RW.shape[1])
     octaves = octave_L, octave_RW, row_R, column_M, (0,) * octave_RW.shape[1]
-    sets_BW = _aligned(np.uint64, history + BLOCK + 1, words)
-    first_B, size_B = _aligned(np.int32, history + BLOCK), _aligned(np.uint16, history + BLOCK)
+    # Tokens are compared in whole groups of eight.
+    sets_BW = _aligned(np.uint64, history + BLOCK + EIGHT, words)
+    first_B, size_B = _aligned(np.uint16, history + BLOCK), _aligned(np.uint16, history + BLOCK)
     lone_MW = lone_sets(_aligned(np.uint64, width, words), num_experts)
-    common_L = _aligned(np.uint16, BLOCK)
+    common_L = _aligned(np.uint16, BLOCK + EIGHT)
     scratch_MM = _aligned(np.uint16, paired, 64 * words)
     sets = sets_BW, first_B, size_B, lone_MW
     return counts_KM, marks, place_L, octaves, sets, common_L, scratch_MM
