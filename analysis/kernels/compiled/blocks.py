@@ -121,7 +121,7 @@ def _count_span(row_N, seen_M, end_M, ids_TK, slots):
         for t in range(len(ids_TK)):
             for k in range(len(slots)):
                 e = ids_TK[t, k]
-                seen_M[e] += 1
+                seen_M[e] += np.uint32(1)
                 if e < len(row_N):
                     row_N[e] += 1
     else:
@@ -132,7 +132,7 @@ def _count_span(row_N, seen_M, end_M, ids_TK, slots):
 @compile_
 def _add_growth(row_N, before_M, after_M):
     for e in range(len(row_N)):
-        row_N[e] += after_M[e] - before_M[e]
+        row_N[e] += np.uint32(after_M[e] - before_M[e])
 
 
 @compile_

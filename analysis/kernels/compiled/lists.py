@@ -69,7 +69,7 @@ def place_selections(place_L, end_M, ids_TK, number, slots):
         place = np.int32(number + t)
         for k in range(len(slots)):
             e = ids_TK[t, k]
-            end = end_M[e]
+            end = np.int64(end_M[e])
             # Unsigned, for which nobody asks if it counts from the array's end.
             place_L[np.uintp(end)] = place
             end_M[e] = end + 1
@@ -86,13 +86,13 @@ def close_visit(gaps, cluster, numbers, place_L, visited_M, end_M):
     if next_C[cluster] == 0:
         # Without branches, of which the processor would guess many wrong.
         for e in range(len(first_N)):
-            low, high = visited_M[e], end_M[e]
+            low, high = np.int64(visited_M[e]), np.int64(end_M[e])
             first, after = place_L[low] + shift, place_L[high - 1] + shift + 1
             first_N[e] = first if high > low else 0
             after_N[e] = after if high > low else 0
     else:
         for e in range(len(first_N)):
-            low, high = visited_M[e], end_M[e]
+            low, high = np.int64(visited_M[e]), np.int64(end_M[e])
             if high > low:
                 first = place_L[low] + shift
                 if after_N[e] == 0:
@@ -119,7 +119,8 @@ def add_gaps(gaps, octaves, place_L, begin_M, number_M):
     shortest = shortest_of(window_W)
     used = 0
     for e in range(len(longest_N)):
-        own_L = place_L[begin_M[e] : begin_M[e] + number_M[e]]
+        begin = np.int64(begin_M[e])
+        own_L = place_L[begin : begin + np.int64(number_M[e])]
         square, most, used = _difference(octaves[0], used, own_L)
         square_sum_N[e] += square
         longest_N[e] = max(longest_N[e], most - 1)

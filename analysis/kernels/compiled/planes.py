@@ -46,7 +46,8 @@ def add_pairs(scratch_MM, place_L, begin_M, number_M, sets_BW, zeros):
     planes_HW = np.empty((PLANES, len(zeros)), np.uint64)
     store_set(sets_BW, BLOCK, empty_set(zeros))
     for e in range(len(scratch_MM)):
-        begin, stop = begin_M[e], begin_M[e] + number_M[e]
+        begin = np.int64(begin_M[e])
+        stop = begin + np.int64(number_M[e])
         add_rows(counts, e * width, planes_HW, place_L, begin, stop, sets_BW, zeros)
 
 

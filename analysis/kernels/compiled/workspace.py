@@ -67,10 +67,11 @@ def _cut_blocks(
     piece_Q = np.searchsorted(end_P, bounds[:-1], side="right")
     shift_Q = (pieces.stop_P - end_P)[piece_Q]
     facts = (values_P[piece_Q].astype(np.int64) for values_P in (row_P, pieces.cluster_P, group_P))
-    row_L, piece_L = pieces.rows()
     chain_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, end_P - pieces.length_P))
-    depth_L = np.minimum(np.arange(total) - chain_P[piece_L], _DEEP).astype(np.uint16)
-    repeats_L = repeats_T[row_L] if len(repeats_T) else repeats_T
+    depth_L = np.arange(total, dtype=np.int32)
+    depth_L -= np.repeat(chain_P.astype(np.int32), pieces.length_P)
+    depth_L = np.minimum(depth_L, _DEEP, out=depth_L).astype(np.uint16)
+    repeats_L = repeats_T[pieces.rows()[0]] if len(repeats_T) else repeats_T
     return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, depth_L, repeats_L
 
 
@@ -88,7 +89,7 @@ def _make_workspace(
         paired: Experts whose pairs are counted: all, or 0.
     """
     counts_KM = _aligned(np.uint32, slots, width)
-    marks = tuple(_aligned(np.int64, width) for _ in range(5))
+    marks = tuple(_aligned(np.uint32, width) for _ in range(5))
     place_L = _aligned(np.int32, BLOCK * slots + GROUP * width + 2)
     # As many as an expert's runs and what fills them up may take, in whole groups of rows.
     rows = -(-(BLOCK * slots + SIXTEEN * num_experts) // (GROUP * OCTAVES)) * GROUP
