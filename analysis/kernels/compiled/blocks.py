@@ -40,10 +40,10 @@ def fill_blocks(tables, ids_TK, spans, work, history, slots, zeros, is_apart_Q):
     start_Q, stop_Q = spans[0], spans[1]
     counts_KM, marks, place_L, octaves, sets, _, scratch_MM = work
     # Not the literal 0, for which the loops would be compiled once more.
-    q, done, used, is_odd = np.int64(0), np.int64(0), 0, False
+    q, done, used, is_odd = np.int64(0), np.int64(0), np.int64(0), False
     while q < len(start_Q):
         _clear(counts_KM)
-        stop, tokens = q, 0
+        stop, tokens = q, np.int64(0)
         while stop < len(start_Q) and tokens < BLOCK:
             tokens += stop_Q[stop] - start_Q[stop]
             stop += 1
@@ -79,7 +79,7 @@ def _fill_lists(tables, work, ids_TK, spans, begin_q, end_q, slots):
     start_Q, stop_Q, row_Q, cluster_Q = spans[:4]
     marks, place_L = work[1], work[2]
     _, _, end_M, seen_M, visited_M = marks
-    place, begin, visit = 0, 0, 0
+    place, begin, visit = np.int64(0), np.int64(0), np.int64(0)
     for q in range(begin_q, end_q):
         some_TK = ids_TK[start_Q[q] : stop_Q[q]]
         place_selections(place_L, end_M, some_TK, visit * STEP + place, slots)
@@ -104,7 +104,7 @@ def _compare(tables, work, history, spans, begin_q, end_q, done, zeros):
     """
     start_Q, stop_Q, group_Q, depth_T, repeats_T = spans[0], spans[1], spans[4], spans[5], spans[6]
     overlaps, num_experts = tables[4], tables[2].shape[1]
-    begin, place = 0, 0
+    begin, place = np.int64(0), np.int64(0)
     for q in range(begin_q, end_q):
         place += stop_Q[q] - start_Q[q]
         if q + 1 == end_q or group_Q[q + 1] != group_Q[q]:

@@ -117,7 +117,7 @@ def add_gaps(gaps, octaves, place_L, begin_M, number_M):
     """Add the runs between two neighbours of a list, unless a visit ends between them."""
     square_sum_N, longest_N, windows_W3N, histogram_H, window_W = gaps[3:]
     shortest = shortest_of(window_W)
-    used = 0
+    used = np.int64(0)
     for e in range(len(longest_N)):
         begin = np.int64(begin_M[e])
         own_L = place_L[begin : begin + np.int64(number_M[e])]
