@@ -5,7 +5,7 @@ Shape suffixes: T tokens of a part, R stretches of consecutive positions of one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -97,6 +97,37 @@ class Pieces:
         mine, theirs = ((p.start_P, p.stop_P, p.weight_P) for p in (self, other))
         return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
+    def same(self, other: Pieces) -> bool:
+        """Whether both are the same in all."""
+        names = [field.name for field in fields(self)]
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+    def without(self, dropped_T: np.ndarray) -> Pieces:
+        """Cut rows out: bool [T] says which."""
+        is_bound_T, is_start_T = np.zeros((2, len(dropped_T) + 1), bool)
+        is_start_T[self.start_P] = True
+        is_bound_T[1:-1] = dropped_T[1:] != dropped_T[:-1]
+        is_bound_T[self.start_P] = is_bound_T[self.stop_P] = True
+        bound_Q = np.flatnonzero(is_bound_T)
+        start_Q, stop_Q = bound_Q[:-1], bound_Q[1:]
+        piece_Q = np.cumsum(is_start_T[start_Q]) - 1
+        is_kept_Q = (piece_Q >= 0) & (start_Q < self.stop_P[piece_Q]) & ~dropped_T[start_Q]
+        start_Q, stop_Q, piece_Q = start_Q[is_kept_Q], stop_Q[is_kept_Q], piece_Q[is_kept_Q]
+        joins_Q = self.joins_P[piece_Q] & (start_Q == self.start_P[piece_Q])
+        joins_Q[:1] = False
+        joins_Q[1:] &= start_Q[1:] == stop_Q[:-1]
+        return Pieces(
+            start_P=start_Q.astype(np.int32),
+            stop_P=stop_Q.astype(np.int32),
+            position_P=(self.position_P[piece_Q] + start_Q - self.start_P[piece_Q]).astype(
+                np.int32
+            ),
+            weight_P=self.weight_P[piece_Q],
+            stratum_P=self.stratum_P[piece_Q],
+            cluster_P=self.cluster_P[piece_Q],
+            joins_P=joins_Q,
+        )
+
     @property
     def length_P(self) -> np.ndarray:
         return np.asarray(self.stop_P - self.start_P, np.int64)
@@ -112,23 +143,15 @@ class Pieces:
         return np.asarray(self.length_P * self.weight_P)
 
 
-def cut(
-    index: TraceIndex,
-    stretches: Stretches,
-    rule: Rule,
-    is_template_T: np.ndarray | None = None,
-) -> Pieces:
+def cut(index: TraceIndex, stretches: Stretches, rule: Rule) -> Pieces:
     """Cut a part into the pieces that a rule counts.
 
     Args:
         index: Of the trace.
         stretches: Of the part.
-        rule: The counting rule.
-        is_template_T: For the rule `no-template`: whether a token belongs to the task's template.
+        rule: The counting rule; see `rules.weigh`.
     """
     rows = _located(index, stretches)
-    if is_template_T is not None:
-        rows = replace(rows, is_template_T=is_template_T)
     weight_T = weigh(rule, rows)
     weight_T[np.repeat(stretches.sequence_R < 0, stretches.length_R)] = 0
     is_new_T = np.zeros(stretches.rows + 1, bool)

@@ -70,8 +70,6 @@ class Located:
     """Indices into the index's sequences."""
     position_T: np.ndarray
     segment_T: np.ndarray
-    is_template_T: np.ndarray | None = None
-    """Only for the rule that asks for it."""
 
 
 def locate(index: TraceIndex, sequence_T: np.ndarray, position_T: np.ndarray) -> Located:
@@ -84,7 +82,10 @@ def locate(index: TraceIndex, sequence_T: np.ndarray, position_T: np.ndarray) ->
 
 
 def weigh(rule: Rule, rows: Located) -> np.ndarray:
-    """Return how often each row counts under a rule: int64 [T]."""
+    """Return how often each row counts under a rule: int64 [T].
+
+    `no-template` is `unique` here: what else it leaves out depends on the tokens.
+    """
     index, sequence_T = rows.index, rows.sequence_T
     if rule is Rule.RAW:
         return np.asarray(index.multiplicity_S[sequence_T] + _extra(rows))
@@ -95,9 +96,6 @@ def weigh(rule: Rule, rows: Located) -> np.ndarray:
         counts_T &= rows.position_T < index.asked_end_S[sequence_T]
     elif rule is Rule.DECISION:
         counts_T &= rows.position_T == index.ends_S4[sequence_T, CUE_END] - 1
-    elif rule is Rule.NO_TEMPLATE:
-        assert rows.is_template_T is not None
-        counts_T &= ~rows.is_template_T
     return np.asarray(counts_T, np.int64)
 
 

@@ -31,7 +31,8 @@ class Part:
     """Stored rows of all parts before."""
     stretches: Stretches
     pieces: dict[Rule, Pieces] = field(default_factory=dict)
-    octaves: dict[Rule, tuple[Pieces, np.ndarray]] = field(default_factory=dict)
+    template_bits: np.ndarray | None = None
+    """Whether each row is of its task's template, eight to a byte; None until that is asked."""
     repeats: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
 
 
@@ -42,6 +43,8 @@ class Rows:
     source: Source
     part: Part
     block: Block
+    _pieces: dict[Rule, Pieces] = field(default_factory=dict, repr=False)
+    _octaves: dict[Rule, tuple[Pieces, np.ndarray]] = field(default_factory=dict, repr=False)
     _inspected: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _passes: dict[Rule, PassRows] = field(default_factory=dict, repr=False)
 
@@ -59,7 +62,9 @@ class Rows:
 
     def pieces(self, rule: Rule) -> Pieces:
         """The rows that a rule counts."""
-        return self.source.pieces(self.part, rule)
+        if rule not in self._pieces:
+            self._pieces[rule] = self.source.pieces(self.part, rule)
+        return self._pieces[rule]
 
     def weight_T(self, rule: Rule) -> np.ndarray:
         """How often a rule counts each row: int64 [T]."""
@@ -70,7 +75,9 @@ class Rows:
 
     def octaves(self, rule: Rule) -> tuple[Pieces, np.ndarray]:
         """The same, cut by position into octaves, and the octave of each piece."""
-        return self.source.octaves(self.part, rule)
+        if rule not in self._octaves:
+            self._octaves[rule] = by_octave(self.pieces(rule))
+        return self._octaves[rule]
 
     def passes(self, rule: Rule) -> PassRows:
         """The rows that a rule counts and the forward passes that ran them; looked up once."""
@@ -158,14 +165,27 @@ class Source:
             yield Rows(self, part, block)
 
     def pieces(self, part: Part, rule: Rule) -> Pieces:
-        """Return the pieces of a part; they are kept for the next group of layers."""
+        """Return the pieces of a part, which are kept for the next group of layers.
+
+        Those of the rule `no-template` are many: kept is which rows they leave out.
+        """
+        if rule is Rule.NO_TEMPLATE:
+            return self.pieces(part, Rule.UNIQUE).without(self._template_rows(part))
         with self._making:
             if rule not in part.pieces:
-                is_template_T = None
-                if rule is Rule.NO_TEMPLATE:
-                    is_template_T = self.template.covers(part.stretches, self.token_ids(part))
-                part.pieces[rule] = cut(self.index, part.stretches, rule, is_template_T)
+                made = cut(self.index, part.stretches, rule)
+                # Where rules count alike, one of them does for all.
+                alike = (pieces for pieces in part.pieces.values() if pieces.same(made))
+                part.pieces[rule] = next(alike, made)
             return part.pieces[rule]
+
+    def _template_rows(self, part: Part) -> np.ndarray:
+        """Whether each row is of its task's template: bool [T]."""
+        with self._making:
+            if part.template_bits is None:
+                covered_T = self.template.covers(part.stretches, self.token_ids(part))
+                part.template_bits = np.packbits(covered_T)
+        return np.unpackbits(part.template_bits, count=part.stretches.rows).view(bool)
 
     def counts_alike(self, one: Rule, other: Rule) -> bool:
         """Whether two rules count every row of this trace equally often."""
@@ -174,14 +194,6 @@ class Source:
         return all(
             self.pieces(part, one).same_rows(self.pieces(part, other)) for part in self.parts
         )
-
-    def octaves(self, part: Part, rule: Rule) -> tuple[Pieces, np.ndarray]:
-        """Return the pieces of a part cut where their position passes a power of two, and the bin
-        of each; they are kept likewise."""
-        with self._making:
-            if rule not in part.octaves:
-                part.octaves[rule] = by_octave(self.pieces(part, rule))
-            return part.octaves[rule]
 
     def repeats(self, part: Part, lags: tuple[int, ...]) -> np.ndarray:
         """Return which earlier tokens each row of a part repeats: see `Rows.repeats_T`."""
