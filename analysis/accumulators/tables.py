@@ -17,9 +17,9 @@ from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace
 from moe_probe.trace.counting import Stratum
 from moe_probe.trace.schema import COUNTS_SCHEMA
-from moe_probe.trace.tables import read_part
+from moe_probe.trace.tables import read_slices
 
-# Rows of a counts table that are widened at a time.
+# Rows of a counts table that are read at a time.
 _ROWS = 1 << 18
 _TABLE_RULES = (Rule.RAW, Rule.UNIQUE, Rule.QUESTION)
 
@@ -49,7 +49,8 @@ def counts_from_tables(trace: Trace, rule: Rule) -> Counts:
     counts = Counts(trace.layers, rule, TraceIndex.of(trace))
     segments = table_segments(trace) if rule is Rule.QUESTION else ()
     for path in trace.counts_parts:
-        _add_table(counts, read_part(path, COUNTS_SCHEMA), segments)
+        for table in read_slices(path, COUNTS_SCHEMA, _ROWS):
+            _add_table(counts, table, segments)
     tokens_G = -(-counts.arrays[filled.layer]["counts_GN"].sum(axis=1) // filled.top_k)
     for arrays in counts.arrays.values():
         arrays["tokens_G"] = tokens_G.copy()
@@ -65,12 +66,10 @@ def table_totals(trace: Trace) -> dict[int, np.ndarray]:
     total = np.zeros(sum(spec.num_experts for spec in trace.layers.values()), np.int64)
     for path in trace.counts_parts:
         # Without the strings a part is read ten times faster.
-        table = read_part(path, schema)
-        for start in range(0, len(table), _ROWS):
-            some = table.slice(start, _ROWS)
-            column_R = _columns(some, trace.layers)
+        for table in read_slices(path, schema, _ROWS):
+            column_R = _columns(table, trace.layers)
             known_R = column_R >= 0
-            total += _bincount(column_R[known_R], some["count"].to_numpy()[known_R], len(total))
+            total += _bincount(column_R[known_R], table["count"].to_numpy()[known_R], len(total))
     return dict(zip(trace.layers, _split(total, trace.layers), strict=True))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow.compute as pc
+
 from moe_probe.analysis.quality.outcome import Check, Status, fact, integers, pass_if, some
 from moe_probe.analysis.quality.outcome import table as table_of
 from moe_probe.trace import Trace
@@ -58,11 +60,13 @@ def recomputed_ids() -> Check:
 
 def replicates(trace: Trace) -> Check:
     name = "runs per distinct prompt"
-    hashes = trace.sequences["prompt_hash"].to_pylist()
-    if not any(hashes):
+    hashes = trace.sequences["prompt_hash"]
+    without = pc.sum(pc.equal(hashes, "")).as_py() or 0
+    known = pc.count_distinct(hashes).as_py() - bool(without)
+    if not known:
         return Check("Q12", name, Status.SKIP, reason="the sequences have no prompt hashes")
     runs = int(trace.sequences["multiplicity"].to_numpy().sum())
-    prompts = len(set(filter(None, hashes))) + hashes.count("")
+    prompts = known + without
     status = Status.PASS if runs == prompts else Status.NOTE
     return Check("Q12", name, status, f"{runs / prompts:.2f}", "1, or the number of choices")
 

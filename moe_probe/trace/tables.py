@@ -78,10 +78,20 @@ def read_part(path: Path, schema: pa.Schema, footer: pq.FileMetaData | None = No
     is done in this thread, since others read other columns.
     """
     with _readable(path, footer) as file:
-        table = _filled(file, schema, use_threads=footer is None)
-        for field in schema:
-            if table.schema.field(field.name).type != field.type:
-                raise ValueError(f"{field.name} is not of type {field.type}")
+        return _checked(_filled(file, schema, use_threads=footer is None), schema)
+
+
+def read_slices(path: Path, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    """Read the same some rows at a time, where a part may be larger than what it adds to."""
+    with _readable(path) as file:
+        for batch in file.iter_batches(rows, columns=schema.names):
+            yield _checked(pa.Table.from_batches([batch]).select(schema.names), schema)
+
+
+def _checked(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        if table.schema.field(field.name).type != field.type:
+            raise ValueError(f"{field.name} is not of type {field.type}")
     return table
 
 
