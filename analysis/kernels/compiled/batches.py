@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.jit import compile_
+from moe_probe.analysis.kernels.compiled.jit import compile_, inner_
 from moe_probe.analysis.pieces import Pieces
 
 
@@ -47,7 +47,7 @@ def _make_count_batches(slots: int) -> Any:
     return count_batches
 
 
-@compile_
+@inner_
 def _close_batch(stats_B4, current_BN, filled_B, size_B, number):
     """Take the indices of a full batch, and hand its counts on to the next larger size."""
     while filled_B[number] >= size_B[number]:

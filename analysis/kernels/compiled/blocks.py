@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.jit import compile_
+from moe_probe.analysis.kernels.compiled.jit import compile_, inner_
 from moe_probe.analysis.kernels.compiled.lists import (
     STEP,
     add_gaps,
@@ -38,7 +38,7 @@ def fill_blocks(tables, ids_TK, spans, work, history, slots, zeros, is_apart_Q):
     """
     slots_KN, pairs_NN, overlaps, gaps = tables[2:]
     start_Q, stop_Q = spans[0], spans[1]
-    counts_KM, marks, place_L, octaves, sets, _, scratch_MM = work
+    counts_KM, marks, place_L, octaves, sets, _, scratch = work
     # Not the literal 0, for which the loops would be compiled once more.
     q, done, used, is_odd = np.int64(0), np.int64(0), np.int64(0), False
     while q < len(start_Q):
@@ -63,16 +63,16 @@ def fill_blocks(tables, ids_TK, spans, work, history, slots, zeros, is_apart_Q):
             add_gaps(gaps, octaves, place_L, marks[0], marks[1])
         if len(pairs_NN) and not is_apart:
             if used + tokens > _FLUSH:
-                flush(pairs_NN, scratch_MM)
+                flush(pairs_NN, scratch[0])
                 used = 0
             used += tokens
-            add_pairs(scratch_MM, place_L, marks[0], marks[1], sets[0][history:], zeros)
+            add_pairs(scratch, place_L, marks[0], marks[1], sets[0][history:], zeros)
         _keep(sets, tokens, history)
         q, done = stop, done + tokens
-    flush(pairs_NN, scratch_MM)
+    flush(pairs_NN, scratch[0])
 
 
-@compile_
+@inner_
 def _fill_lists(tables, work, ids_TK, spans, begin_q, end_q, slots):
     """Go through a block's tokens in order: lists, and what changes from span to span."""
     counts_GN, counts_CN, gaps = tables[0], tables[1], tables[5]
@@ -96,7 +96,7 @@ def _fill_lists(tables, work, ids_TK, spans, begin_q, end_q, slots):
             visit, begin = visit + 1, place
 
 
-@compile_
+@inner_
 def _compare(tables, work, history, spans, begin_q, end_q, done, zeros):
     """Compare a block's tokens with earlier ones, those of a group at a time.
 
@@ -114,7 +114,7 @@ def _compare(tables, work, history, spans, begin_q, end_q, done, zeros):
             begin = place
 
 
-@compile_
+@inner_
 def _count_span(row_N, seen_M, end_M, ids_TK, slots):
     """Add what the lists have grown by, or, where that is little, the selections themselves."""
     if 4 * len(ids_TK) * len(slots) < len(row_N):
@@ -129,26 +129,26 @@ def _count_span(row_N, seen_M, end_M, ids_TK, slots):
         _copy(seen_M, end_M)
 
 
-@compile_
+@inner_
 def _add_growth(row_N, before_M, after_M):
     for e in range(len(row_N)):
         row_N[e] += np.uint32(after_M[e] - before_M[e])
 
 
-@compile_
+@inner_
 def _copy(target_M, source_M):
     for e in range(len(target_M)):
         target_M[e] = source_M[e]
 
 
-@compile_
+@inner_
 def _clear(counts_KM):
     for k in range(counts_KM.shape[0]):
         for e in range(counts_KM.shape[1]):
             counts_KM[k, e] = 0
 
 
-@compile_
+@inner_
 def _keep(sets, tokens, history):
     """Put the last tokens of a block before those of the next one."""
     sets_BW, first_B, size_B, _ = sets

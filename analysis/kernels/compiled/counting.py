@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.jit import compile_
+from moe_probe.analysis.kernels.compiled.jit import compile_, inner_
 from moe_probe.analysis.kernels.compiled.words import bound_ids
 from moe_probe.analysis.pieces import Pieces
 
@@ -84,7 +84,7 @@ def _make_count_slots(slots: int) -> Any:
 
 @lru_cache
 def _make_count_pairs(slots: int) -> Any:
-    @compile_
+    @inner_
     def flush(table_NN, scratch_MM, weight):
         for a in range(len(table_NN)):
             for b in range(len(table_NN)):

@@ -23,8 +23,7 @@ from moe_probe.analysis.kernels.compiled.arrivals import (
     store_octaves,
     sum_of,
 )
-from moe_probe.analysis.kernels.compiled.jit import compile_, log2_bin
-from moe_probe.analysis.kernels.compiled.lanes import PLANES
+from moe_probe.analysis.kernels.compiled.jit import inner_, log2_bin
 from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP, add_rows
 from moe_probe.analysis.kernels.compiled.windows import add_run, shortest_of
 
@@ -38,7 +37,7 @@ _BITS = 16
 _BINS = BLOCK.bit_length()
 
 
-@compile_
+@inner_
 def reserve_lists(marks, place_L, counts_KM, slots_KN):
     """Say where each list begins, and end it with numbers of nobody, one at least.
 
@@ -62,7 +61,7 @@ def reserve_lists(marks, place_L, counts_KM, slots_KN):
     return selections
 
 
-@compile_
+@inner_
 def place_selections(place_L, end_M, ids_TK, number, slots):
     """Append tokens, numbered from `number` on, to the lists of their experts."""
     for t in range(len(ids_TK)):
@@ -75,7 +74,7 @@ def place_selections(place_L, end_M, ids_TK, number, slots):
             end_M[e] = end + 1
 
 
-@compile_
+@inner_
 def close_visit(gaps, cluster, numbers, place_L, visited_M, end_M):
     """Note each expert's first and last selection in some tokens of a document.
 
@@ -103,7 +102,7 @@ def close_visit(gaps, cluster, numbers, place_L, visited_M, end_M):
     next_C[cluster] += numbers[1]
 
 
-@compile_
+@inner_
 def _add_gap(gaps, e, gap):
     square_sum_N, longest_N, windows_W3N, histogram_H, window_W = gaps[3:]
     square_sum_N[e] += (gap + 1) * (gap + 1)
@@ -112,7 +111,7 @@ def _add_gap(gaps, e, gap):
     add_run(windows_W3N, window_W, e, gap)
 
 
-@compile_
+@inner_
 def add_gaps(gaps, octaves, place_L, begin_M, number_M):
     """Add the runs between two neighbours of a list, unless a visit ends between them."""
     square_sum_N, longest_N, windows_W3N, histogram_H, window_W = gaps[3:]
@@ -129,7 +128,7 @@ def add_gaps(gaps, octaves, place_L, begin_M, number_M):
     _count_octaves(histogram_H, octaves, used)
 
 
-@compile_
+@inner_
 def _difference(octave_L, used, place_L):
     """Write the octaves of a list's runs, sixteen at a time, from `used` on.
 
@@ -146,7 +145,7 @@ def _difference(octave_L, used, place_L):
     return sum_of(squares), longest_of(most), used
 
 
-@compile_
+@inner_
 def _add_runs(windows_W3N, window_W, e, place_L):
     for i in range(len(place_L) - 1):
         time = np.int64(place_L[i + 1]) - place_L[i]
@@ -154,15 +153,14 @@ def _add_runs(windows_W3N, window_W, e, place_L):
             add_run(windows_W3N, window_W, e, time - 1)
 
 
-@compile_
+@inner_
 def _count_octaves(histogram_H, octaves, used):
     """Count the bits of octaves up to `used`: the columns of rows of 32 numbers, 16 bits each."""
-    octave_L, octave_RW, row_R, column_M, zeros = octaves
+    octave_L, octave_RW, row_R, column_M, planes_HW, zeros = octaves
     rows = -(-used // OCTAVES)
     stop = -(-rows // GROUP) * GROUP
     octave_L[used : stop * OCTAVES] = 0
     column_M[:] = 0
-    planes_HW = np.empty((PLANES, len(zeros)), np.uint64)
     add_rows(column_M, 0, planes_HW, row_R, 0, rows, octave_RW, zeros)
     for h in range(_BINS):
         for i in range(OCTAVES):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.jit import compile_
+from moe_probe.analysis.kernels.compiled.jit import compile_, inner_
 from moe_probe.analysis.kernels.tables import OverlapTables
 from moe_probe.analysis.pieces import Pieces
 
@@ -34,7 +34,7 @@ def count_overlaps(
     )
 
 
-@compile_
+@inner_
 def _add(sums_5, weight, pairs, total, touching, leading, equal):
     sums_5[0] += pairs * weight
     sums_5[1] += total * weight

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.jit import compile_, inline_
+from moe_probe.analysis.kernels.compiled.jit import inline_, inner_
 from moe_probe.analysis.kernels.compiled.lanes import (
     PLANES,
     add_planes,
@@ -36,14 +36,15 @@ _NUMBER = 2 * BLOCK - 1
 """The bits of an entry that say which token of the block it is."""
 
 
-@compile_
-def add_pairs(scratch_MM, place_L, begin_M, number_M, sets_BW, zeros):
+@inner_
+def add_pairs(scratch, place_L, begin_M, number_M, sets_BW, zeros):
     """Add, for every expert, the sets of the tokens in its list to its row of 16-bit counters.
 
-    A row without members follows that of a block's last token.
+    `scratch` are the counters and planes to work in. A row without members follows that of a
+    block's last token.
     """
+    scratch_MM, planes_HW = scratch
     counts, width = scratch_MM.reshape(-1), scratch_MM.shape[1]
-    planes_HW = np.empty((PLANES, len(zeros)), np.uint64)
     store_set(sets_BW, BLOCK, empty_set(zeros))
     for e in range(len(scratch_MM)):
         begin = np.int64(begin_M[e])
@@ -109,7 +110,7 @@ def _load(place_L, i, sets_BW, zeros):
     return load_set(sets_BW, np.int64(place_L[np.uintp(i)] & _NUMBER), zeros)
 
 
-@compile_
+@inner_
 def flush(pairs_NN, scratch_MM):
     """Add the counters to the table, but those of an expert with itself, and clear them."""
     for a in range(len(pairs_NN)):

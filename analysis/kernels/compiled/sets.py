@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.jit import compile_, inline_
+from moe_probe.analysis.kernels.compiled.jit import inline_, inner_
 from moe_probe.analysis.kernels.compiled.lanes import (
     EIGHT,
     add_members,
@@ -30,7 +30,7 @@ def lone_sets(lone_MW: np.ndarray, num_experts: int) -> np.ndarray:
     return lone_MW
 
 
-@compile_
+@inner_
 def take_in(counts_KM, members, at, ids_TK, start_Q, stop_Q, slots, zeros):
     """Count tokens' selections by slot; write their sets and first ids, from row `at` on.
 
@@ -58,7 +58,7 @@ def take_in(counts_KM, members, at, ids_TK, start_Q, stop_Q, slots, zeros):
     return sum_lanes(sums)
 
 
-@compile_
+@inner_
 def measure_sets(members, begin, tokens, is_full, slots, zeros):
     """Note the sizes of a block's sets; `is_full` says that every id is one of an expert."""
     sets_BW, _, size_B, _ = members
@@ -70,7 +70,7 @@ def measure_sets(members, begin, tokens, is_full, slots, zeros):
             size_B[b] = common_members(own, own)
 
 
-@compile_
+@inner_
 def add_overlaps(overlaps, group, members, at, facts, zeros):
     """Compare tokens with those some lags before; the first one's set is in row `at`.
 
@@ -100,7 +100,7 @@ def add_overlaps(overlaps, group, members, at, facts, zeros):
             _add_others(other_SX5[group, x], least, beyond, pairs, repeats_L, np.uint8(1 << x))
 
 
-@compile_
+@inner_
 def _add(sums_5, least, beyond, pairs):
     depth_L, common_L, later_first_L, earlier_first_L, later_size_L, earlier_size_L = pairs
     # Numbers as small as they can be: so more of them fit an instruction.
@@ -118,7 +118,7 @@ def _add(sums_5, least, beyond, pairs):
     _store(sums_5, number, total, touching, leading, equal)
 
 
-@compile_
+@inner_
 def _add_others(sums_5, least, beyond, pairs, repeats_L, bit):
     """The same of tokens whose text differs."""
     depth_L, common_L, later_first_L, earlier_first_L, later_size_L, earlier_size_L = pairs

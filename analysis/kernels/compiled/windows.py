@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.jit import compile_
+from moe_probe.analysis.kernels.compiled.jit import inner_
 
 
-@compile_
+@inner_
 def shortest_of(window_W: np.ndarray) -> np.int64:
     """The shortest window; without any, more than any run."""
     shortest = np.int64(np.iinfo(np.int64).max)
@@ -19,7 +19,7 @@ def shortest_of(window_W: np.ndarray) -> np.int64:
     return shortest
 
 
-@compile_
+@inner_
 def add_run(windows_W3N: np.ndarray, window_W: np.ndarray, expert: int, run: int) -> None:
     for w in range(len(window_W)):
         if run >= window_W[w]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.analysis.kernels.compiled.arrivals import SIXTEEN
-from moe_probe.analysis.kernels.compiled.lanes import EIGHT
+from moe_probe.analysis.kernels.compiled.lanes import EIGHT, PLANES
 from moe_probe.analysis.kernels.compiled.lists import OCTAVES
 from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP
 from moe_probe.analysis.kernels.compiled.sets import lone_sets
@@ -96,15 +96,16 @@ def _make_workspace(
     octave_RW = _aligned(np.uint64, rows, OCTAVES // 4)
     octave_L, row_R = octave_RW.reshape(-1).view(np.uint16), np.arange(rows, dtype=np.int32)
     column_M = _aligned(np.uint16, 64 * octave_RW.shape[1])
-    octaves = octave_L, octave_RW, row_R, column_M, (0,) * octave_RW.shape[1]
+    planes_HW = _aligned(np.uint64, PLANES, octave_RW.shape[1])
+    octaves = octave_L, octave_RW, row_R, column_M, planes_HW, (0,) * octave_RW.shape[1]
     # Tokens are compared in whole groups of eight.
     sets_BW = _aligned(np.uint64, history + BLOCK + EIGHT, words)
     first_B, size_B = _aligned(np.uint16, history + BLOCK), _aligned(np.uint16, history + BLOCK)
     lone_MW = lone_sets(_aligned(np.uint64, width, words), num_experts)
     common_L = _aligned(np.uint16, BLOCK + EIGHT)
-    scratch_MM = _aligned(np.uint16, paired, 64 * words)
+    scratch = _aligned(np.uint16, paired, 64 * words), _aligned(np.uint64, PLANES, words)
     sets = sets_BW, first_B, size_B, lone_MW
-    return counts_KM, marks, place_L, octaves, sets, common_L, scratch_MM
+    return counts_KM, marks, place_L, octaves, sets, common_L, scratch
 
 
 def _aligned(dtype: Any, *shape: int) -> np.ndarray:
