@@ -9,6 +9,7 @@ Shape suffixes: S sequences of the trace, C clusters, E stored positions of all 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -99,6 +100,16 @@ class TraceIndex:
             extra_E=extra_E,
             extra_offset_S=extra_offset_S,
         )
+
+
+def subject_names(groups: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
+    """Name each (task, subject, area) by its subject, or task, or both where that is not enough."""
+    names = [subject or task for task, subject, _ in groups]
+    if len(set(names)) < len(names):
+        names = [f"{task}/{subject}" for task, subject, _ in groups]
+    if len(set(names)) < len(names):
+        names = ["/".join(group) for group in groups]
+    return tuple(names)
 
 
 def column(table: pa.Table, name: str) -> np.ndarray:

@@ -16,11 +16,12 @@ from pathlib import Path
 import pandas as pd
 
 from moe_probe.analysis.findings.headline import Headline, headline
-from moe_probe.analysis.gathering import Sums, gather
+from moe_probe.analysis.gathering import gather
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.rules import Rule, default_rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
+from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables import experts, layers, placement, structure, subjects
 from moe_probe.analysis.tables.files import quality_table
 from moe_probe.trace import Trace, open_trace

@@ -30,8 +30,7 @@ from moe_probe.analysis.comparison.documents import (
 )
 from moe_probe.analysis.comparison.sides import CompareSettings, Side
 from moe_probe.analysis.comparison.sums import Gathered, PairLayer, PairSums, SideLayer, SideSums
-from moe_probe.analysis.gathering import subject_names
-from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.index import TraceIndex, subject_names
 from moe_probe.analysis.kernels import kernels_for
 from moe_probe.analysis.quality.suite import Evidence
 from moe_probe.analysis.rules import Rule

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from moe_probe.analysis.gathering import subject_names
+from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Source
 from moe_probe.errors import UsageError

@@ -15,7 +15,7 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.fanout import DeviceFanout
-from moe_probe.analysis.gathering import subject_names
+from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.metrics.coactivation import groups_hit
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress

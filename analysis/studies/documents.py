@@ -16,7 +16,7 @@ from moe_probe.analysis.accumulators.documents import (
     cluster_tokens,
     document_labels,
 )
-from moe_probe.analysis.gathering import subject_names
+from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.metrics import selectivity
 from moe_probe.analysis.metrics.correctness import exposure_table
 from moe_probe.analysis.metrics.divergence import mean_of_pairs, total_variation_between

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
 from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table
@@ -19,6 +18,7 @@ from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.statistics.clusters import layer_quantiles, pooled_design_effect
 from moe_probe.analysis.statistics.intervals import few_documents, share_interval
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
+from moe_probe.analysis.sums import Sums
 
 _IDLE_FIRST = ("longest_idle", "current_idle", "leading_idle", "rate_deficit", "burstiness")
 _IDLE_COLUMNS = (

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.accumulators.locality import BATCH_SIZES
-from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.coverage import chao2, coverage_curve, unseen_mass
@@ -26,6 +25,7 @@ from moe_probe.analysis.statistics.clusters import effective_tokens, layer_quant
 from moe_probe.analysis.statistics.intervals import few_documents, rate_certifiable
 from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.analysis.statistics.nulls import expected_indices
+from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, num_documents
 
 INDICES = (

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.metrics.devices import device_null
 from moe_probe.analysis.metrics.placement import (
     contiguous_placement,
@@ -19,6 +18,7 @@ from moe_probe.analysis.metrics.placement import (
     own_balance,
     placed_balance,
 )
+from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, median_deff
 from moe_probe.analysis.tables.layers import fitting_devices
 from moe_probe.analysis.tables.subjects import subject_deffs

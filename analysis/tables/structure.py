@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.accumulators.base import Arrays
-from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.metrics.coactivation import coactivation_table
 from moe_probe.analysis.metrics.confidence import confidence_table
 from moe_probe.analysis.metrics.locality import repeats_table
@@ -26,6 +25,7 @@ from moe_probe.analysis.metrics.weights import (
     gate_share,
 )
 from moe_probe.analysis.statistics.undefined import positive
+from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, median_deff
 
 MOST_PAIRS = 2016

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.decomposition import decompose
 from moe_probe.analysis.metrics.divergence import divergence_null, jensen_shannon
@@ -31,6 +30,7 @@ from moe_probe.analysis.statistics.clusters import (
 )
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.statistics.undefined import positive
+from moe_probe.analysis.sums import Sums
 from moe_probe.trace import SEGMENTS
 
 _SUBJECT_COLUMNS = ["layer", "expert", "subject", "count", "frequency"]

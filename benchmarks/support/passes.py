@@ -101,7 +101,7 @@ def core_scan(path: str) -> Any:
 
 def default_scan(path: str) -> Any:
     """All accumulators of a report, those of the quality checks too."""
-    from moe_probe.analysis.gathering import DefaultScan
+    from moe_probe.analysis.default_scan import DefaultScan
     from moe_probe.analysis.kernels import kernels_for
     from moe_probe.analysis.quality.suite import Evidence
     from moe_probe.analysis.rules import Rule

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from examples.import_arrays import Source, import_arrays
-from moe_probe.analysis.gathering import Sums, gather
+from moe_probe.analysis.gathering import gather
 from moe_probe.analysis.settings import Settings
+from moe_probe.analysis.sums import Sums
 from tests.analysis.documents import DATA
 
 EXPERTS, TOP_K, LAYERS = 64, 6, range(1, 27)

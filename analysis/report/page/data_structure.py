@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.gathering import Sums
 from moe_probe.analysis.metrics.locality import first_choice_null_own
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload, round_float32
 from moe_probe.analysis.statistics.random_sets import any_shared, own_rate_any
 from moe_probe.analysis.statistics.undefined import positive
+from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.structure import layer_deff
 
 MOST_PAIRS = 30_000

@@ -1,0 +1,68 @@
+"""What one scan of a trace leaves, from which all tables are made.
+
+Shape suffixes: S groups (task, subject, area), N experts of a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moe_probe.analysis.accumulators.counts import Counts
+from moe_probe.analysis.accumulators.locality import BatchStats, Overlaps
+from moe_probe.analysis.accumulators.structure import (
+    FlowCounts,
+    PairCounts,
+    PositionCounts,
+    SlotCounts,
+)
+from moe_probe.analysis.accumulators.weights import Confidence, WeightSums
+from moe_probe.analysis.layer_state import LayerState
+from moe_probe.analysis.quality import Check
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.settings import Settings
+from moe_probe.analysis.statistics.pass_null import PassNull
+from moe_probe.trace import LayerSpec, Trace
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Counts and sums of all layers, and the state of each after the scan."""
+
+    trace: Trace
+    settings: Settings
+    subjects: tuple[str, ...]
+    """Names of the groups: the subject, or the task where it has none; distinct."""
+    areas: tuple[str, ...]
+    documents_S: np.ndarray
+    """Documents of each group that have counted tokens, prefixes left out."""
+    counts: Counts
+    by_rule: dict[Rule, Counts]
+    """Counts by other rules, for comparison."""
+    checks: list[Check]
+    slots: SlotCounts | None = None
+    """This and all below only where the trace has rows."""
+    pairs: PairCounts | None = None
+    flows: FlowCounts | None = None
+    positions: PositionCounts | None = None
+    overlaps: Overlaps | None = None
+    batches: BatchStats | None = None
+    weights: WeightSums | None = None
+    confidence: Confidence | None = None
+    pass_null: PassNull | None = None
+    """What chance gives in forward passes, if idle runs are counted in them."""
+    layers: dict[int, LayerState] = field(default_factory=dict)
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether the trace knows which slot a token's first choice is in."""
+        return self.trace.run.get("slot_order") != "unknown"
+
+    @property
+    def specs(self) -> dict[int, LayerSpec]:
+        return self.counts.layers
+
+    def by_group(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Selections int64 [S, N] and tokens int64 [S] of one layer."""
+        return self.counts.by_group(layer)
