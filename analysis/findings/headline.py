@@ -16,37 +16,16 @@ import pandas as pd
 from scipy.special import bdtrik
 
 from moe_probe.analysis.findings.idle_passes import idle_in_passes
-from moe_probe.analysis.findings.idle_readings import (
-    CHANCE,
-    TOO_SHORT,
-    UNKNOWN,
-    favoured_subjects,
-    idle_readings,
-    name_of,
-    none_idle,
-    telling_window,
-)
+from moe_probe.analysis.findings.idle_tokens import idle_in_tokens
+from moe_probe.analysis.findings.wording import CHANCE, favoured_names, listed, name_of
 from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
 from moe_probe.analysis.orders import PASSES, TOKENS
 from moe_probe.analysis.statistics.intervals import few_documents
 
-NUM_NAMED = 3
-"""Subjects that a sentence names before it only counts them."""
 BEYOND_CHANCE = 2.5
 """Excess of mutual information over chance, in units of that of the 95 % quantile: 4 sd or so."""
 
 _EMPTY = "No token was counted."
-_READINGS = {
-    "order": "only in this order of the documents (once these are shuffled, no run is so long)",
-    "kept": "kept for a few subjects (little used overall, but not there)",
-    "low": (
-        "certified below 10% of their fair share on all subjects together, and not used much more "
-        "on any (starved, or kept for other text: this corpus alone cannot tell)"
-    ),
-    "light": "used less than their fair share, which explains such runs",
-    "bursts": "used in bursts, by few documents",
-    "undecided": "undecided (too few tokens or documents to tell)",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +67,7 @@ def headline(
     if unit == PASSES:
         idle = idle_in_passes(experts, idle_windows)
     else:
-        idle = _idle(experts, layers, idle_windows, subjects)
+        idle = idle_in_tokens(experts, layers, idle_windows, subjects)
     return Headline(
         uneven=" ".join([_unevenness(layers), *_specialised(specialization)]),
         least_used=" ".join([*_certified(experts, layers), *_least(experts, layers, subjects)]),
@@ -194,38 +173,11 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
     if least["relative_load"] >= limit:
         return [f"{text}, no less than chance may leave to one of {len(experts):,}."]
     mine = subjects[(subjects["layer"] == least["layer"]) & (subjects["expert"] == least["expert"])]
-    favoured = _favoured(subjects, least)
+    favoured = favoured_names(subjects, least)
     without = mine.loc[mine["count"] == 0, "subject"].astype(str).tolist()
-    text += f"; most on {_list(favoured)}" if favoured else ""
-    text += f"; never on {_list(without)}" if without else ""
+    text += f"; most on {listed(favoured)}" if favoured else ""
+    text += f"; never on {listed(without)}" if without else ""
     return [f"{text}."]
-
-
-def _idle(
-    experts: pd.DataFrame, layers: pd.DataFrame, idle_windows: pd.DataFrame, subjects: pd.DataFrame
-) -> list[str]:
-    if experts["longest_idle"].isna().all():
-        return [UNKNOWN]
-    window = telling_window(idle_windows, layers)
-    if window is None:
-        return [TOO_SHORT]
-    reading = idle_readings(experts, layers, subjects, window)
-    idle = experts[reading != ""].sort_values("longest_idle", ascending=False, kind="stable")
-    if idle.empty:
-        return [none_idle(window, TOKENS)]
-    parts = []
-    for name, text in _READINGS.items():
-        those = idle[reading[idle.index] == name]
-        if those.empty:
-            continue
-        favoured = _favoured(subjects, those.iloc[0]) if name == "kept" else []
-        on = f" on {_list(favoured)}" if favoured else ""
-        parts.append(f"{len(those):,} {text}, such as {name_of(those.iloc[0])}{on}")
-    return [
-        f"{len(idle):,} of {len(experts):,} experts idle for {window:,} tokens in a row or more "
-        f"(the longest run: {int(idle['longest_idle'].iloc[0]):,}), which chance does not explain: "
-        f"{'; '.join(parts)}."
-    ]
 
 
 def _certifiable(layers: pd.DataFrame) -> list[str]:
@@ -242,18 +194,7 @@ def _certifiable(layers: pd.DataFrame) -> list[str]:
     ]
 
 
-def _favoured(subjects: pd.DataFrame, expert: pd.Series) -> list[str]:
-    is_this = (subjects["layer"] == expert["layer"]) & (subjects["expert"] == expert["expert"])
-    favoured = favoured_subjects(subjects[is_this]).sort_values("log_odds", ascending=False)
-    return [str(name) for name in favoured["subject"]]
-
-
 def _share(load: float) -> str:
     if math.isnan(load):
         return "an unknown part"
     return f"{100 * load:.2g}%" if load < RARE else f"{load:.0%}"
-
-
-def _list(names: list[str]) -> str:
-    more = len(names) - NUM_NAMED
-    return ", ".join(names[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")

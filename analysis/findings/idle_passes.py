@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from moe_probe.analysis.findings.idle_readings import (
+from moe_probe.analysis.findings.wording import (
     CHANCE,
     TOO_SHORT,
     UNKNOWN,
@@ -43,7 +43,7 @@ def idle_in_passes(experts: pd.DataFrame, idle_windows: pd.DataFrame) -> list[st
 def telling_pass_window(idle_windows: pd.DataFrame) -> int | None:
     """Return the shortest window that fair routing almost never leaves any expert idle for.
 
-    As `telling_window`, by the expected runs of all experts.
+    As `idle_tokens.telling_window`, by the expected runs of all experts.
 
     Args:
         idle_windows: With window, window_tokens and expected_runs_fair, of forward passes.

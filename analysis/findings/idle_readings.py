@@ -10,38 +10,10 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.metrics.tiers import LOW
-from moe_probe.analysis.statistics.idle_null import p_longest_at_least
 
-CHANCE = 0.001
-"""How often fair routing may give, anywhere in a trace, what a sentence calls more than chance."""
 SIGNIFICANT = 0.05
 """q-value below which a subject is said to use an expert more than the other subjects do."""
-
-UNKNOWN = "Idle runs are unknown: they need rows, and each counted once."
-TOO_SHORT = "The trace is too short to tell a long idle run from chance."
 READINGS = ("order", "kept", "bursts", "undecided", "light", "low")
-
-
-def telling_window(idle_windows: pd.DataFrame, layers: pd.DataFrame) -> int | None:
-    """Return the shortest window that fair routing almost never leaves any expert idle for.
-
-    Almost never: in fewer than one of 1,000 such traces, by the expected runs of all experts.
-
-    Args:
-        idle_windows: With the column `window`, in tokens.
-        layers: With num_experts, top_k and tokens.
-
-    Returns:
-        Tokens; None where no window of the table is that telling, or none fits into the trace.
-    """
-    tokens_L = layers["tokens"].to_numpy(np.float64)
-    experts_L = layers["num_experts"].to_numpy(np.float64)
-    rate_L = layers["top_k"].to_numpy(np.float64) / experts_L
-    for window in sorted(idle_windows["window"].unique().tolist()):
-        expected = (experts_L * p_longest_at_least(rate_L, tokens_L, window)).sum()
-        if window <= tokens_L.max(initial=0) and expected < CHANCE:
-            return int(window)
-    return None
 
 
 def idle_readings(
@@ -91,13 +63,3 @@ def idle_readings(
 def favoured_subjects(subjects: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of subjects that use an expert more than the others do, beyond chance."""
     return subjects[(subjects["q_value"] < SIGNIFICANT) & (subjects["log_odds"] > 0)]
-
-
-def none_idle(window: int, unit: str) -> str:
-    """Say that no expert idles for a window."""
-    return f"No expert idles for {window:,} {unit} in a row: nothing exceeds chance."
-
-
-def name_of(expert: pd.Series) -> str:
-    """Name the expert of a row."""
-    return f"expert {int(expert['expert'])} of layer {int(expert['layer'])}"

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from moe_probe.analysis.findings.headline import headline
-from moe_probe.analysis.findings.idle_readings import idle_readings, telling_window
+from moe_probe.analysis.findings.idle_readings import idle_readings
+from moe_probe.analysis.findings.idle_tokens import telling_window
 from moe_probe.analysis.metrics.idle import burstiness, rate_deficit
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.orders import PASSES

@@ -1,0 +1,89 @@
+"""The sentence on idle experts where idle runs are counted in tokens.
+
+Shape suffixes: L layers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.findings.idle_readings import idle_readings
+from moe_probe.analysis.findings.wording import (
+    CHANCE,
+    TOO_SHORT,
+    UNKNOWN,
+    favoured_names,
+    listed,
+    name_of,
+    none_idle,
+)
+from moe_probe.analysis.orders import TOKENS
+from moe_probe.analysis.statistics.idle_null import p_longest_at_least
+
+_READINGS = {
+    "order": "only in this order of the documents (once these are shuffled, no run is so long)",
+    "kept": "kept for a few subjects (little used overall, but not there)",
+    "low": (
+        "certified below 10% of their fair share on all subjects together, and not used much more "
+        "on any (starved, or kept for other text: this corpus alone cannot tell)"
+    ),
+    "light": "used less than their fair share, which explains such runs",
+    "bursts": "used in bursts, by few documents",
+    "undecided": "undecided (too few tokens or documents to tell)",
+}
+
+
+def idle_in_tokens(
+    experts: pd.DataFrame, layers: pd.DataFrame, idle_windows: pd.DataFrame, subjects: pd.DataFrame
+) -> list[str]:
+    """Say how many experts idle for longer than chance explains, and what speaks for which reason.
+
+    Args:
+        experts, layers, subjects: As `idle_readings` takes them.
+        idle_windows: With the column `window`, in tokens.
+    """
+    if experts["longest_idle"].isna().all():
+        return [UNKNOWN]
+    window = telling_window(idle_windows, layers)
+    if window is None:
+        return [TOO_SHORT]
+    reading = idle_readings(experts, layers, subjects, window)
+    idle = experts[reading != ""].sort_values("longest_idle", ascending=False, kind="stable")
+    if idle.empty:
+        return [none_idle(window, TOKENS)]
+    parts = []
+    for name, text in _READINGS.items():
+        those = idle[reading[idle.index] == name]
+        if those.empty:
+            continue
+        favoured = favoured_names(subjects, those.iloc[0]) if name == "kept" else []
+        on = f" on {listed(favoured)}" if favoured else ""
+        parts.append(f"{len(those):,} {text}, such as {name_of(those.iloc[0])}{on}")
+    return [
+        f"{len(idle):,} of {len(experts):,} experts idle for {window:,} tokens in a row or more "
+        f"(the longest run: {int(idle['longest_idle'].iloc[0]):,}), which chance does not explain: "
+        f"{'; '.join(parts)}."
+    ]
+
+
+def telling_window(idle_windows: pd.DataFrame, layers: pd.DataFrame) -> int | None:
+    """Return the shortest window that fair routing almost never leaves any expert idle for.
+
+    Almost never: in fewer than one of 1,000 such traces, by the expected runs of all experts.
+
+    Args:
+        idle_windows: With the column `window`, in tokens.
+        layers: With num_experts, top_k and tokens.
+
+    Returns:
+        Tokens; None where no window of the table is that telling, or none fits into the trace.
+    """
+    tokens_L = layers["tokens"].to_numpy(np.float64)
+    experts_L = layers["num_experts"].to_numpy(np.float64)
+    rate_L = layers["top_k"].to_numpy(np.float64) / experts_L
+    for window in sorted(idle_windows["window"].unique().tolist()):
+        expected = (experts_L * p_longest_at_least(rate_L, tokens_L, window)).sum()
+        if window <= tokens_L.max(initial=0) and expected < CHANCE:
+            return int(window)
+    return None
