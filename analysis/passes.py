@@ -3,7 +3,8 @@
 Ranks run at the same time and number their passes apart, so no order joins them. A pass of which
 no row counts (it ran nothing new, or what was sampled out) is none of its stream.
 
-Shape suffixes: T counted rows, X passes of a part, P passes of all streams, P1 one more than that.
+Shape suffixes: T counted rows (in `key_T` all rows) of a part, X passes of a part, or of several
+parts with repetitions, P passes of all streams, R ranks, S streams.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def pass_keys(above: np.ndarray, number: np.ndarray) -> np.ndarray:
     return np.asarray((np.asarray(above, np.int64) << _BITS) | low)
 
 
-def moved(key_P: np.ndarray, place_S: np.ndarray) -> np.ndarray:
-    """Return keys with the streams' places replaced."""
+def replaced(key_P: np.ndarray, place_S: np.ndarray) -> np.ndarray:
+    """Return keys with each stream's place replaced by `place_S` of it."""
     return pass_keys(place_S[key_P >> _BITS], key_P)
 
 

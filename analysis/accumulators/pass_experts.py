@@ -3,7 +3,7 @@
 A pass is 8 bytes for every 64 experts of a layer, and 16 bytes more for all layers together.
 
 Shape suffixes: T counted rows, K slots, N experts of a layer, P passes, X passes of a part,
-V words of 64 experts, B bytes of 8, W windows, L runs.
+V words of 64 experts, B bytes of 8, W windows, L idle runs, those of no pass included, S streams.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.plain import add_windows
-from moe_probe.analysis.passes import PassTable, add_up, moved, stream_slices
+from moe_probe.analysis.passes import PassTable, add_up, replaced, stream_slices
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
 from moe_probe.errors import UsageError
@@ -179,5 +179,6 @@ def _in_streams(
     """Return arrays with keys by the places of their streams among all."""
     place_S = np.array([whole.index(name) for name in streams], np.int64)
     return {
-        layer: {**found, "key_P": moved(found["key_P"], place_S)} for layer, found in arrays.items()
+        layer: {**found, "key_P": replaced(found["key_P"], place_S)}
+        for layer, found in arrays.items()
     }

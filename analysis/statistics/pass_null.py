@@ -5,7 +5,8 @@ tokens hardly ever do. Over W passes the tokens add up: (1-p)^D, D the tokens of
 p = k/N this is fair routing.
 
 Notation as in `statistics.idle_null`, with passes for tokens.
-Shape suffixes: S passes of a stream, N rates, D different numbers of tokens, X lengths.
+Shape suffixes: S passes of a stream (`total_S` and `chance_SN` have 0 before the first), N rates,
+D different numbers of tokens, X tabulated rates, or a block of passes.
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ _ALMOST_SURE, _NEVER_TWO = 10.0, 0.001
 """Of so many runs expected or more there is one; of so few or less there are never two."""
 _EXACT, _BLOCKS = 2_048, 32
 """Passes, and windows that they make, up to which chances are exact."""
-_CELLS, _KEPT, _DENSE = 1 << 21, 16, 16
-_RATE_STEP, _MOST_HAZARD, _NEVER = 0.15, 3.0, 1e-15
+_CELLS, _KEPT = 1 << 21, 16
+"""Of a table that is made at once; windows whose numbers of tokens are kept."""
+_DENSE = 16
+"""Values are counted in a table of all numbers between, unless these are so many times as many."""
+_RATE_STEP, _MOST_HAZARD = 0.15, 3.0
+"""Of ln(-ln(1-p)), between tabulated rates, and the largest of them."""
+_NEVER = 1e-15
+"""Longer runs are looked for at rates that give the last length a larger chance than this."""
 _EVERY, _LENGTH_STEP = 32, 1.2
 """Expected longest runs are summed at all lengths up to `_EVERY`, then in steps."""
 
@@ -95,12 +102,13 @@ class PassNull:
         chance_N = np.clip(expected_N, 0, 1)
         some_N = (expected_N > _NEVER_TWO) & (expected_N < _ALMOST_SURE)
         if some_N.any():
-            is_short = self.passes <= max(_EXACT, _BLOCKS * window)
-            chance = self._exact_chance if is_short else self._chance_of_many
-            chance_N[some_N] = chance(p_N[some_N], expected_N[some_N], window)
+            if self.passes <= max(_EXACT, _BLOCKS * window):
+                chance_N[some_N] = self._exact_chance(p_N[some_N], window)
+            else:
+                chance_N[some_N] = self._chance_of_many(p_N[some_N], expected_N[some_N], window)
         return np.asarray(chance_N)
 
-    def _exact_chance(self, p_N: np.ndarray, _: np.ndarray, window: int) -> np.ndarray:
+    def _exact_chance(self, p_N: np.ndarray, window: int) -> np.ndarray:
         none_N = np.ones(len(p_N))
         for total_S in self._total:
             for some in _slices(len(p_N), len(total_S)):
@@ -168,9 +176,9 @@ def _different(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if most - least > _DENSE * len(values):
         found = np.unique(values, return_counts=True)
         return found[0], found[1]
-    number_X = np.bincount(values - least)
-    place = np.flatnonzero(number_X)
-    return place + least, number_X[place]
+    number = np.bincount(values - least)
+    above = np.flatnonzero(number)
+    return above + least, number[above]
 
 
 def _slices(rates: int, each: int) -> list[slice]:

@@ -16,7 +16,7 @@ from moe_probe.hooks.vllm.batch import NewRequest
 from moe_probe.hooks.vllm.pages import RowPages
 from moe_probe.recording.completeness import Completeness
 from moe_probe.recording.rows import Decisions
-from moe_probe.trace import ROUTER_SCALARS, Capture, RowLayout
+from moe_probe.trace import Capture, RowLayout
 
 
 @dataclass
@@ -57,9 +57,8 @@ class RequestRows:
             "token_id_T": (1, np.dtype(np.int32)),
         }
         if capture is Capture.WEIGHTS:
-            num_scalars = len(ROUTER_SCALARS) * sum(spec.scalars for spec in layout.layers)
             columns["weights_TS"] = (layout.num_slots, np.dtype(np.float16))
-            columns["scalars_TR"] = (num_scalars, np.dtype(np.float16))
+            columns["scalars_TR"] = (layout.num_scalars, np.dtype(np.float16))
         self._columns = tuple(columns)
         columns["forward_pass_T"] = (1, np.dtype(np.int32))
         self._layers = [spec.layer for spec in layout.layers]
