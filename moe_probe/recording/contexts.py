@@ -14,6 +14,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from moe_probe.trace import Sequence
+
 _KEPT_BYTES = 64 << 20
 _VERIFY_EVERY = 16
 
@@ -82,7 +84,8 @@ class PrefixStore:
         """Find who stores this sequence's leading tokens.
 
         Args:
-            keys: By cut (a number of leading tokens), what identifies the text before it.
+            keys: By cut (a number of leading tokens), what identifies the text before it: see
+                `sharing_keys`.
             ids_TB: The sequence's packed ids.
 
         Returns:
@@ -125,3 +128,17 @@ class PrefixStore:
         self.check.rows += len(equal_T)
         self.check.equal_rows += int(equal_T.sum())
         return bool(equal_T.all())
+
+
+def sharing_keys(sequence: Sequence, tokens_T: np.ndarray) -> dict[int, Hashable]:
+    """What identifies the text before each cut at which sequences may share rows.
+
+    Prefixes are shared inside a subject and whole prompts inside a document, so that subject and
+    stretch of a stored row hold for everyone who shares it.
+    """
+    bounds, document = sequence.bounds, (sequence.task, sequence.doc_id)
+    cuts: dict[int, Hashable] = {bounds[0]: (sequence.task, sequence.subject)}
+    for cut in (bounds[2], bounds[4]):
+        if cut > bounds[0]:
+            cuts[cut] = (*document, bounds[:2])
+    return {cut: (where, cut, token_hash(tokens_T[:cut])) for cut, where in cuts.items()}

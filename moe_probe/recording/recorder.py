@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_probe.errors import UsageError
 from moe_probe.recording.completeness import Completeness
-from moe_probe.recording.contexts import ContextIndex, PrefixStore, token_hash
+from moe_probe.recording.contexts import ContextIndex, PrefixStore, sharing_keys, token_hash
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.raw_names import raw_name
 from moe_probe.recording.rows import Decisions, Request, Row
@@ -221,7 +221,7 @@ class Recorder:
 
     def _share(self, sequence: Sequence, tokens_T: np.ndarray, ids_TB: np.ndarray) -> int:
         """Leave leading tokens to the sequence that stores them already; return how many."""
-        keys = _sharing_keys(sequence, tokens_T)
+        keys = sharing_keys(sequence, tokens_T)
         sequence.prefix_id, sequence.prefix_tokens = self.prefixes.find(keys, ids_TB)
         self.prefixes.add(keys, sequence.sequence_id, ids_TB)
         return sequence.prefix_tokens
@@ -240,17 +240,3 @@ def _take(waiting: dict[Hashable, list[_Value]], key: Hashable) -> _Value:
     if not values:
         del waiting[key]
     return value
-
-
-def _sharing_keys(sequence: Sequence, tokens_T: np.ndarray) -> dict[int, Hashable]:
-    """What identifies the text before each cut at which sequences may share rows.
-
-    Prefixes are shared inside a subject and whole prompts inside a document, so that subject and
-    stretch of a stored row hold for everyone who shares it.
-    """
-    bounds, document = sequence.bounds, (sequence.task, sequence.doc_id)
-    cuts: dict[int, Hashable] = {bounds[0]: (sequence.task, sequence.subject)}
-    for cut in (bounds[2], bounds[4]):
-        if cut > bounds[0]:
-            cuts[cut] = (*document, bounds[:2])
-    return {cut: (where, cut, token_hash(tokens_T[:cut])) for cut, where in cuts.items()}

@@ -68,6 +68,24 @@ class Intake:
             _check_rows(sequence, rows, self._layout, self._capture, self.max_rows)
         self.ids.claim(sequence.sequence_id)
 
+    def rows(
+        self,
+        topk_ids: list[np.ndarray],
+        topk_weights: list[np.ndarray] | None,
+        router_scalars: list[np.ndarray] | None,
+        token_id_T: np.ndarray | None,
+        forward_pass_T: np.ndarray | int | None,
+    ) -> Rows:
+        """Join per-layer arrays [T, K] and [T, 3].
+
+        Raises ValueError for ids that a layer lacks, and for weights that are needed and not there.
+        """
+        if self._capture is Capture.WEIGHTS and topk_weights is None:
+            raise ValueError("capture 'weights' needs topk_weights")
+        weights_TS, scalars_TR = _joined(topk_weights), _joined(router_scalars)
+        ids_TB = self._layout.pack(topk_ids)
+        return Rows(ids_TB, token_id_T, weights_TS, scalars_TR, forward_pass_T)
+
 
 def _check_prefix(sequence: Sequence) -> None:
     cached = 0 if sequence.prefix_id >= 0 else sequence.prefix_tokens
@@ -125,24 +143,6 @@ def _check_passes(name: str, forward_pass_T: np.ndarray, rows: int) -> None:
             f"{forward_pass_T.dtype}; expected integers from 0 to {MAX_FORWARD_PASS}, or -1 where "
             "one is not known"
         )
-
-
-def rows_of(
-    layout: RowLayout,
-    topk_ids: list[np.ndarray],
-    topk_weights: list[np.ndarray] | None,
-    router_scalars: list[np.ndarray] | None,
-    token_id_T: np.ndarray | None,
-    forward_pass_T: np.ndarray | int | None,
-) -> Rows:
-    """Join per-layer arrays [T, K] and [T, 3]; raises ValueError for ids that a layer lacks."""
-    return Rows(
-        layout.pack(topk_ids),
-        token_id_T,
-        _joined(topk_weights),
-        _joined(router_scalars),
-        forward_pass_T,
-    )
 
 
 def _joined(layers: list[np.ndarray] | None) -> np.ndarray | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moe_probe.errors import UsageError
+from moe_probe.errors import TraceError, UsageError
 from moe_probe.trace.files import TraceFiles, rank_of, read_run, write_run
 from moe_probe.trace.locks import busy, writer_lock
 from moe_probe.trace.recovery import recover
@@ -38,6 +40,17 @@ def check_output(root: Path, *, resume: bool, force: bool) -> None:
         raise UsageError(
             f"{root} already holds a trace. Use --resume to continue it or --force to replace it."
         )
+
+
+@contextmanager
+def beginning(path: str | Path) -> Iterator[None]:
+    """Begin a trace inside; raises TraceError in place of what the system says against it."""
+    try:
+        yield
+    except OSError as error:
+        raise TraceError(
+            f"Cannot write the trace at {path}: {error.strerror}. Choose another --output."
+        ) from error
 
 
 def begin_run(

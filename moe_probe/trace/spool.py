@@ -110,16 +110,16 @@ class Spool:
         while not done.wait(timeout=0.2):
             self._check()
 
-    def finish(self) -> None:
-        """Write all that is left; raises TraceError where that fails, and staging keeps it."""
+    def close(self) -> None:
+        """Write all that is left and delete the staging files.
+
+        Raises TraceError where something cannot be written; staging then keeps it.
+        """
         self._full.put(None)
         self._thread.join()
         self._check()
         for segment in sorted(self._segments, key=lambda segment: segment.number):
             self._empty(segment)
-
-    def remove(self) -> None:
-        """Delete the staging files, after `finish`."""
         for segment in self._segments:
             segment.path.unlink(missing_ok=True)
 
@@ -137,7 +137,7 @@ class Spool:
         return self._active
 
     def _hand_over(self, segment: Segment) -> None:
-        # Let go first: should an interrupt come between, `finish` finds the segment full.
+        # Let go first: should an interrupt come between, `close` finds the segment full.
         self._active = None
         self._full.put(segment)
 

@@ -15,11 +15,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from moe_probe.errors import TraceError
 from moe_probe.trace.files import TraceFiles
-from moe_probe.trace.intake import Intake, event, rows_of
+from moe_probe.trace.intake import Intake, event
 from moe_probe.trace.layout import Capture, LayerSpec, RowLayout
-from moe_probe.trace.output import last_forward_pass, last_sequence
+from moe_probe.trace.output import beginning, last_forward_pass, last_sequence
 from moe_probe.trace.ranks import Merge
 from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, SEGMENT_TOKENS, Sequence
 from moe_probe.trace.session import begin_session
@@ -77,23 +76,18 @@ class TraceWriter:
         self.capture = Capture(capture)
         self.rank = rank
         self._closed = False
-        try:
-            with ExitStack() as stack:
-                who = {"rank": rank, "group": group, "resume": resume, "force": force}
-                self._session = begin_session(
-                    self.files, self.layout, self.capture, dict(run or {}), stack, **who
-                )
-                first_id = last_sequence(self.files, rank) + 1
-                self.first_forward_pass = last_forward_pass(self.files, rank) + 1
-                """Number of the session's first forward pass: the rank's trace has lower ones."""
-                self._intake = Intake(self.layout, self.capture, segment_tokens, first_id)
-                row = self.layout, self.capture, rank
-                self._spool = Spool(self.files, *row, tokens=segment_tokens, max_bytes=max_bytes)
-                self._closing = stack.pop_all()
-        except OSError as error:
-            raise TraceError(
-                f"Cannot write the trace at {path}: {error.strerror}. Choose another --output."
-            ) from error
+        with beginning(path), ExitStack() as stack:
+            who = {"rank": rank, "group": group, "resume": resume, "force": force}
+            self._session = begin_session(
+                self.files, self.layout, self.capture, dict(run or {}), stack, **who
+            )
+            first_id = last_sequence(self.files, rank) + 1
+            self.first_forward_pass = last_forward_pass(self.files, rank) + 1
+            """Number of the session's first forward pass: the rank's trace has lower ones."""
+            self._intake = Intake(self.layout, self.capture, segment_tokens, first_id)
+            row = self.layout, self.capture, rank
+            self._spool = Spool(self.files, *row, tokens=segment_tokens, max_bytes=max_bytes)
+            self._closing = stack.pop_all()
 
     @property
     def longest_sequence(self) -> int:
@@ -174,10 +168,8 @@ class TraceWriter:
         Raises:
             ValueError: shapes or ids that do not fit the layers.
         """
-        if self.capture is Capture.WEIGHTS and topk_weights is None:
-            raise ValueError("capture 'weights' needs topk_weights")
         per_token = (token_ids, forward_passes)
-        rows = rows_of(self.layout, topk_ids, topk_weights, router_scalars, *per_token)
+        rows = self._intake.rows(topk_ids, topk_weights, router_scalars, *per_token)
         facts = {"kind": "imported", "rank": self.rank, **facts}
         num_tokens = len(rows.ids_TB)
         sequence = Sequence(sequence_id=self.next_sequence_id(), num_tokens=num_tokens, **facts)
@@ -236,8 +228,7 @@ class TraceWriter:
             return
         self._closed = True
         with self._closing:
-            self._spool.finish()
-            self._spool.remove()
+            self._spool.close()
             facts = {**(facts or {}), "writer": asdict(self.stats)}
             self._session.end(status, facts, dict(correct or {}), merge)
 
