@@ -8,6 +8,7 @@ Shape suffixes: T tokens of a part, N experts of a layer, S groups, X lags, B ba
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -58,7 +59,7 @@ class Overlaps(TableAccumulator):
             sums_SX5=arrays["overlaps_SX5"],
             other_SX5=arrays.get("other_token_overlaps_SX5", arrays["overlaps_SX5"]),
             row_P=pieces.group_P,
-            lag_X=np.array(self.lags, np.int64),
+            lag_X=_array_of(self.lags),
             repeats_T=rows.repeats_T(self.lags) if self.other_tokens else _NOTHING,
         )
 
@@ -67,6 +68,12 @@ class Overlaps(TableAccumulator):
 
     def restore(self, header: dict[str, Any]) -> None:
         self.lags, self.other_tokens = tuple(header["lags"]), header["other_tokens"]
+
+
+@lru_cache
+def _array_of(lags: tuple[int, ...]) -> np.ndarray:
+    """The same object each time, by which kernels know that what they made of it still holds."""
+    return np.array(lags, np.int64)
 
 
 class BatchStats(LayerAccumulator):

@@ -102,15 +102,14 @@ def _compare(tables, work, history, spans, begin_q, end_q, done, zeros):
 
     `done` are the tokens of the blocks before.
     """
-    start_Q, stop_Q, group_Q, depth_T, repeats_T = spans[0], spans[1], spans[4], spans[5], spans[6]
+    start_Q, stop_Q, group_Q, pairs_L = spans[0], spans[1], spans[4], spans[6]
     overlaps, num_experts = tables[4], tables[2].shape[1]
     begin, place = np.int64(0), np.int64(0)
     for q in range(begin_q, end_q):
         place += stop_Q[q] - start_Q[q]
         if q + 1 == end_q or group_Q[q + 1] != group_Q[q]:
-            repeats_L = repeats_T[done + begin : done + place]
-            facts = depth_T[done + begin : done + place], repeats_L, work[5], num_experts
-            add_overlaps(overlaps, group_Q[q], work[4], history + begin, facts, zeros)
+            some_L, at = pairs_L[done + begin : done + place], history + begin
+            add_overlaps(overlaps, group_Q[q], work[4], at, some_L, num_experts, work[5], zeros)
             begin = place
 
 

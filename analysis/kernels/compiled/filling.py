@@ -51,18 +51,19 @@ def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
     counts = tables.counts or CountTables(_nothing(0, num_experts), zeros_P)
     overlaps = tables.overlaps or _no_overlaps(zeros_P)
     gaps = tables.gaps or _no_gaps(num_experts)
+    other_SX5 = overlaps.other_SX5 if len(overlaps.repeats_T) else _nothing(0, 0, 5)
     none_NN, none_CN = _nothing(0, num_experts), _nothing(0, num_experts)
     wanted = (
         counts.counts_GN,
         none_CN if tables.documents is None else tables.documents,
         _nothing(slots, num_experts) if tables.slots is None else tables.slots,
         none_NN if tables.pairs is None else tables.pairs,
-        (overlaps.sums_SX5, overlaps.other_SX5, overlaps.lag_X),
+        (overlaps.sums_SX5, other_SX5, overlaps.lag_X),
         tuple(gaps),
     )
     bounded_TK, width = bound_ids(ids_TK, num_experts)
     zeros = (0,) * -(-num_experts // _WORD)
-    spans = kept.spans(pieces, counts.row_P, overlaps.row_P, overlaps.repeats_T)
+    spans = kept.spans(pieces, counts.row_P, overlaps.row_P, overlaps.lag_X, overlaps.repeats_T)
     history = int(overlaps.lag_X.max(initial=0))
     paired = 0 if tables.pairs is None else num_experts
     work = kept.workspace(num_experts, slots, width, len(zeros), history, paired)
@@ -76,11 +77,10 @@ def _fill_odd(
     tables: Tables, ids_TK: np.ndarray, spans: tuple[Any, ...], is_apart_Q: np.ndarray
 ) -> None:
     """Add the pairs and overlaps of spans where a set cannot say what a faulty row names twice."""
-    start_Q, stop_Q, _, cluster_Q, group_Q, depth_L, _ = spans
-    joins_Q = depth_L[np.cumsum(stop_Q - start_Q) - (stop_Q - start_Q)] > 0
+    start_Q, stop_Q, _, cluster_Q, group_Q, run_Q, _ = spans
     # The others count no times: overlaps reach back into them.
     weight_Q, zeros_Q = is_apart_Q.astype(np.int64), np.zeros_like(start_Q)
-    pieces = Pieces(start_Q, stop_Q, zeros_Q, weight_Q, zeros_Q, cluster_Q, joins_Q)
+    pieces = Pieces(start_Q, stop_Q, zeros_Q, weight_Q, zeros_Q, cluster_Q, run_Q > 0)
     overlaps = tables.overlaps._replace(row_P=group_Q) if tables.overlaps else None
     odd = Tables(tables.num_experts, pairs=tables.pairs, overlaps=overlaps)
     fill_apart(odd, ids_TK, pieces, _LOOPS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_probe.analysis.kernels.compiled.jit import inline_, inner_
+from moe_probe.analysis.kernels.compiled.jit import inner_
 from moe_probe.analysis.kernels.compiled.lanes import (
     EIGHT,
     add_members,
@@ -21,6 +21,9 @@ from moe_probe.analysis.kernels.compiled.lanes import (
     sum_lanes,
     union,
 )
+
+OTHERS = 8
+"""From the bit that says that a token has a pair to the one that says that their texts differ."""
 
 
 def lone_sets(lone_MW: np.ndarray, num_experts: int) -> np.ndarray:
@@ -71,74 +74,44 @@ def measure_sets(members, begin, tokens, is_full, slots, zeros):
 
 
 @inner_
-def add_overlaps(overlaps, group, members, at, facts, zeros):
+def add_overlaps(overlaps, group, members, at, pairs_L, num_experts, common_L, zeros):
     """Compare tokens with those some lags before; the first one's set is in row `at`.
 
-    `facts` are how many tokens of its document come before each, which of these it repeats, room to
-    work in, and the number of experts. Runs of tokens are as long as a group's, whatever documents
-    they are of: short ones would not fill the instructions.
+    `pairs_L` says with which, see `workspace`. Runs of tokens are as long as a group's, whatever
+    documents they are of: short ones would not fill the instructions.
     """
     sums_SX5, other_SX5, lag_X = overlaps
     sets_BW, first_B, size_B, _ = members
-    depth_L, repeats_L, common_L, num_experts = facts
-    number = len(depth_L)
+    number, beyond = len(pairs_L), np.uint16(num_experts)
     for x in range(len(lag_X)):
-        lag = lag_X[x]
+        before = at - lag_X[x]
         for i in range(0, number, EIGHT):
-            store_common(common_L, np.intp(i), sets_BW, at + i, at + i - lag, zeros)
-        pairs = (
-            depth_L,
-            common_L[:number],
-            first_B[at : at + number],
-            first_B[at - lag : at - lag + number],
-            size_B[at : at + number],
-            size_B[at - lag : at - lag + number],
-        )
-        least, beyond = np.uint16(lag), np.uint16(num_experts)
-        _add(sums_SX5[group, x], least, beyond, pairs)
-        if len(repeats_L):
-            _add_others(other_SX5[group, x], least, beyond, pairs, repeats_L, np.uint8(1 << x))
+            store_common(common_L, np.intp(i), sets_BW, at + i, before + i, zeros)
+        common = common_L[:number]
+        firsts = first_B[at : at + number], first_B[before : before + number]
+        sizes = size_B[at : at + number], size_B[before : before + number]
+        _add(sums_SX5[group, x], pairs_L, np.uint16(x), common, firsts, sizes, beyond)
+        if len(other_SX5):
+            bit = np.uint16(OTHERS + x)
+            _add(other_SX5[group, x], pairs_L, bit, common, firsts, sizes, beyond)
 
 
 @inner_
-def _add(sums_5, least, beyond, pairs):
-    depth_L, common_L, later_first_L, earlier_first_L, later_size_L, earlier_size_L = pairs
+def _add(sums_5, pairs_L, bit, common_L, firsts, sizes, beyond):
+    later_first_L, earlier_first_L = firsts
+    later_size_L, earlier_size_L = sizes
     # Numbers as small as they can be: so more of them fit an instruction.
     number, touching, leading, equal = np.uint16(0), np.uint16(0), np.uint16(0), np.uint16(0)
     total = np.uint32(0)
     for i in range(len(common_L)):
-        is_pair, common = depth_L[i] >= least, common_L[i]
+        is_pair, common = np.uint16((pairs_L[i] >> bit) & np.uint16(1)), common_L[i]
         most = max(later_size_L[i], earlier_size_L[i])
         leads = (later_first_L[i] == earlier_first_L[i]) & (later_first_L[i] < beyond)
-        number = np.uint16(number + np.uint16(is_pair))
-        total = np.uint32(total + (np.uint32(common) if is_pair else np.uint32(0)))
-        touching = np.uint16(touching + np.uint16(is_pair & (common > 0)))
-        leading = np.uint16(leading + np.uint16(is_pair & leads))
-        equal = np.uint16(equal + np.uint16(is_pair & (common == most)))
-    _store(sums_5, number, total, touching, leading, equal)
-
-
-@inner_
-def _add_others(sums_5, least, beyond, pairs, repeats_L, bit):
-    """The same of tokens whose text differs."""
-    depth_L, common_L, later_first_L, earlier_first_L, later_size_L, earlier_size_L = pairs
-    number, touching, leading, equal = np.uint16(0), np.uint16(0), np.uint16(0), np.uint16(0)
-    total = np.uint32(0)
-    for i in range(len(common_L)):
-        is_pair = (depth_L[i] >= least) & ((repeats_L[i] & bit) == 0)
-        common = common_L[i]
-        most = max(later_size_L[i], earlier_size_L[i])
-        leads = (later_first_L[i] == earlier_first_L[i]) & (later_first_L[i] < beyond)
-        number = np.uint16(number + np.uint16(is_pair))
-        total = np.uint32(total + (np.uint32(common) if is_pair else np.uint32(0)))
-        touching = np.uint16(touching + np.uint16(is_pair & (common > 0)))
-        leading = np.uint16(leading + np.uint16(is_pair & leads))
-        equal = np.uint16(equal + np.uint16(is_pair & (common == most)))
-    _store(sums_5, number, total, touching, leading, equal)
-
-
-@inline_
-def _store(sums_5, number, total, touching, leading, equal):
+        number = np.uint16(number + is_pair)
+        total = np.uint32(total + np.uint32(is_pair) * np.uint32(common))
+        touching = np.uint16(touching + (is_pair & np.uint16(common > 0)))
+        leading = np.uint16(leading + (is_pair & np.uint16(leads)))
+        equal = np.uint16(equal + (is_pair & np.uint16(common == most)))
     sums_5[0] += np.int64(number)
     sums_5[1] += np.int64(total)
     sums_5[2] += np.int64(touching)

@@ -18,11 +18,10 @@ from moe_probe.analysis.kernels.compiled.arrivals import SIXTEEN
 from moe_probe.analysis.kernels.compiled.lanes import EIGHT, PLANES
 from moe_probe.analysis.kernels.compiled.lists import OCTAVES
 from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP
-from moe_probe.analysis.kernels.compiled.sets import lone_sets
+from moe_probe.analysis.kernels.compiled.sets import OTHERS, lone_sets
 from moe_probe.analysis.pieces import Pieces
 
 _LINE = 64
-_DEEP = (1 << 16) - 1
 
 
 class _Kept(threading.local):
@@ -51,13 +50,18 @@ kept = _Kept()
 
 
 def _cut_blocks(
-    pieces: Pieces, row_P: np.ndarray, group_P: np.ndarray, repeats_T: np.ndarray
+    pieces: Pieces,
+    row_P: np.ndarray,
+    group_P: np.ndarray,
+    lag_X: np.ndarray,
+    repeats_T: np.ndarray,
 ) -> tuple[Any, ...]:
     """Cut pieces so that none crosses a multiple of a block's counted tokens.
 
     Returns:
-        Of each span: first row and row after the last, row of counts, cluster, group. Of each token
-        of these: how many before it are of its document, as far as uint16 goes, and `repeats_T`.
+        Of each span: first row and row after the last, row of counts, cluster, group, and the
+        tokens before it that joined pieces have. Of each token of these, as bits: x says that its
+        document has a token `lag_X[x]` before it, `OTHERS` + x that the text of that one differs.
     """
     end_P = np.cumsum(pieces.length_P)
     total = int(end_P[-1]) if len(end_P) else 0
@@ -70,9 +74,15 @@ def _cut_blocks(
     chain_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, end_P - pieces.length_P))
     depth_L = np.arange(total, dtype=np.int32)
     depth_L -= np.repeat(chain_P.astype(np.int32), pieces.length_P)
-    depth_L = np.minimum(depth_L, _DEEP, out=depth_L).astype(np.uint16)
-    repeats_L = repeats_T[pieces.rows()[0]] if len(repeats_T) else repeats_T
-    return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, depth_L, repeats_L
+    # All depths beyond the largest lag have the same bits.
+    deepest = int(lag_X.max(initial=0))
+    bits_D = ((np.arange(deepest + 1)[:, None] >= lag_X) << np.arange(len(lag_X))).sum(axis=1)
+    pairs_L = bits_D.astype(np.uint16)[np.minimum(depth_L, deepest, out=depth_L)]
+    if len(repeats_T):
+        differs_L = ~repeats_T[pieces.rows()[0]]
+        pairs_L |= (pairs_L & differs_L) << OTHERS
+    run_Q = bounds[:-1] - chain_P[piece_Q]
+    return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, run_Q, pairs_L
 
 
 def _make_workspace(
