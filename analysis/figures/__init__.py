@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from moe_probe.analysis.figures.coverage import coverage
 from moe_probe.analysis.figures.devices import devices
+from moe_probe.analysis.figures.files import rendered
 from moe_probe.analysis.figures.heatmap import longest_idle, relative_load
 from moe_probe.analysis.figures.imbalance import imbalance_profile, specialization
 from moe_probe.analysis.figures.log_odds import log_odds
@@ -25,7 +26,7 @@ from moe_probe.analysis.figures.quality import quality_table
 from moe_probe.analysis.figures.rate_burst import rate_burst
 from moe_probe.analysis.figures.repeats import repeats
 from moe_probe.analysis.figures.sorted_load import sorted_load
-from moe_probe.analysis.figures.style import Absent, caption, rendered
+from moe_probe.analysis.figures.style import Absent, caption
 from moe_probe.analysis.figures.subject_tree import subject_tree
 
 if TYPE_CHECKING:

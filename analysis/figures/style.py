@@ -1,4 +1,4 @@
-"""What all figures share: type, colours, size, caption, and how they become files.
+"""What all figures share: type, colours, size and caption.
 
 Figures use matplotlib's object interface: pyplot takes longer to import and keeps global state. A
 user's matplotlibrc changes nothing, so the same data gives the same bytes.
@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -67,7 +66,6 @@ _STYLE: dict[str, Any] = {
 }
 _CAPTION_SIZE = 7
 _FEW_DECADES, _NO_DECADE = 50, 4
-_COMPRESSION = 3
 # Fewer than fit of that size, so that no line is cut.
 _LETTERS_PER_INCH = 19
 _LINE_INCHES = 0.135
@@ -181,30 +179,6 @@ def caption(figure: Figure) -> str:
     """Return a figure's caption as one line."""
     (text,) = (text for text in figure.texts if text.get_gid() == "caption")
     return str(text.get_text()).replace("\n", " ")
-
-
-@styled
-def rendered(figure: Figure, kind: str) -> bytes:
-    """Return a figure as "png" or "svg", the same each time."""
-    # Drawn by the canvas itself: savefig draws everything once more, to find the layout.
-    if kind == "png":
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from PIL import Image
-
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        # Nothing is transparent, and three channels take half the time of four.
-        picture, file = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), BytesIO()
-        picture.save(file, "png", dpi=(figure.dpi, figure.dpi), compress_level=_COMPRESSION)
-        return file.getvalue()
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    file, dpi = BytesIO(), figure.dpi
-    # Without these entries a file does not change with the date or the version of matplotlib.
-    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
-    # A page of SVG has 72 points to an inch, and leaves the figure so.
-    figure.dpi = dpi
-    return file.getvalue()
 
 
 def grid(table: pd.DataFrame, column: str) -> np.ndarray:
