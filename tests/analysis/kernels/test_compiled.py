@@ -19,7 +19,7 @@ from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import BatchStats
-from moe_probe.analysis.kernels import COMPILE_FROM, kernels_for, plain
+from moe_probe.analysis.kernels import COMPILE_FROM, LOAD_FROM, kernels_for, plain
 from moe_probe.analysis.kernels.tables import (
     CountTables,
     GapTables,
@@ -216,9 +216,37 @@ def test_ids_that_the_layer_lacks_are_not_counted(compiled: Any) -> None:
         assert slots_KN.tolist() == [[2, 2], [0, 2]]
 
 
-def test_small_traces_do_not_wait_for_a_compiler(compiled: Any) -> None:
-    assert kernels_for(COMPILE_FROM - 1) is plain
-    assert kernels_for(COMPILE_FROM) is compiled
+def test_small_traces_do_not_wait_for_a_compiler(
+    compiled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known in (False, True):
+        monkeypatch.setattr(compiled, "were_compiled", lambda known=known: known)
+        assert kernels_for(LOAD_FROM - 1) is plain
+        assert kernels_for(LOAD_FROM) is kernels_for(COMPILE_FROM - 1)
+        assert kernels_for(LOAD_FROM) is (compiled if known else plain)
+        assert kernels_for(COMPILE_FROM) is compiled
+
+
+def test_loops_are_known_to_be_compiled_once_they_are(tmp_path: Path) -> None:
+    script = (
+        "import numpy as np; from moe_probe.analysis.kernels import compiled, tables;"
+        "from tests.analysis.kernels.test_compiled import pieces_of;"
+        "print(compiled.were_compiled());"
+        "slots = tables.Tables(2, slots=np.zeros((1, 2), np.int64));"
+        "gaps = tables.GapTables(*(np.zeros(s, np.int64) for s in"
+        " ((1, 2), (1, 2), 1, 2, 2, (0, 3, 2), 65, 0)));"
+        "slots.gaps = gaps;"
+        "compiled.fill(slots, np.zeros((1, 1), np.uint8), pieces_of([1], [1]));"
+        "print(compiled.were_compiled())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == ["False", "True"]
 
 
 def test_waiting_for_the_compiler_is_explained_once(tmp_path: Path) -> None:
