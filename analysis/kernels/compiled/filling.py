@@ -62,7 +62,9 @@ def _fill_together(tables: Tables, ids_TK: np.ndarray, pieces: Pieces) -> None:
         tuple(gaps),
     )
     bounded_TK, width = bound_ids(ids_TK, num_experts)
-    zeros = (0,) * -(-num_experts // _WORD)
+    words = -(-num_experts // _WORD)
+    # No register has three lanes.
+    zeros = (0,) * (4 if words == 3 else words)
     spans = kept.spans(pieces, counts.row_P, overlaps.row_P, overlaps.lag_X, overlaps.repeats_T)
     history = int(overlaps.lag_X.max(initial=0))
     paired = 0 if tables.pairs is None else num_experts

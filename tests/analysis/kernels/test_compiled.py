@@ -157,6 +157,7 @@ def random_tables(num_experts: int, slots: int, pieces: Pieces, tokens: int) -> 
     ("num_experts", "slots", "dtype"),
     [
         (250, 8, np.uint8),
+        (160, 6, np.uint8),
         (60, 4, np.uint8),
         (8, 2, np.uint8),
         (300, 10, np.uint16),
