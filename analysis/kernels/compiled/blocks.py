@@ -1,8 +1,9 @@
 """One pass that fills all tables of rows that count once, a block of tokens at a time.
 
-Shape suffixes: T tokens of a part, K slots, Q pieces cut into blocks, G rows of a table, N experts
-of a layer, M all ids that the type holds, C clusters, W 64-bit words of a set, X lags, L selections
-of a block in the order of their experts, B tokens of a block behind some earlier ones.
+Shape suffixes: T tokens of a part, U those that count, K slots, Q pieces cut into blocks, G rows of
+a table, N experts of a layer, M all ids that the type holds, C clusters, W 64-bit words of a set, X
+lags, L selections of a block in the order of their experts, B tokens of a block behind some earlier
+ones.
 """
 
 from __future__ import annotations
@@ -102,14 +103,14 @@ def _compare(tables, work, history, spans, begin_q, end_q, done, zeros):
 
     `done` are the tokens of the blocks before.
     """
-    start_Q, stop_Q, group_Q, pairs_L = spans[0], spans[1], spans[4], spans[6]
+    start_Q, stop_Q, group_Q, pairs_U = spans[0], spans[1], spans[4], spans[6]
     overlaps, num_experts = tables[4], tables[2].shape[1]
     begin, place = np.int64(0), np.int64(0)
     for q in range(begin_q, end_q):
         place += stop_Q[q] - start_Q[q]
         if q + 1 == end_q or group_Q[q + 1] != group_Q[q]:
-            some_L, at = pairs_L[done + begin : done + place], history + begin
-            add_overlaps(overlaps, group_Q[q], work[4], at, some_L, num_experts, work[5], zeros)
+            some_U, at = pairs_U[done + begin : done + place], history + begin
+            add_overlaps(overlaps, group_Q[q], work[4], at, some_U, num_experts, work[5], zeros)
             begin = place
 
 

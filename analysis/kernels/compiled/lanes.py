@@ -3,7 +3,7 @@
 A vector has 64 bits per lane; how many lanes is said by a tuple of as many zeros, since compiled
 code must know it beforehand.
 
-Shape suffixes: T tokens, W 64-bit words of a set.
+Shape suffixes: T tokens, W 64-bit words of a set, H bits of a count, L tokens that are compared.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from moe_probe.analysis.kernels.compiled.jit import intrinsic_
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _WORD = 64
 EIGHT = 8
+"""Sets that are compared at a time."""
 _COUNTS = ir.VectorType(_I16, EIGHT)
 PLANES = 8
 """Columns of so many bits are added to counters: as far as they can count without them."""
@@ -106,10 +107,8 @@ def carry_bit(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """The high bit of that: whether two of three sets have it."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        # Where x and y differ, z decides: one instruction where there are masks.
         x, y, z = arguments
-        differ = builder.xor(x, y)
-        return builder.or_(builder.and_(differ, z), builder.and_(builder.not_(differ), x))
+        return builder.or_(builder.and_(x, y), builder.and_(z, builder.xor(x, y)))
 
     return a(a, a, a), generate
 

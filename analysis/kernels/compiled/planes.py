@@ -1,7 +1,7 @@
 """Pairs by bit planes: for each expert, how often each other one is in the sets of its tokens.
 
 The sets of an expert's tokens are added up as columns of bits, 64 experts a lane, by full adders:
-three logical instructions add a token for all other experts. Only the totals of up to 240 tokens
+two logical instructions add a token for all other experts. Only the totals of up to 240 tokens
 become counters.
 
 Source: Harley's counter of bits, in Muła, Kurz and Lemire (2018).

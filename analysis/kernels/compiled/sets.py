@@ -1,8 +1,8 @@
 """The sets of a block's tokens, and what neighbours share.
 
-Shape suffixes: T tokens of a part, K slots, N experts of a layer, M all ids that the type holds,
-B tokens of a block behind some earlier ones, W 64-bit words of a set, S groups, X lags, L tokens
-that are compared.
+Shape suffixes: T tokens of a part, Q pieces cut into blocks, K slots, N experts of a layer, M all
+ids that the type holds, B tokens of a block behind some earlier ones, W 64-bit words of a set, S
+groups, X lags, L tokens that are compared.
 """
 
 from __future__ import annotations

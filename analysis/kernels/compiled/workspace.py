@@ -1,8 +1,9 @@
 """What a pass over rows works in, made once for the layers that a thread takes one after another.
 
-Shape suffixes: P pieces, Q pieces cut into blocks, K slots, N experts of a layer, M all ids that
-the type holds, W 64-bit words of a set, L selections of a block in the order of their experts, R
-rows of octaves, B tokens of a block behind some earlier ones.
+Shape suffixes: P pieces, Q pieces cut into blocks, T tokens of a part, U those that count, K slots,
+N experts of a layer, M all ids that the type holds, W 64-bit words of a set, L selections of a
+block in the order of their experts, R rows of octaves, B tokens of a block behind some earlier
+ones.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class _Kept(threading.local):
         self._work_of: tuple[int, ...] = ()
 
     def spans(self, *arguments: Any) -> tuple[Any, ...]:
-        """`cut_blocks`, made anew for other objects."""
+        """Return what `_cut_blocks` makes, anew for other objects."""
         if len(self._spans_of) != len(arguments) or any(map(is_not, self._spans_of, arguments)):
             self._spans, self._spans_of = _cut_blocks(*arguments), arguments
         return self._spans
 
     def workspace(self, *arguments: int) -> tuple[Any, ...]:
-        """`workspace`, made anew for other shapes."""
+        """Return what `_make_workspace` makes, anew for other shapes."""
         if self._work_of != arguments:
             self._work, self._work_of = _make_workspace(*arguments), arguments
         return self._work
@@ -72,17 +73,17 @@ def _cut_blocks(
     shift_Q = (pieces.stop_P - end_P)[piece_Q]
     facts = (values_P[piece_Q].astype(np.int64) for values_P in (row_P, pieces.cluster_P, group_P))
     chain_P = np.maximum.accumulate(np.where(pieces.joins_P, 0, end_P - pieces.length_P))
-    depth_L = np.arange(total, dtype=np.int32)
-    depth_L -= np.repeat(chain_P.astype(np.int32), pieces.length_P)
+    depth_U = np.arange(total, dtype=np.int32)
+    depth_U -= np.repeat(chain_P.astype(np.int32), pieces.length_P)
     # All depths beyond the largest lag have the same bits.
     deepest = int(lag_X.max(initial=0))
     bits_D = ((np.arange(deepest + 1)[:, None] >= lag_X) << np.arange(len(lag_X))).sum(axis=1)
-    pairs_L = bits_D.astype(np.uint16)[np.minimum(depth_L, deepest, out=depth_L)]
+    pairs_U = bits_D.astype(np.uint16)[np.minimum(depth_U, deepest, out=depth_U)]
     if len(repeats_T):
-        differs_L = ~repeats_T[pieces.rows()[0]]
-        pairs_L |= (pairs_L & differs_L) << OTHERS
+        differs_U = ~repeats_T[pieces.rows()[0]]
+        pairs_U |= (pairs_U & differs_U) << OTHERS
     run_Q = bounds[:-1] - chain_P[piece_Q]
-    return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, run_Q, pairs_L
+    return bounds[:-1] + shift_Q, bounds[1:] + shift_Q, *facts, run_Q, pairs_U
 
 
 def _make_workspace(
