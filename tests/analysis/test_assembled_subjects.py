@@ -232,8 +232,9 @@ def test_counts_alone(tmp_path: Path) -> None:
     rows, counts = tables
     known = ["count", "frequency", "relative_load", "idle_subjects", "low_subjects"]
     pd.testing.assert_frame_equal(rows["experts"][known], counts["experts"][known])
-    blank = counts["experts"].drop(columns=[*known, "layer", "expert", "tier", "ci_low"])
-    assert blank.isna().all(axis=None)
+    assert set(counts["experts"]["idle_unit"]) == {"tokens"}
+    said = ["layer", "expert", "tier", "ci_low", "idle_unit"]
+    assert counts["experts"].drop(columns=[*known, *said]).isna().all(axis=None)
     assert set(counts["experts"]["tier"]) <= {"used", "not certified"}
     for name in ("max_vio", "gini", "entropy", "unseen", "tokens", "experts_for_half"):
         assert rows["layers"][name].tolist() == counts["layers"][name].tolist()
