@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from types import ModuleType
 
 import numpy as np
 
@@ -45,7 +44,6 @@ class Rows:
     block: Block
     _pieces: dict[Rule, Pieces] = field(default_factory=dict, repr=False)
     _octaves: dict[Rule, tuple[Pieces, np.ndarray]] = field(default_factory=dict, repr=False)
-    _inspected: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _passes: dict[Rule, PassRows] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -97,15 +95,6 @@ class Rows:
     def router_scalars(self, layer: int) -> np.ndarray:
         """ROUTER_SCALARS float16 [T, 3] of a layer that has them, likewise."""
         return self.block.router_scalars(layer)
-
-    def inspected(self, layer: int, kernels: ModuleType) -> np.ndarray:
-        """What `kernels.inspect_rows` finds in one layer; looked for once."""
-        if layer not in self._inspected:
-            spec = self.source.layers[layer]
-            none_id = -1 if spec.none_id is None else spec.none_id
-            found_4 = kernels.inspect_rows(self.topk_ids(layer), spec.num_experts, none_id)
-            self._inspected[layer] = found_4
-        return self._inspected[layer]
 
     def repeats_T(self, lags: tuple[int, ...]) -> np.ndarray:
         """Which earlier tokens a row repeats: uint8 [T], bit x for the one `lags[x]` before it."""

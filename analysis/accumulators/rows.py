@@ -48,9 +48,12 @@ class RowFaults:
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         """Look at one layer of a part."""
-        place = self._place[layer]
+        place, spec = self._place[layer], self.layers[layer]
+        none_id = -1 if spec.none_id is None else spec.none_id
         self.rows_L[place] += len(rows)
-        self._anomalies_L4[place] += rows.inspected(layer, kernels)
+        self._anomalies_L4[place] += kernels.inspect_rows(
+            rows.topk_ids(layer), spec.num_experts, none_id
+        )
 
     def merge(self, other: Self) -> None:
         """Add what another shard saw; raises ValueError if its layers differ."""
