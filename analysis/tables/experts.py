@@ -97,7 +97,13 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
     deff_N = deffs(state, spec.num_experts)
     to_load = spec.num_experts * tokens / max(int(counts_N.sum()), 1)
     few = few_documents(num_documents(state))
-    idle = _idle(sums, state, counts_N, tokens)
+    in_tokens = idle = _idle_in_tokens(state, counts_N)
+    if state is not None and state.passes is not None and sums.pass_null is not None:
+        idle = idle_pass_table(counts_N, tokens, state.passes, sums.pass_null)
+    # Whole numbers that can be absent.
+    idle = idle.astype(dict.fromkeys(_IDLE_FIRST[:3], "Int64"))
+    # Of shuffled tokens, whatever the order.
+    ratio_N = in_tokens["longest_idle_shuffled"] / in_tokens["longest_idle_expected"]
     low_N, high_N = share_interval(counts_N, tokens, deff_N * few, median_deff(deff_N) * few)
     return pd.DataFrame(
         {
@@ -108,7 +114,7 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
             "relative_load": relative_load(counts_N),
             "ci_low": low_N * to_load,
             "ci_high": high_N * to_load,
-            "tier": tiers(counts_SN, high_N * to_load, _run_ratio(state, counts_N)),
+            "tier": tiers(counts_SN, high_N * to_load, ratio_N.to_numpy(np.float64)),
             **{name: idle[name] for name in _IDLE_FIRST},
             "deff": deff_N,
             **_ranks(state, spec.num_experts),
@@ -120,24 +126,10 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
     )
 
 
-def _run_ratio(state: LayerState | None, counts_N: np.ndarray) -> np.ndarray:
-    """Longest run over that expected, of shuffled tokens whatever the order; NaN if unknown."""
+def _idle_in_tokens(state: LayerState | None, counts_N: np.ndarray) -> pd.DataFrame:
     if state is None or state.idle is None:
-        return np.full(len(counts_N), np.nan)
-    table = idle_table(counts_N, state.idle.runs, state.idle.longest_RN)
-    ratio_N = table["longest_idle_shuffled"] / table["longest_idle_expected"]
-    return ratio_N.to_numpy(np.float64)
-
-
-def _idle(sums: Sums, state: LayerState | None, counts_N: np.ndarray, tokens: int) -> pd.DataFrame:
-    if state is not None and state.passes is not None and sums.pass_null is not None:
-        table = idle_pass_table(counts_N, tokens, state.passes, sums.pass_null)
-    elif state is None or state.idle is None:
-        table = pd.DataFrame(np.nan, np.arange(len(counts_N)), list(_IDLE_COLUMNS))
-    else:
-        table = idle_table(counts_N, state.idle.runs, state.idle.longest_RN)
-    # Whole numbers that can be absent.
-    return table.astype(dict.fromkeys(_IDLE_FIRST[:3], "Int64"))
+        return pd.DataFrame(np.nan, np.arange(len(counts_N)), list(_IDLE_COLUMNS))
+    return idle_table(counts_N, state.idle.runs, state.idle.longest_RN)
 
 
 def _ranks(state: LayerState | None, num_experts: int) -> dict[str, np.ndarray]:
