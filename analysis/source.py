@@ -201,8 +201,9 @@ class Source:
         """What all documents of a task share; raises TraceError without token ids."""
         with self._making:
             if self._template is None:
-                parts = ((part.stretches, self.token_ids(part)) for part in self.parts)
-                self._template = Template.of(self.index, parts)
+                token_ids = map(self.token_ids, self.parts)
+                stretches = [part.stretches for part in self.parts]
+                self._template = Template.of(self.index, stretches, token_ids)
             return self._template
 
     def token_ids(self, part: Part) -> np.ndarray:

@@ -7,7 +7,7 @@ Shape suffixes: T tokens of a part, R stretches of a part, S sequences, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,15 @@ class Template:
     """bool [tasks, V]."""
 
     @classmethod
-    def of(cls, index: TraceIndex, parts: Iterable[tuple[Stretches, np.ndarray]]) -> Template:
-        """Learn the templates.
+    def of(
+        cls, index: TraceIndex, parts: Sequence[Stretches], token_ids: Iterable[np.ndarray]
+    ) -> Template:
+        """Learn the templates; memory is that of a part, and of documents that several parts have.
 
         Args:
             index: Of the trace.
-            parts: Stretches and token ids [T] of every part.
+            parts: Stretches of every part.
+            token_ids: Token ids [T] of each.
 
         Raises:
             TraceError: the trace has no token ids.
@@ -59,22 +62,23 @@ class Template:
         tasks, task_of_group = np.unique(families, return_inverse=True)
         task_S = task_of_group[index.group_S]
         heads: dict[int, np.ndarray] = {}
-        pairs: list[np.ndarray] = []
-        for stretches, token_id_T in parts:
+        documents = _Documents(task_of_group[index.clusters.group_C], len(tasks))
+        parts_C = np.zeros(len(index.clusters), np.int64)
+        for stretches in parts:
+            parts_C += _is_in_C(index, stretches)
+        for stretches, token_id_T in zip(parts, token_ids, strict=True):
             if len(token_id_T) and token_id_T.min() < 0:
                 raise TraceError(
                     "This trace has no token ids, which the rule no-template needs. Record with "
                     "MOE_PROBE_TOKENS=1, or use another --rule."
                 )
             _shorten(heads, task_S, stretches, token_id_T)
-            pairs.append(_document_tokens(index, stretches, token_id_T))
-        keys = np.unique(np.concatenate([np.empty(0, np.int64), *pairs]))
-        found = np.stack([keys >> _TOKEN_BITS, keys & ((1 << _TOKEN_BITS) - 1)], axis=1)
+            documents.add(_document_tokens(index, stretches, token_id_T), parts_C)
         return cls(
             index=index,
             task_S=task_S,
             head_by_task=np.array([len(heads.get(t, ())) for t in range(len(tasks))], np.int64),
-            is_common=_common(found, task_of_group, index, len(tasks)),
+            is_common=documents.common(),
         )
 
     def covers(self, stretches: Stretches, token_id_T: np.ndarray) -> np.ndarray:
@@ -95,6 +99,8 @@ def _shorten(
     position_R, length_R = stretches.position_R, stretches.length_R
     for stretch in np.flatnonzero((position_R < _MAX_HEAD) & (stretches.sequence_R >= 0)):
         task, first = int(task_S[stretches.sequence_R[stretch]]), int(position_R[stretch])
+        if task in heads and len(heads[task]) <= first:
+            continue
         start = stretches.start_R[stretch]
         own = token_id_T[start : start + min(length_R[stretch], _MAX_HEAD - first)]
         if first == 0:
@@ -116,19 +122,59 @@ def _document_tokens(index: TraceIndex, stretches: Stretches, token_id_T: np.nda
     ends_T4 = index.ends_S4[sequence_T]
     is_asked_T = (position_T >= ends_T4[:, 0]) & (position_T < ends_T4[:, CUE_END])
     is_asked_T &= (sequence_T >= 0) & index.leads_S[sequence_T]
-    keys_T = (index.cluster_S[sequence_T] << _TOKEN_BITS) + token_id_T
-    # Of one number each, unlike of pairs, the distinct ones are found quickly.
-    return np.unique(keys_T[is_asked_T])
+    return _distinct(
+        (index.cluster_S[sequence_T] << _TOKEN_BITS)[is_asked_T] + token_id_T[is_asked_T]
+    )
 
 
-def _common(
-    found: np.ndarray, task_of_group: np.ndarray, index: TraceIndex, tasks: int
-) -> np.ndarray:
-    task_C = task_of_group[index.clusters.group_C]
-    # One id more than occurs, so that every id has a column.
-    width = int(found[:, 1].max(initial=0)) + 2
-    number = np.zeros((tasks, width), np.int64)
-    np.add.at(number, (task_C[found[:, 0]], found[:, 1]), 1)
-    documents = np.bincount(task_C[np.unique(found[:, 0])], minlength=tasks)
-    is_enough = documents >= _MIN_DOCUMENTS
-    return (number >= _NEARLY_ALL * documents[:, None]) & is_enough[:, None]
+def _is_in_C(index: TraceIndex, stretches: Stretches) -> np.ndarray:
+    """Whether a part has rows of the document that speaks for each cluster: bool [C]."""
+    sequence_R = stretches.sequence_R[stretches.sequence_R >= 0]
+    is_in_C = np.zeros(len(index.clusters), bool)
+    is_in_C[index.cluster_S[sequence_R[index.leads_S[sequence_R]]]] = True
+    return is_in_C
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """The same as np.unique, which hashes, and takes ten times as long for millions."""
+    keys = np.sort(keys)
+    is_new = np.ones(len(keys), bool)
+    is_new[1:] = keys[1:] != keys[:-1]
+    return np.asarray(keys[is_new])
+
+
+class _Documents:
+    """How many documents of each task contain each token id.
+
+    Args:
+        task_C: Task of each cluster.
+        tasks: How many there are.
+    """
+
+    def __init__(self, task_C: np.ndarray, tasks: int) -> None:
+        self._task_C = task_C
+        self._is_seen_C = np.zeros(len(task_C), bool)
+        # One id more than occurs, so that every id has a column.
+        self._number = np.zeros((tasks, 2), np.int64)
+        self._left: list[np.ndarray] = []
+
+    def add(self, keys: np.ndarray, parts_C: np.ndarray) -> None:
+        """Count a part's `_document_tokens`; those of clusters in several parts in the end."""
+        is_whole = parts_C[keys >> _TOKEN_BITS] == 1
+        self._count(keys[is_whole])
+        self._left.append(keys[~is_whole])
+
+    def common(self) -> np.ndarray:
+        """Which ids nearly all documents of a task contain: bool [tasks, V]."""
+        self._count(_distinct(np.concatenate([np.empty(0, np.int64), *self._left])))
+        documents = np.bincount(self._task_C[self._is_seen_C], minlength=len(self._number))
+        is_enough = documents >= _MIN_DOCUMENTS
+        is_common = self._number >= _NEARLY_ALL * documents[:, None]
+        return np.asarray(is_common & is_enough[:, None])
+
+    def _count(self, keys: np.ndarray) -> None:
+        cluster, token_id = keys >> _TOKEN_BITS, keys & ((1 << _TOKEN_BITS) - 1)
+        more = int(token_id.max(initial=0)) + 2 - self._number.shape[1]
+        self._number = np.pad(self._number, ((0, 0), (0, max(more, 0))))
+        np.add.at(self._number, (self._task_C[cluster], token_id), 1)
+        self._is_seen_C[cluster] = True
