@@ -17,7 +17,7 @@ from moe_probe.analysis.kernels.compiled.jit import compile_, inner_
 from moe_probe.analysis.kernels.compiled.words import bound_ids
 from moe_probe.analysis.pieces import Pieces
 
-# Rows after which 16-bit pair counts are added to the table, before they can overflow.
+# Rows after which 16-bit counts are added to the table, before they can overflow.
 _FLUSH = (1 << 16) - 1
 
 
@@ -46,7 +46,11 @@ def count_pairs(table_NN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces) -> Non
 
 
 def count_flows(table_NM: np.ndarray, from_T: np.ndarray, to_T: np.ndarray, pieces: Pieces) -> None:
-    _count_flows(table_NM, from_T, to_T, pieces.start_P, pieces.stop_P, pieces.weight_P)
+    from_T, rows = bound_ids(from_T, table_NM.shape[0])
+    to_T, columns = bound_ids(to_T, table_NM.shape[1])
+    scratch_MM = np.zeros((rows, columns), np.uint16)
+    spans = pieces.start_P, pieces.stop_P, pieces.weight_P
+    _count_flows(table_NM, scratch_MM, from_T, to_T, *spans)
 
 
 @lru_cache
@@ -114,17 +118,28 @@ def _make_count_pairs(slots: int) -> Any:
 
 
 @compile_
-def _count_flows(
-    table_NM: np.ndarray,
-    from_T: np.ndarray,
-    to_T: np.ndarray,
-    start_P: np.ndarray,
-    stop_P: np.ndarray,
-    weight_P: np.ndarray,
-) -> None:
-    rows, columns = table_NM.shape
+def _count_flows(table_NM, scratch_MM, from_T, to_T, start_P, stop_P, weight_P):
+    used, weight = 0, np.int64(1)
     for p in range(len(start_P)):
-        for t in range(start_P[p], stop_P[p]):
-            here, there = from_T[t], to_T[t]
-            if here < rows and there < columns:
-                table_NM[here, there] += weight_P[p]
+        if weight_P[p] != weight:
+            _flush_flows(table_NM, scratch_MM, weight)
+            used, weight = 0, np.int64(weight_P[p])
+        for begin in range(start_P[p], stop_P[p], _FLUSH):
+            stop = min(begin + _FLUSH, stop_P[p])
+            if used + stop - begin > _FLUSH:
+                _flush_flows(table_NM, scratch_MM, weight)
+                used = 0
+            used += stop - begin
+            # Slices, whose indices nobody asks if they count from the end.
+            here_T, there_T = from_T[begin:stop], to_T[begin:stop]
+            for t in range(len(here_T)):
+                scratch_MM[here_T[t], there_T[t]] += np.uint16(1)
+    _flush_flows(table_NM, scratch_MM, weight)
+
+
+@inner_
+def _flush_flows(table_NM, scratch_MM, weight):
+    for a in range(table_NM.shape[0]):
+        for b in range(table_NM.shape[1]):
+            table_NM[a, b] += scratch_MM[a, b] * weight
+            scratch_MM[a, b] = 0
