@@ -19,9 +19,16 @@ def in_turn(calls: Sequence[Callable[[], Any]], rounds: int) -> list[list[tuple[
     """Time calls one after another, round after round, so that a slow spell hits all alike.
 
     Returns, per call, its seconds in each round. A first round, which warms up, does not count.
+    Nor does a run of each call right before the one that is timed: memory that another call gave
+    back to the system makes the next one up to half as slow again.
     """
-    times = [[seconds(call) for call in calls] for _ in range(rounds + 1)][1:]
+    times = [[_settled(call) for call in calls] for _ in range(rounds + 1)][1:]
     return [list(column) for column in zip(*times, strict=True)]
+
+
+def _settled(call: Callable[[], Any]) -> tuple[float, float]:
+    call()
+    return seconds(call)
 
 
 def median_cpu(call: Callable[[], Any], rounds: int) -> float:
