@@ -58,8 +58,8 @@ def headline(
             max_vio, max_vio_null, max_vio_noise, unseen_null.
         idle_windows: window; in forward passes also window_tokens and expected_runs_fair.
         subjects: layer, expert, subject, count, frequency, log_odds, q_value; may be empty.
-        specialization: mutual_information_bits, documents_bits with null and null_95, pooled_kl
-            (nats); may be empty.
+        specialization: documents_bits with null and null_95, documents_pooled_kl (nats), all of
+            the same tokens; may be empty.
         unit: Of idle runs and windows: TOKENS or PASSES.
     """
     if not (layers["tokens"] > 0).any():
@@ -127,8 +127,7 @@ def _specialised(specialization: pd.DataFrame) -> list[str]:
     excess, usual = known["documents_bits"] - known["null"], known["null_95"] - known["null"]
     if not excess.sum() > BEYOND_CHANCE * usual.sum():
         return ["Subjects do not differ in their experts beyond chance."]
-    bits = specialization["mutual_information_bits"] - specialization["null"]
-    between, pooled = bits.sum() * math.log(2), specialization["pooled_kl"].sum()
+    between, pooled = excess.sum() * math.log(2), known["documents_pooled_kl"].sum()
     return [
         f"Of the unevenness inside a subject, {between / (between + pooled):.0%} is specialisation "
         "that evens out over the subjects, and the rest remains in the load of all together."

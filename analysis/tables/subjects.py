@@ -14,6 +14,7 @@ import pandas as pd
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.decomposition import decompose
 from moe_probe.analysis.metrics.divergence import divergence_null, jensen_shannon
+from moe_probe.analysis.metrics.imbalance import kl_uniform
 from moe_probe.analysis.metrics.information import (
     information_null,
     mutual_information,
@@ -97,6 +98,7 @@ def specialization(sums: Sums) -> pd.DataFrame:
         pooled_kl  KL(q || uniform) in nats: unfair overall. mean_subject_kl is pooled_kl plus I
             (in nats), an identity
         documents_bits  I over the documents alone, which is what `null` compares with
+        documents_pooled_kl  pooled_kl of the documents alone, in nats
         plug_in_bias_bits  of I, with the subjects' design effects
         equal_weights_bits  I with every subject weighing the same: their Jensen-Shannon divergence
         uncertainty  I over the entropy of the subject, in [0, 1]
@@ -126,6 +128,7 @@ def _information_row(sums: Sums, layer: int) -> dict[str, Any]:
         "mean_subject_kl": parts.within_kl,
         "pooled_kl": parts.pooled_kl,
         "documents_bits": np.nan if found is None else found.information,
+        "documents_pooled_kl": _documents_kl(state),
         "plug_in_bias_bits": bias,
         "equal_weights_bits": float(mutual_information(counts_SN, equal_weights=True)),
         "uncertainty": float(uncertainty_coefficient(counts_SN)),
@@ -134,6 +137,11 @@ def _information_row(sums: Sums, layer: int) -> dict[str, Any]:
         "balanced_decodability": np.nan if guess is None else guess.balanced_accuracy,
         "balanced_decodability_null": np.nan if guess is None else guess.chance,
     }
+
+
+def _documents_kl(state: LayerState | None) -> float:
+    # The two halves are all documents, without the shared prefixes.
+    return np.nan if state is None else float(kl_uniform(state.halves_2N.sum(axis=0)))
 
 
 def divergence(sums: Sums) -> pd.DataFrame:

@@ -166,6 +166,10 @@ def test_specialization(case: Case) -> None:
         assert same(row["pooled_kl"], within - found)
         documents = [[token for token in group if token.document[0]] for group in groups if group]
         assert same(row["documents_bits"], information(layer, documents) / math.log(2))
+        of_documents = [token for group in documents for token in group]
+        counts = [layer.count(e, of_documents) for e in layer.experts]
+        uneven = math.log(layer.spec.num_experts) - entropy(counts)
+        assert same(row["documents_pooled_kl"], uneven if of_documents else math.nan)
         assert row["balanced_decodability_null"] == 1 / len(groups)
 
 

@@ -6,6 +6,7 @@ Shape suffixes: T tokens, K slots, N experts, D documents, S subjects.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,17 @@ from moe_probe.analysis.findings.idle_tokens import telling_window
 from moe_probe.analysis.metrics.idle import burstiness, rate_deficit
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.orders import PASSES
+from moe_probe.analysis.results import analyse
 from moe_probe.analysis.statistics.idle_null import expected_longest_run
 from moe_probe.analysis.statistics.intervals import rate_certifiable, share_interval
+from moe_probe.bundled import SAMPLE_TRACE
 
 EXPERTS, TOP_K, LENGTH, SUBJECTS = 16, 2, 50, 10
 WINDOWS = pd.DataFrame({"window": [100, 1000]})
 NO_SUBJECTS = pd.DataFrame(
     columns=["layer", "expert", "subject", "count", "frequency", "log_odds", "q_value"]
 )
-SPECIALIZATION = ("mutual_information_bits", "documents_bits", "null", "null_95", "pooled_kl")
+SPECIALIZATION = ("documents_bits", "null", "null_95", "documents_pooled_kl")
 NO_SPECIALIZATION = pd.DataFrame(columns=list(SPECIALIZATION), dtype=float)
 RESERVED, STARVED, ORDERED, BURSTING = range(4)
 
@@ -128,10 +131,23 @@ def test_readings_of_planted_experts(planted: Any) -> None:
 def test_subjects_differ_only_far_beyond_chance(planted: Any, bits: float, differ: bool) -> None:
     """One trace in 20 exceeds the 95 % quantile by chance, and one in 1,000 the mean so far."""
     experts, layers, subjects = planted
-    specialization = pd.DataFrame([(bits, bits, 0.1, 0.12, 0.2)], columns=SPECIALIZATION)
+    specialization = pd.DataFrame([(bits, 0.1, 0.12, 0.2)], columns=SPECIALIZATION)
     text = headline(experts, layers, WINDOWS, subjects, specialization).uneven
     assert ("is specialisation that evens out" in text) == differ
     assert ("do not differ in their experts beyond chance" in text) != differ
+
+
+def test_specialised_share_leaves_shared_prefixes_out() -> None:
+    """Of the bundled trace prefixes are most of what `unique` counts; `question` has none."""
+    texts = [
+        analyse(SAMPLE_TRACE, rule=rule, shuffles=0, replicates=0, permutations=50).headline.uneven
+        for rule in ("unique", "question")
+    ]
+    shares = [re.search(r"(\d+)% is specialisation", text) for text in texts]
+    unique, question = [int(found[1]) for found in shares if found]
+    # With prefixes in the denominator and none in the null it was 15.
+    assert unique == question
+    assert 24 < unique < 30
 
 
 def test_reserved_expert_is_known_by_its_subject_alone(planted: Any) -> None:
@@ -160,7 +176,7 @@ def test_without_shuffled_orders_only_the_kept_are_told(planted: Any) -> None:
 
 def test_sentences_of_planted_experts(planted: Any) -> None:
     experts, layers, subjects = planted
-    specialization = pd.DataFrame([(0.31, 0.3, 0.01, 0.02, 0.2)], columns=SPECIALIZATION)
+    specialization = pd.DataFrame([(0.31, 0.01, 0.02, 0.2)], columns=SPECIALIZATION)
     found = headline(experts, layers, WINDOWS, subjects, specialization)
     assert found.uneven.startswith("Yes, beyond chance in 1 of 1 layers: MaxVio")
     share = 0.3 * math.log(2) / (0.3 * math.log(2) + 0.2)
@@ -201,7 +217,7 @@ def test_never_selected_expert_is_idle_on_this_corpus() -> None:
 
 def test_fair_routing_exceeds_chance_in_nothing() -> None:
     """200 layers, in traces of 20."""
-    specialization = pd.DataFrame([(0.1, 0.1, 0.1, 0.12, 0.0)], columns=SPECIALIZATION)
+    specialization = pd.DataFrame([(0.1, 0.1, 0.12, 0.0)], columns=SPECIALIZATION)
     windows = pd.DataFrame({"window": [100, 200, 1000]})
     for trace in range(10):
         made = [
