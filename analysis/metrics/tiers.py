@@ -21,6 +21,8 @@ BURSTY = 5.0
 """Longest idle run over the one expected at the own rate, above which an expert is bursty."""
 LOCKED_SHARE = 0.8
 LOCKED_SUBJECTS = 3
+LOCKED_TEXT = 0.5
+"""Largest share of the text of these subjects: of more, most experts would be locked to them."""
 LOCKED_COUNT = 30
 """Fewest selections that can tell whether an expert is locked to subjects."""
 
@@ -40,7 +42,7 @@ def tiers(counts_SN: np.ndarray, load_high_N: np.ndarray, run_ratio_N: np.ndarra
 
         bursty          the longest idle run is over 5 times the one expected at the own rate
         subject-locked  at least 80 % of its selections, of which there are 30 or more, are of at
-            most 3 subjects, which hold less than half that share of the layer's selections
+            most 3 subjects; the fewest that do hold at most half of the layer's selections
 
     Args:
         counts_SN: Selections by subject, [S, N].
@@ -71,8 +73,10 @@ def subject_locked(counts_SN: np.ndarray) -> np.ndarray:
     """Return which experts serve few subjects, as `tiers` defines it: bool [N]."""
     top_SN = np.argsort(-counts_SN, axis=0, kind="stable")[:LOCKED_SUBJECTS]
     counts_N = counts_SN.sum(axis=0)
-    held_N = np.take_along_axis(counts_SN, top_SN, axis=0).sum(axis=0)
-    # Where three subjects hold most of the text, every expert would be locked to them.
-    text_N = counts_SN.sum(axis=1)[top_SN].sum(axis=0)
-    is_small_N = text_N < LOCKED_SHARE / 2 * counts_SN.sum()
-    return np.asarray((counts_N >= LOCKED_COUNT) & (held_N >= LOCKED_SHARE * counts_N) & is_small_N)
+    held_SN = np.take_along_axis(counts_SN, top_SN, axis=0).cumsum(axis=0)
+    text_SN = counts_SN.sum(axis=1)[top_SN].cumsum(axis=0)
+    is_held_SN = held_SN >= LOCKED_SHARE * counts_N
+    # Where one subject is enough, the text of two more says nothing about the expert.
+    text_N = np.take_along_axis(text_SN, is_held_SN.argmax(axis=0)[None], axis=0)[0]
+    is_small_N = text_N <= LOCKED_TEXT * counts_SN.sum()
+    return np.asarray((counts_N >= LOCKED_COUNT) & is_held_SN.any(axis=0) & is_small_N)

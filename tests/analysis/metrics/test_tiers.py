@@ -84,13 +84,33 @@ def test_reserved_for_one_subject() -> None:
     assert found[:3] == ["used, subject-locked", "near-idle, subject-locked", "near-idle"]
 
 
-def test_locking_needs_counts_and_many_subjects() -> None:
+def test_locking_needs_counts() -> None:
     counts_SN = planted(1_000_000, {0: 0, 1: 0})
     counts_SN[0, :2] = 29, 30
     assert subject_locked(counts_SN)[:3].tolist() == [False, True, False]
-    # Of seven subjects three hold 43 % of the text: no expert can be locked to them.
-    assert not subject_locked(counts_SN[:7]).any()
-    assert not subject_locked(counts_SN[:1]).any()
+
+
+@pytest.mark.parametrize("subjects", range(1, 9))
+def test_expert_of_one_subject_is_locked_whatever_others_there_are(subjects: int) -> None:
+    """Only the text of the subject it uses counts, and that of all text is no lock."""
+    counts_SN = np.full((subjects, 3), 400)
+    counts_SN[1:, 0] = 0
+    counts_SN[:, 1] += 400 - counts_SN[:, 0]
+    assert subject_locked(counts_SN).tolist() == [subjects > 1, False, False]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_locks_follow_the_rule(subjects: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts_SN = rng.integers(0, 60, (subjects, 5)) * rng.integers(0, 2, (subjects, 5))
+    text_S = counts_SN.sum(axis=1)
+    for expert, locked in enumerate(subject_locked(counts_SN).tolist()):
+        own = counts_SN[:, expert].tolist()
+        most = sorted(range(subjects), key=lambda s: -own[s])
+        enough = [m for m in (1, 2, 3) if sum(own[s] for s in most[:m]) >= 0.8 * sum(own)]
+        small = bool(enough) and 2 * sum(text_S[s] for s in most[: enough[0]]) <= text_S.sum()
+        assert locked == (sum(own) >= 30 and small)
 
 
 def test_nothing_selected_and_unknown_bounds() -> None:
