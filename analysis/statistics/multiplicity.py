@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import chdtrc
+from scipy.special import chdtrc, fdtrc
 
 from moe_probe.analysis.statistics.nulls import uniform_chi_square
 from moe_probe.analysis.statistics.undefined import positive
@@ -85,37 +85,45 @@ def rao_scott(
     return statistic, freedom, np.asarray(chdtrc(freedom, statistic))
 
 
-def layer_test(counts_N: np.ndarray, replicates_BN: np.ndarray) -> tuple[float, float, float]:
+def layer_test(
+    counts_N: np.ndarray, replicates_BN: np.ndarray, documents: int
+) -> tuple[float, float, float]:
     """Test a layer against fair routing with the covariance that resampled documents show.
 
     sum (q - 1/N)^2 is to its expectation tr V as a chi-square is to its degrees of freedom
-    (N - 1) / (1 + a^2) = (tr V)^2 / tr V^2 (Satterthwaite), with V the covariance of the shares q
-    over the replicates. tr V^2 is corrected for what B replicates add to it. Any k, also a
-    variable one.
+    f = (N - 1) / (1 + a^2) = (tr V)^2 / tr V^2 (Satterthwaite), with V the covariance of the
+    shares q over the replicates. tr V itself is known from m documents and B replicates alone, as
+    a chi-square with f / (1 / (m - 1) + 1 / B) degrees of freedom is: their ratio is of F's
+    distribution, which makes p hold far out in the tail too. tr V^2 is corrected for what B
+    replicates add to it. Any k, also a variable one.
 
     Args:
         counts_N: Selections, [N].
         replicates_BN: The same of every replicate; those without selections are left out.
+        documents: m, what the replicates are drawn from.
 
     Returns:
-        statistic, degrees of freedom, p-value; NaN where nothing was selected, or where the
-        replicates do not differ, as with one document.
-        Source: Rao and Scott (1981); Srivastava (2005) for the correction.
+        statistic, degrees of freedom f, p-value; NaN where nothing was selected, with fewer than
+        two documents, or where the replicates do not differ.
+        Source: Rao and Scott (1981); Thomas and Rao (1987) for F; Srivastava (2005) for the
+        correction.
     """
     drawn_BN = replicates_BN[replicates_BN.sum(axis=1) > 0]
-    if not counts_N.any() or min(len(drawn_BN), len(counts_N)) < 2:
+    if not counts_N.any() or min(len(drawn_BN), len(counts_N), documents) < 2:
         return math.nan, math.nan, math.nan
     share_N = counts_N / counts_N.sum()
     offset_BN = drawn_BN / drawn_BN.sum(axis=1, keepdims=True) - share_N
     number, most = len(drawn_BN), len(counts_N) - 1
-    covariance_NN = offset_BN.T @ offset_BN / number
+    # Resampling m documents varies less than drawing others does.
+    covariance_NN = offset_BN.T @ offset_BN / number * (documents / (documents - 1))
     trace = float(positive(np.trace(covariance_NN)))
     square = float((covariance_NN**2).sum()) - trace**2 / number
     square *= number**2 / ((number + 2) * (number - 1))
     # Equal eigenvalues give the largest number of degrees of freedom, N - 1.
     freedom = trace**2 / max(square, trace**2 / most)
-    statistic = float(((share_N - 1 / len(counts_N)) ** 2).sum()) / trace * freedom
-    return statistic, freedom, float(chdtrc(freedom, statistic))
+    ratio = float(((share_N - 1 / len(counts_N)) ** 2).sum()) / trace
+    known = freedom / (1 / (documents - 1) + 1 / number)
+    return ratio * freedom, freedom, float(fdtrc(freedom, known, ratio))
 
 
 def _sorted(p_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,9 @@ def layers_table(sums: Sums) -> pd.DataFrame:
         deff_low, deff_median, deff_high  5 %, median and 95 % over experts of the design effect
         tokens_effective  T over the median: independent tokens that would say as much
         documents  that have counted tokens, shared prefixes included: what T_eff rests on
-        certifiable_load  relative load below which an expert never selected is certified to be
+        certifiable_load  relative load below which an expert never selected is certified to be, at
+            the design effect that `share_interval` takes for none: never below 1, more with few
+            documents
         uniform_p  test against uniform routing, documents as the unit; with much text everything
             differs: read the indices
         split_half_spearman  rank correlation of the loads in two halves of the documents
@@ -111,7 +113,7 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
 def _uniform_p(counts_N: np.ndarray, state: LayerState | None) -> float:
     if state is None or num_documents(state) < 2:
         return np.nan
-    return float(layer_test(counts_N, state.replicates_BN)[2])
+    return float(layer_test(counts_N, state.replicates_BN, num_documents(state))[2])
 
 
 def _noise(state: LayerState | None, index: Callable[[np.ndarray], np.ndarray]) -> float:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import chdtrc, ndtr
+from scipy.stats import f as f_distribution
 
 from moe_probe.analysis.statistics.clusters import (
     cluster_variance,
@@ -126,7 +127,7 @@ def layer_p_values(make: Callable[[np.random.Generator], Documents]) -> dict[str
         found_R.append(
             (
                 float(rao_scott(counts_N, tokens, 1, deff_N)[2]),
-                layer_test(counts_N, replicates_BN)[2],
+                layer_test(counts_N, replicates_BN, 150)[2],
                 float(uniform_chi_square(counts_N, tokens, tokens)[1]),
             )
         )
@@ -149,6 +150,22 @@ def test_documents_with_topics_need_the_replicates() -> None:
     assert (p["moments"] <= 0.05).mean() > 0.1
 
 
+def test_few_documents_with_topics_have_no_small_p() -> None:
+    """Three documents seldom tell how far documents vary; chi-square takes it for known."""
+    rng, weights_BC = np.random.default_rng(3), poisson_weights(["a", "b", "c"], 200)
+    weight_TN = np.where(np.arange(4)[:, None] == np.arange(32) // 8, 10.0, 1.0)
+    share_TN = weight_TN / weight_TN.sum(axis=1, keepdims=True)
+    p, as_known = [], []
+    for _ in range(500):
+        counts_CN = rng.multinomial(rng.integers(20, 120, 3), share_TN[rng.integers(0, 4, 3)])
+        replicates_BN = replicate_sums(weights_BC, counts_CN)
+        statistic, freedom, value = layer_test(counts_CN.sum(axis=0), replicates_BN, 3)
+        p.append(value)
+        as_known.append(float(chdtrc(freedom, statistic)))
+    assert min(p) > 0.001
+    assert np.mean(np.array(as_known) < 0.001) > 0.01
+
+
 def test_layer_tests_find_uneven_load() -> None:
     p = layer_p_values(uneven)
     assert (p["moments"] <= 0.05).mean() > 0.95
@@ -158,9 +175,10 @@ def test_layer_tests_find_uneven_load() -> None:
 def test_replicates_that_say_nothing() -> None:
     counts_N = np.array([3, 1, 2])
     for replicates_BN in (np.zeros((5, 3)), counts_N * np.arange(5)[:, None]):
-        assert np.isnan(layer_test(counts_N, replicates_BN)).all()
-    assert np.isnan(layer_test(np.zeros(3), np.zeros((5, 3)))).all()
-    assert np.isnan(layer_test(np.array([4]), np.array([[3], [5]]))).all()
+        assert np.isnan(layer_test(counts_N, replicates_BN, 9)).all()
+    assert np.isnan(layer_test(np.zeros(3), np.zeros((5, 3)), 9)).all()
+    assert np.isnan(layer_test(np.array([4]), np.array([[3], [5]]), 9)).all()
+    assert np.isnan(layer_test(counts_N, np.array([[3, 1, 2], [1, 2, 3]]), 1)).all()
 
 
 def test_replicates_by_hand() -> None:
@@ -171,14 +189,16 @@ def test_replicates_by_hand() -> None:
         for row in replicates_BN.tolist()
         if sum(row)
     ]
-    trace = sum(x * x for row in offset for x in row) / 5
+    trace = sum(x * x for row in offset for x in row) / 5 * 7 / 6
     square = sum(
-        (sum(row[i] * row[j] for row in offset) / 5) ** 2 for i in range(3) for j in range(3)
+        (sum(row[i] * row[j] for row in offset) / 5 * 7 / 6) ** 2
+        for i in range(3)
+        for j in range(3)
     )
     freedom = trace**2 / max((square - trace**2 / 5) * 25 / (7 * 4), trace**2 / 2)
     statistic = (1 / 36 + 1 / 36) / trace * freedom
-    expected = (statistic, freedom, chdtrc(freedom, statistic))
-    assert layer_test(counts_N, replicates_BN) == pytest.approx(expected)
+    p = f_distribution.sf(statistic / freedom, freedom, freedom / (1 / 6 + 1 / 5))
+    assert layer_test(counts_N, replicates_BN, 7) == pytest.approx((statistic, freedom, p))
 
 
 def test_layer_test_by_hand() -> None:
