@@ -111,10 +111,14 @@ class LayerAccumulator:
     def merge(self, other: Self) -> None:
         """Add what another shard counted.
 
-        Raises ValueError if its layers or rule differ.
+        Raises ValueError if its layers, rule or settings differ.
         """
         if (other.layers, other.rule) != (self.layers, self.rule):
             raise ValueError(f"{self.kind} of different layers or rules cannot be merged")
+        if other.settings() != self.settings():
+            raise ValueError(
+                f"{self.kind} with {self.settings()} and with {other.settings()} cannot be merged"
+            )
         whole = self.axes.joined(other.axes)
         for layer, arrays in self.arrays.items():
             mine = spread(arrays, self.axes, whole)

@@ -1,6 +1,6 @@
 """S8 and S13: how much of a token's experts its predecessors had, and how uneven batches are.
 
-Additive; two shards of S13 lose the batch that was not full at the end of each.
+S8 is additive; shards of S13 join in order of recording.
 
 Shape suffixes: T tokens of a part, N experts of a layer, S groups, X lags, B batch sizes, P pieces.
 """
@@ -16,6 +16,7 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, TableAccumulator
 from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.kernels.plain import add_batch
 from moe_probe.analysis.kernels.tables import OverlapTables
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
@@ -23,6 +24,7 @@ from moe_probe.trace import LayerSpec
 
 LAGS = (1, 2, 4, 8, 16, 32, 64)
 BATCH_SIZES = (256, 1024, 4096, 16384)
+_NOTHING = np.zeros(0, np.uint8)
 
 
 class Overlaps(TableAccumulator):
@@ -80,33 +82,93 @@ class BatchStats(LayerAccumulator):
     """S13 by replay: tokens in recording order are cut into batches of each size.
 
     `stats_B4` float64: number of full batches, sum of max / mean load, sum of its square, sum of
-    the coefficient of variation.
+    the coefficient of variation. Rows that the model ran several times are in one batch.
+
+    Batches are those of the whole stream, wherever it is cut into shards. `bounds` int64 [2] says
+    which tokens of the stream a shard has. Of the batch that began before it `head_BN` int64 has
+    the shard's selections, of the one still open `current_BN`, less those of smaller sizes.
+
+    Args:
+        layers: The layers to fill.
+        rule: Which tokens count.
+        index: Of the trace.
+        sizes: Tokens per batch, ascending; each a multiple of the one before.
+        before: Counted tokens of the stream before this shard.
     """
 
     kind = "batches"
 
+    def __init__(
+        self,
+        layers: Mapping[int, LayerSpec],
+        rule: Rule,
+        index: TraceIndex,
+        *,
+        sizes: tuple[int, ...] = BATCH_SIZES,
+        before: int = 0,
+    ) -> None:
+        self.sizes = sizes
+        self._before = before
+        super().__init__(layers, rule, index)
+
     def empty(self, spec: LayerSpec) -> Arrays:
+        shape = (len(self.sizes), spec.num_experts)
         return {
-            "stats_B4": np.zeros((len(BATCH_SIZES), 4)),
-            "current_BN": np.zeros((len(BATCH_SIZES), spec.num_experts), np.int64),
-            "filled_B": np.zeros(len(BATCH_SIZES), np.int64),
+            "stats_B4": np.zeros((len(self.sizes), 4)),
+            "head_BN": np.zeros(shape, np.int64),
+            "current_BN": np.zeros(shape, np.int64),
+            "bounds": np.full(2, self._before, np.int64),
         }
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
-        arrays = self.arrays[layer]
-        sizes_B = np.array(BATCH_SIZES, np.int64)
+        arrays, pieces = self.arrays[layer], rows.pieces(self.rule)
+        size_B, (begin, stop) = np.array(self.sizes, np.int64), arrays["bounds"]
         kernels.count_batches(
             arrays["stats_B4"],
+            arrays["head_BN"],
             arrays["current_BN"],
-            arrays["filled_B"],
-            sizes_B,
+            # A size holds what the next smaller one has not yet handed on to it.
+            np.diff(stop % size_B, prepend=0),
+            _is_first(begin, stop, size_B),
+            size_B,
             rows.topk_ids(layer),
-            rows.pieces(self.rule),
+            pieces,
         )
+        arrays["bounds"][1] += pieces.length_P.sum()
 
-    def combine(self, name: str, mine: np.ndarray, other: np.ndarray) -> np.ndarray:
-        # The other shard's open batch is dropped: its tokens do not follow ours.
-        return mine + other if name == "stats_B4" else mine
+    def joined(self, mine: Arrays, theirs: Arrays) -> Arrays:
+        """Put the other shard's tokens after ours; raises ValueError if they do not follow."""
+        (begin, seam), (start, stop) = mine["bounds"], theirs["bounds"]
+        if start != seam:
+            raise ValueError(
+                f"batches of a stream from token {start} on do not follow those up to {seam}; the "
+                f"shard that does has before={seam}"
+            )
+        size_B = np.array(self.sizes, np.int64)
+        open_BN, tail_BN = (side["current_BN"].cumsum(axis=0) for side in (mine, theirs))
+        stats_B4, head_BN = mine["stats_B4"] + theirs["stats_B4"], mine["head_BN"].copy()
+        for number, is_first in enumerate(_is_first(begin, seam, size_B)):
+            size = self.sizes[number]
+            if seam // size == stop // size:
+                tail_BN[number] += open_BN[number]
+            elif is_first:
+                head_BN[number] = open_BN[number] + theirs["head_BN"][number]
+            elif seam % size:
+                add_batch(stats_B4[number], open_BN[number] + theirs["head_BN"][number])
+        return {
+            "stats_B4": stats_B4,
+            "head_BN": head_BN,
+            "current_BN": np.diff(tail_BN, axis=0, prepend=0),
+            "bounds": np.array([begin, stop], np.int64),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return {"sizes": self.sizes}
+
+    def restore(self, header: dict[str, Any]) -> None:
+        self.sizes = tuple(header["sizes"])
 
 
-_NOTHING = np.zeros(0, np.uint8)
+def _is_first(begin: int, stop: int, size_B: np.ndarray) -> np.ndarray:
+    """Whether the open batch of each size began before the shard: bool [B]."""
+    return np.asarray((begin % size_B > 0) & (begin // size_B == stop // size_B))

@@ -110,7 +110,8 @@ class PassExperts(LayerAccumulator):
         streams = tuple(sorted({*self.streams, *other.streams}))
         for_all = copy.copy(other)
         for_all.arrays = _in_streams(other.arrays, other.streams, streams)
-        self.arrays, self.streams = _in_streams(self.arrays, self.streams, streams), streams
+        self.arrays = _in_streams(self.arrays, self.streams, streams)
+        self.streams = for_all.streams = streams
         super().merge(for_all)
 
     def joined(self, mine: Arrays, theirs: Arrays) -> Arrays:

@@ -17,21 +17,33 @@ from moe_probe.analysis.pieces import Pieces
 
 def count_batches(
     stats_B4: np.ndarray,
+    head_BN: np.ndarray,
     current_BN: np.ndarray,
     filled_B: np.ndarray,
+    is_first_B: np.ndarray,
     size_B: np.ndarray,
     ids_TK: np.ndarray,
     pieces: Pieces,
 ) -> None:
     _make_count_batches(ids_TK.shape[1])(
-        stats_B4, current_BN, filled_B, size_B, ids_TK, pieces.start_P, pieces.stop_P
+        stats_B4,
+        head_BN,
+        current_BN,
+        filled_B,
+        is_first_B,
+        size_B,
+        ids_TK,
+        pieces.start_P,
+        pieces.stop_P,
     )
 
 
 @lru_cache
 def _make_count_batches(slots: int) -> Any:
     @compile_
-    def count_batches(stats_B4, current_BN, filled_B, size_B, ids_TK, start_P, stop_P):
+    def count_batches(
+        stats_B4, head_BN, current_BN, filled_B, is_first_B, size_B, ids_TK, start_P, stop_P
+    ):
         num_experts = current_BN.shape[1]
         current_N = current_BN[0]
         for p in range(len(start_P)):
@@ -42,14 +54,15 @@ def _make_count_batches(slots: int) -> Any:
                         current_N[e] += 1
                 filled_B[0] += 1
                 if filled_B[0] == size_B[0]:
-                    _close_batch(stats_B4, current_BN, filled_B, size_B, 0)
+                    _close_batch(stats_B4, head_BN, current_BN, filled_B, is_first_B, size_B)
 
     return count_batches
 
 
 @inner_
-def _close_batch(stats_B4, current_BN, filled_B, size_B, number):
+def _close_batch(stats_B4, head_BN, current_BN, filled_B, is_first_B, size_B):
     """Take the indices of a full batch, and hand its counts on to the next larger size."""
+    number = 0
     while filled_B[number] >= size_B[number]:
         counts_N = current_BN[number]
         total, square, most = np.int64(0), np.int64(0), np.int64(0)
@@ -58,7 +71,9 @@ def _close_batch(stats_B4, current_BN, filled_B, size_B, number):
             square += count * count
             most = max(most, count)
         mean = total / len(counts_N)
-        if total > 0:
+        is_first = is_first_B[number]
+        is_first_B[number] = False
+        if total > 0 and not is_first:
             ratio = most / mean
             variance = square / len(counts_N) - mean * mean
             stats_B4[number, 0] += 1
@@ -69,6 +84,8 @@ def _close_batch(stats_B4, current_BN, filled_B, size_B, number):
         is_last = number + 1 == len(size_B)
         # Loops instead of whole arrays, for which the compiler also makes what raises errors.
         for e in range(len(counts_N)):
+            if is_first:
+                head_BN[number, e] = counts_N[e]
             if not is_last:
                 current_BN[number + 1, e] += counts_N[e]
             counts_N[e] = 0

@@ -11,9 +11,10 @@ from moe_probe.analysis.kernels.plain.idle import (
     join_longest,
     longest_absence,
 )
-from moe_probe.analysis.kernels.plain.overlaps import count_batches
+from moe_probe.analysis.kernels.plain.overlaps import add_batch, count_batches
 
 __all__ = [
+    "add_batch",
     "add_windows",
     "count_batches",
     "count_flows",

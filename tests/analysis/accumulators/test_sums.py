@@ -152,18 +152,23 @@ def test_documents_and_their_moments(stream: tuple[Source, list[Token]]) -> None
         assert moments.c_square_SN[group].tolist() == (c_CN**2).sum(axis=0).tolist()
 
 
-def test_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [BATCH_SIZES[:2], (5, 20, 60)])
+@pytest.mark.parametrize("before", [0, 3, 71])
+def test_batches(tmp_path: Path, sizes: tuple[int, ...], before: int) -> None:
+    """Batches begin where the stream does, `before` tokens before the first of these."""
     trace, tokens = make_stream(tmp_path / "trace", 5, documents=150)
-    counts = filled(BatchStats, Source(trace))
-    size = BATCH_SIZES[0]
-    assert len(tokens) > 3 * size
+    counts = filled(BatchStats, Source(trace), sizes=sizes, before=before)
+    assert len(tokens) > 3 * sizes[0]
     for spec in LAYERS:
-        sums = np.zeros(4)
-        for begin in range(0, len(tokens) - size + 1, size):
-            batch = tokens[begin : begin + size]
-            load_N = np.bincount(
-                [e for t in batch for e in t.experts[spec.layer]], minlength=spec.num_experts
-            )
-            ratio = load_N.max() / load_N.mean()
-            sums += (1, ratio, ratio**2, load_N.std() / load_N.mean())
-        assert counts.arrays[spec.layer]["stats_B4"][0] == pytest.approx(sums)
+        for number, size in enumerate(sizes):
+            sums = np.zeros(4)
+            for begin in range(-before % size, len(tokens) - size + 1, size):
+                batch = tokens[begin : begin + size]
+                load_N = np.bincount(
+                    [e for t in batch for e in t.experts[spec.layer]], minlength=spec.num_experts
+                )
+                if load_N.any():
+                    ratio = load_N.max() / load_N.mean()
+                    sums += (1, ratio, ratio**2, load_N.std() / load_N.mean())
+            found = counts.arrays[spec.layer]["stats_B4"][number]
+            assert found == pytest.approx(sums, rel=1e-12)

@@ -46,7 +46,9 @@ def compiled() -> Any:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_accumulator(tmp_path: Path, compiled: Any, seed: int) -> None:
     source = Source(make_stream(tmp_path / "trace", seed, documents=90)[0])
-    kinds: list[tuple[Any, dict[str, Any]]] = [*KINDS, (BatchStats, {})]
+    # One that begins at a batch, and one that begins within batches of all sizes.
+    batches = [(BatchStats, {}), (BatchStats, {"sizes": (5, 20, 60), "before": 127})]
+    kinds: list[tuple[Any, dict[str, Any]]] = [*KINDS, *batches]
 
     def filled(kernels: Any, threads: int) -> list[LayerAccumulator]:
         found = [kind(source.layers, Rule.UNIQUE, source.index, **more) for kind, more in kinds]
@@ -58,9 +60,12 @@ def test_every_accumulator(tmp_path: Path, compiled: Any, seed: int) -> None:
         if one.kind in ("gaps", "batches"):
             continue
         assert_same(one, other)
-    stats = [found[-1].arrays[1]["stats_B4"], expected[-1].arrays[1]["stats_B4"]]
-    assert stats[0][0, 0] > 1
-    np.testing.assert_allclose(stats[0], stats[1], rtol=1e-12)
+    for one, other in zip(found[-2:], expected[-2:], strict=True):
+        assert one.arrays[1]["stats_B4"][0, 0] > 1
+        for layer, arrays in other.arrays.items():
+            for name, array in arrays.items():
+                np.testing.assert_allclose(one.arrays[layer][name], array, rtol=1e-12)
+    assert found[-1].arrays[1]["head_BN"].sum(axis=1).tolist() == [6, 26, 106]
     _assert_same_runs(compiled, found, expected)
 
 
