@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moe_probe.analysis.statistics.undefined import positive
+
 SUMS = ("pairs", "overlap", "any_overlap", "first_choice", "same_set")
 """Over pairs of tokens, t and t - lag: their number, the sum of |S_t and S_(t-lag)|, and the
 pairs with any common expert, with equal first slots and with equal sets."""
@@ -79,7 +81,7 @@ def repeats_table(
 
     Returns:
         One row per lag and subject, and first of each lag one over all subjects. Shares and
-        ratios are in [0, 1], and null without pairs.
+        ratios are in [0, 1], and null without pairs; overlap_ratio also without selections.
         subject  "" for all
         lag  in tokens
         pairs  of tokens of one document
@@ -172,11 +174,11 @@ def distinct_experts(
 def _rates(sums_S5: np.ndarray, mean_k_S: np.ndarray) -> dict[str, np.ndarray]:
     sums_S5 = np.concatenate([sums_S5.sum(axis=0, keepdims=True), sums_S5])
     sums = dict(zip(SUMS, sums_S5.T, strict=True))
-    pairs_S = np.where(sums["pairs"] > 0, sums["pairs"], np.nan)
+    pairs_S = positive(sums["pairs"])
     return {
         "pairs": sums["pairs"],
         "first_choice": sums["first_choice"] / pairs_S,
         "any_overlap": sums["any_overlap"] / pairs_S,
-        "overlap_ratio": sums["overlap"] / pairs_S / mean_k_S,
+        "overlap_ratio": sums["overlap"] / pairs_S / positive(mean_k_S),
         "same_set": sums["same_set"] / pairs_S,
     }

@@ -139,6 +139,14 @@ def test_working_set_against_every_window(seed: int, top_k: int, empty: bool) ->
         assert value == pytest.approx(np.mean(sizes) if sizes else math.nan, nan_ok=True)
 
 
+def test_tokens_without_selections_overlap_in_nothing() -> None:
+    """Pairs of tokens whose slots are all empty have equal sets, and no experts to share."""
+    overlaps_SX5 = np.array([[[6, 0, 0, 0, 6]]])
+    table = repeats_table(["a"], [1], overlaps_SX5, None, np.zeros((1, 4), int), np.array([7]))
+    assert table["same_set"].tolist() == [1, 1]
+    assert table[["overlap_ratio", "excess"]].isna().all(axis=None)
+
+
 def test_working_set_of_random_routing_is_the_null() -> None:
     score_TN = np.random.default_rng(3).random((4000, 32))
     ids_TK = np.argsort(score_TN, axis=1)[:, :4]
