@@ -30,10 +30,11 @@ from moe_probe.analysis.metrics.permutation import (
     permute_labels,
     permuted_information,
 )
+from moe_probe.analysis.metrics.stability import divergence_deff
 from moe_probe.analysis.metrics.variance_partition import variance_table
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.settings import Settings
-from moe_probe.analysis.statistics.clusters import ClusterMoments, replicate_sums
+from moe_probe.analysis.statistics.clusters import ClusterMoments, halves, replicate_sums
 from moe_probe.trace import LayerSpec
 
 
@@ -48,7 +49,7 @@ class Resampling:
     document_D: np.ndarray
     """Clusters that are documents, not prefixes, and have counted tokens."""
     half_C: np.ndarray
-    """0 or 1, by the parity of a document's place in its group."""
+    """Half of the documents that each is in, 0 or 1; -1 for clusters that are none of them."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class LayerState:
     moments: ClusterMoments
     replicates_BN: np.ndarray
     halves_2N: np.ndarray
+    halves_deff: float
+    """Design effect of the divergence of the two halves: of their documents, prefixes left out."""
     documents_seen_N: np.ndarray
     """Documents that select each expert."""
     longest_absence_N: np.ndarray
@@ -121,12 +124,15 @@ def finish_layer(
         guess = decodability(counts_DN, group_D)
     area_of = {area: number for number, (_, _, area) in enumerate(documents.axes.groups)}
     area_D = np.array([area_of[documents.axes.groups[g][2]] for g in group_D], np.int64)
-    halves = [counts_CN[resampling.half_C == half].sum(axis=0, dtype=np.int64) for half in (0, 1)]
+    both = [counts_CN[resampling.half_C == half].sum(axis=0, dtype=np.int64) for half in (0, 1)]
+    of_documents = cluster_moments(counts_DN, tokens_D, group_D, groups)
+    rest_C = np.where(resampling.half_C < 0, clusters.group_C, -1)
     return LayerState(
         spec=documents.layers[layer],
-        moments=cluster_moments(counts_CN, tokens_C, clusters.group_C, groups),
+        moments=of_documents.merged(cluster_moments(counts_CN, tokens_C, rest_C, groups)),
         replicates_BN=replicate_sums(resampling.weights_BC, counts_CN),
-        halves_2N=np.stack(halves),
+        halves_2N=np.stack(both),
+        halves_deff=divergence_deff(of_documents),
         documents_seen_N=(counts_DN > 0).sum(axis=0),
         longest_absence_N=kernels.longest_absence(counts_CN, chosen_D),
         information=information,
@@ -173,7 +179,7 @@ def _stretches(tokens_C: np.ndarray, order: Order) -> np.ndarray:
 def resampling_of(
     clusters: Clusters, tokens_C: np.ndarray, weights_BC: np.ndarray, settings: Settings
 ) -> Resampling:
-    """Draw permutations of the documents' groups, and halve the documents.
+    """Draw permutations of the documents' groups, and halve the documents by a hash of their keys.
 
     Args:
         clusters: Of the trace.
@@ -185,6 +191,5 @@ def resampling_of(
     document_D = np.flatnonzero(label_C >= 0)
     rng = np.random.default_rng(settings.seed)
     permuted_LD = permute_labels(label_C[document_D], settings.permutations, rng)
-    half_C = np.full(len(clusters), -1)
-    half_C[document_D] = np.arange(len(document_D)) % 2
+    half_C = np.where(label_C >= 0, halves(clusters.keys), -1)
     return Resampling(weights_BC, permuted_LD, document_D, half_C)

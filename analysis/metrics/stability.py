@@ -15,7 +15,9 @@ import numpy as np
 
 from moe_probe.analysis.metrics.divergence import jensen_shannon
 from moe_probe.analysis.metrics.ranking import rank_from_least
+from moe_probe.analysis.statistics.clusters import ClusterMoments, pooled_design_effect
 from moe_probe.analysis.statistics.random_sets import divergence_bias
+from moe_probe.analysis.statistics.undefined import positive
 
 
 def spearman(first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
@@ -97,7 +99,7 @@ class SplitNull:
 
 
 def split_null(
-    num_experts: int, top_k: int, assignments: tuple[int, int], number: int, deff: float = 1.0
+    num_experts: int, top_k: float, assignments: tuple[int, int], number: int, deff: float = 1.0
 ) -> SplitNull:
     """Return what chance alone gives.
 
@@ -110,7 +112,8 @@ def split_null(
         top_k: k.
         assignments: A of the two halves; about T k / 2 each.
         number: m of the overlaps, in [1, N].
-        deff: Design effect: how many times larger the variance is than for independent tokens.
+        deff: How many times larger the divergence is than for independent tokens:
+            `divergence_deff` for halves of documents.
 
     Returns:
         The null; sd of the correlation is NaN for one expert, the divergence for an empty half.
@@ -124,6 +127,25 @@ def split_null(
         overlap_sd=(1 - share) / math.sqrt(others) if others else 0.0,
         divergence=float(np.minimum(deff * bias, 1.0)),
     )
+
+
+def divergence_deff(moments: ClusterMoments) -> float:
+    """Return by how much documents inflate the divergence of two random halves of them.
+
+    The mean of the experts' design effects with weights 1 - p: to first order the divergence is a
+    sum over experts of Var(p) / p, and Var(p) is p (1 - p) deff / T. A median would not do, as
+    the experts of few documents, whose design effect is largest, add most.
+
+    Args:
+        moments: Of the documents that are halved, whatever their subjects.
+
+    Returns:
+        NaN where no expert has a design effect.
+    """
+    deff_N = pooled_design_effect(moments)
+    weight_N = 1 - moments.c_SN.sum(axis=0) / positive(moments.n_S.sum())
+    known_N = ~np.isnan(deff_N)
+    return float(deff_N[known_N] @ weight_N[known_N] / positive(weight_N[known_N].sum()))
 
 
 def _mean_rank(counts_N: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "documents": np.nan if state is None else num_documents(state),
         "certifiable_load": float(rate_certifiable(certain, spec.num_experts, spec.top_k)),
         "uniform_p": _uniform_p(counts_N, state),
-        **_halves(state, spec.top_k, median),
+        **_halves(state, spec.top_k),
         "experts_for_half": float(experts_to_cover(counts_N, (0.5,))[0]),
         "unseen_mass": np.nan if state is None else unseen_mass(state.documents_seen_N),
         "chao2": np.nan if state is None else chao2(state.documents_seen_N),
@@ -123,14 +123,14 @@ def _noise(state: LayerState | None, index: Callable[[np.ndarray], np.ndarray]) 
     return float(index_noise(state.replicates_BN, index))
 
 
-def _halves(state: LayerState | None, top_k: int, deff: float) -> dict[str, float]:
+def _halves(state: LayerState | None, top_k: int) -> dict[str, float]:
     names = ("split_half_spearman", "split_half_divergence", "split_half_divergence_null")
     if state is None or not state.halves_2N.any(axis=1).all():
         return dict.fromkeys(names, np.nan)
     first_N, second_N = state.halves_2N
     used = int(state.halves_2N.any(axis=0).sum())
     sizes = (int(first_N.sum()), int(second_N.sum()))
-    null = split_null(used, min(top_k, used), sizes, 1, deff)
+    null = split_null(used, min(top_k, used), sizes, 1, state.halves_deff)
     found = (float(spearman(first_N, second_N)), split_divergence(first_N, second_N))
     return dict(zip(names, (*found, null.divergence), strict=True))
 

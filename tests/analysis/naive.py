@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from itertools import groupby
 
 import numpy as np
@@ -54,6 +55,16 @@ class NaiveLayer:
     @property
     def proper_documents(self) -> list[list[Token]]:
         return [tokens for (_, document), tokens in self.documents.items() if document[0]]
+
+    @property
+    def halves(self) -> list[list[Token]]:
+        """Tokens of the documents by the parity of a hash of what names each in every shard."""
+        halves: list[list[Token]] = [[], []]
+        for (subject, (kind, number)), tokens in self.documents.items():
+            if kind:
+                key = "\x1f".join(("t", subject, "", "1", str(number), "0"))
+                halves[blake2b(key.encode(), digest_size=1, salt=b"half").digest()[0] & 1] += tokens
+        return halves
 
     @cached_property
     def loads(self) -> list[float]:

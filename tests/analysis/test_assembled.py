@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,11 +207,25 @@ def test_layers(case: Case) -> None:
         assert row["experts_for_half"] == cover
 
 
+def halves_null(layer: NaiveLayer, shares: list[list[int]]) -> float:
+    """(N - k) / 8 (1 / A1 + 1 / A2) bits, times the design effect of the documents alone."""
+    parts = layer.proper_documents
+    if not all(map(any, shares)):
+        return math.nan
+    used = [e for e in layer.experts if any(half[e] for half in shares)]
+    tokens = sum(map(len, parts))
+    rest = {e: 1 - sum(layer.count(e, part) for part in parts) / tokens for e in used}
+    deffs = {e: layer.deff(e, parts) for e in used}
+    known = [e for e in used if not math.isnan(deffs[e])]
+    deff = sum(deffs[e] * rest[e] for e in known) / sum(rest[e] for e in known)
+    unit = (len(used) - layer.spec.top_k) / 8 * sum(1 / sum(half) for half in shares)
+    return min(deff * unit / math.log(2), 1.0)
+
+
 def test_halves_and_what_is_unseen(case: Case) -> None:
     for layer, row in case.rows("layers"):
         parts = layer.proper_documents
-        halves = [list(chain(*parts[half::2])) for half in (0, 1)]
-        shares = [[layer.count(e, half) for e in layer.experts] for half in halves]
+        shares = [[layer.count(e, half) for e in layer.experts] for half in layer.halves]
         divergence = math.nan
         if all(map(any, shares)):
             unit = [np.array(counts) / sum(counts) for counts in shares]
@@ -220,6 +233,8 @@ def test_halves_and_what_is_unseen(case: Case) -> None:
                 entropy(list(unit[0] + unit[1])) - (entropy(unit[0]) + entropy(unit[1])) / 2
             )
         assert same(row["split_half_divergence"], divergence / math.log(2))
+        if not layer.spec.empty_slots:
+            assert same(row["split_half_divergence_null"], halves_null(layer, shares))
         seen = [sum(layer.count(e, part) > 0 for part in parts) for e in layer.experts]
         once, twice = seen.count(1), seen.count(2)
         assert same(row["unseen_mass"], once / sum(seen))

@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.quality import Status
 from moe_probe.analysis.settings import Settings
+from moe_probe.analysis.statistics.clusters import halves
 from moe_probe.analysis.tables import structure, subjects
 from moe_probe.analysis.tables.experts import experts_table
 from moe_probe.analysis.tables.layers import layers_table
@@ -117,17 +119,18 @@ def test_halves_of_the_documents(task: tuple[str, Golden]) -> None:
     """0.001 to 0.009 bits over four tasks, of which these are two."""
     _, data = task
     table = layers_table(data.sums)
-    is_odd_T = data.document_T % 2 == 1
+    half_D = halves(TraceIndex.of(data.sums.trace).clusters.keys)
+    is_odd_T = half_D[data.document_T] == 1
     for row in table.to_dict("records"):
         even_N, odd_N = (data.selected(row["layer"])[part].sum(0) for part in (~is_odd_T, is_odd_T))
         share_2N = np.stack([even_N / even_N.sum(), odd_N / odd_N.sum()])
         assert row["split_half_divergence"] == pytest.approx(bits(share_2N))
         ranks = pd.DataFrame({"even": even_N, "odd": odd_N}).rank()
         assert row["split_half_spearman"] == pytest.approx(ranks.corr().loc["even", "odd"])
-    assert table["split_half_divergence"].between(0.0004, 0.009).all()
-    # Halves of few documents differ by more than noise.
+    assert table["split_half_divergence"].round(3).between(0.001, 0.009).all()
+    # Halves by chance differ by noise: law has 33 documents, and its layers are not independent.
     mean = table.mean(numeric_only=True)
-    assert mean["split_half_divergence"] > mean["split_half_divergence_null"]
+    assert 0.5 < mean["split_half_divergence"] / mean["split_half_divergence_null"] < 2
 
 
 def test_weight_of_the_first_choice(task: tuple[str, Golden]) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from moe_probe.analysis import Analysis, analyse
+from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.statistics.clusters import halves
 from moe_probe.trace import LayerSpec, TraceWriter
 
 SUBJECTS = ("a", "b", "c")
@@ -73,9 +75,9 @@ def test_every_row_is_the_mean_of_the_layers(
                     balance(shown, [e * devices // number for e in range(number)], devices)
                 )
             elif row["fit"] == "other half":
-                # Documents in turn, in canonical order.
-                halves = [counts[layer].reshape(18, -1)[half::2].sum(axis=0) for half in (0, 1)]
-                for one, other in (halves, halves[::-1]):
+                half_D = halves(TraceIndex.of(found.sums.trace).clusters.keys)
+                sides = [counts[layer].reshape(18, -1)[half_D == h].sum(axis=0) for h in (0, 1)]
+                for one, other in (sides, sides[::-1]):
                     values.append(balance(other, placed(one, devices), devices))
             else:
                 fitted = {

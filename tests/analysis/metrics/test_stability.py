@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_probe.analysis.accumulators.documents import cluster_moments
 from moe_probe.analysis.metrics.stability import (
     bottom_overlap,
+    divergence_deff,
     spearman,
     split_divergence,
     split_null,
@@ -119,6 +121,41 @@ def test_null_holds_in_simulation(deff: int) -> None:
     # Ties broken at random on average vary a little less.
     assert overlap_R.std() == pytest.approx(null.overlap_sd, rel=0.15)
     assert divergence.mean() == pytest.approx(null.divergence, rel=0.05)
+
+
+def test_null_of_halves_of_documents_that_differ() -> None:
+    """Random halves of ragged documents of four subjects with favourite experts."""
+    rng = np.random.default_rng(8)
+    documents, num_experts, top_k = 240, 24, 3
+    tokens_D, subject_D = rng.integers(5, 80, documents), np.arange(documents) % 4
+    chance_SN = rng.gamma(1.0, size=(4, num_experts)) ** 2
+    counts_DN = np.zeros((documents, num_experts), np.int64)
+    for document, tokens in enumerate(tokens_D.tolist()):
+        chance_N = chance_SN[subject_D[document]] * rng.gamma(1.0, size=num_experts) + 1e-9
+        score_TN = np.log(chance_N) + rng.gumbel(size=(tokens, num_experts))
+        ids_TK = np.argsort(-score_TN, axis=1)[:, :top_k]
+        counts_DN[document] = np.bincount(ids_TK.ravel(), minlength=num_experts)
+    one_D = np.zeros(documents, np.int64)
+    moments = cluster_moments(counts_DN, tokens_D, one_D, 1)
+    deff = divergence_deff(moments)
+    by_subject = cluster_moments(counts_DN, tokens_D, subject_D, 4)
+    assert divergence_deff(by_subject) == pytest.approx(deff)
+    found, nulls = [], []
+    for _ in range(400):
+        half_D = rng.permutation(documents) % 2
+        pair = [counts_DN[half_D == half].sum(axis=0) for half in (0, 1)]
+        found.append(split_divergence(*pair))
+        sizes = (int(pair[0].sum()), int(pair[1].sum()))
+        nulls.append(split_null(num_experts, top_k, sizes, 1, deff).divergence)
+    assert np.mean(found) == pytest.approx(np.mean(nulls), rel=0.07)
+    # Every second document of each subject: halves that share subjects out differ less, by chance.
+    alike = []
+    for _ in range(100):
+        even_D = np.concatenate([rng.permutation(60) % 2 for _ in range(4)])
+        half_D = even_D[np.argsort(np.argsort(subject_D, kind="stable"))]
+        assert (np.bincount(subject_D[half_D == 0]) == 30).all()
+        alike.append(split_divergence(*(counts_DN[half_D == half].sum(axis=0) for half in (0, 1))))
+    assert np.mean(alike) < 0.75 * np.mean(nulls)
 
 
 def test_null_at_the_edges() -> None:
