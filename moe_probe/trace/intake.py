@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.trace.layout import Capture, RowLayout
+from moe_probe.trace.layout import ROUTER_SCALARS, Capture, LayerSpec, RowLayout
+from moe_probe.trace.limits import check_sequence
 from moe_probe.trace.schema import MAX_FORWARD_PASS, Sequence
 from moe_probe.trace.staging import Rows
+
+Layers = tuple[LayerSpec, ...] | list[LayerSpec]
+_MAX_TOKEN_ID = (1 << 31) - 1
 
 
 class SequenceIds:
@@ -27,6 +31,10 @@ class SequenceIds:
     def next(self) -> int:
         self._next += 1
         return self._next - 1
+
+    def is_written(self, sequence_id: int) -> bool:
+        """Whether an id is written, as far as the writer knows."""
+        return sequence_id < self._first_unwritten or sequence_id in self._written
 
     def claim(self, sequence_id: int) -> None:
         """Note an id as written; raises ValueError if it was before, or was never given."""
@@ -61,9 +69,15 @@ class Intake:
         """Note a sequence as written.
 
         Raises ValueError where rows do not fit it, the layers or each other, or where it is
-        impossible or was written before.
+        impossible, was written before, or shares tokens of one that was not.
         """
-        _check_prefix(sequence)
+        check_sequence(sequence)
+        owner = sequence.prefix_id
+        if owner >= sequence.sequence_id or not self.ids.is_written(owner):
+            raise ValueError(
+                f"sequence {sequence.sequence_id} has prefix_id {owner}; "
+                "give the id of an earlier sequence that was written, or -1 for none"
+            )
         if rows is not None:
             _check_rows(sequence, rows, self._layout, self._capture, self.max_rows)
         self.ids.claim(sequence.sequence_id)
@@ -78,23 +92,80 @@ class Intake:
     ) -> Rows:
         """Join per-layer arrays [T, K] and [T, 3].
 
-        Raises ValueError for ids that a layer lacks, and for weights that are needed and not there.
+        Raises ValueError for ids that a layer lacks, for weights that are needed and not there, and
+        for arrays of another number, shape or type than the layers have.
         """
-        if self._capture is Capture.WEIGHTS and topk_weights is None:
-            raise ValueError("capture 'weights' needs topk_weights")
-        weights_TS, scalars_TR = _joined(topk_weights), _joined(router_scalars)
-        ids_TB = self._layout.pack(topk_ids)
+        layers = self._layout.layers
+        ids = _by_layer("topk_ids", topk_ids, layers)
+        widths = [spec.top_k for spec in layers]
+        _check_shapes("topk_ids", ids, layers, widths, len(ids[0]) if ids[0].ndim else 0)
+        ids_TB = self._layout.pack(ids)
+        weights_TS = scalars_TR = None
+        if self._capture is Capture.WEIGHTS:
+            if topk_weights is None:
+                raise ValueError("capture 'weights' needs topk_weights")
+            weights = _by_layer("topk_weights", topk_weights, layers)
+            _check_shapes("topk_weights", weights, layers, widths, len(ids_TB))
+            filled = [_is_filled(spec, ids_TK) for spec, ids_TK in zip(layers, ids, strict=True)]
+            weights_TS = _joined("topk_weights", weights, layers, filled)
+            with_scalars = [spec for spec in layers if spec.scalars]
+            if with_scalars:
+                scalars = _by_layer("router_scalars", router_scalars or [], with_scalars)
+                widths = [len(ROUTER_SCALARS)] * len(scalars)
+                _check_shapes("router_scalars", scalars, with_scalars, widths, len(ids_TB))
+                scalars_TR = _joined("router_scalars", scalars, with_scalars, [True] * len(scalars))
         return Rows(ids_TB, token_id_T, weights_TS, scalars_TR, forward_pass_T)
 
 
-def _check_prefix(sequence: Sequence) -> None:
-    cached = 0 if sequence.prefix_id >= 0 else sequence.prefix_tokens
-    if sequence.cached_tokens != cached:
+def _by_layer(name: str, arrays: Any, layers: Layers) -> list[np.ndarray]:
+    if not layers:
+        raise ValueError(f"the trace has no layers, so there is no {name}; name layers at first")
+    try:
+        given = [np.asarray(array) for array in arrays]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} holds no arrays ({error!s:.80}); give a list of them") from error
+    if len(given) != len(layers):
         raise ValueError(
-            f"sequence {sequence.sequence_id} has prefix_id {sequence.prefix_id}, prefix_tokens "
-            f"{sequence.prefix_tokens} and cached_tokens {sequence.cached_tokens}; "
-            f"cached_tokens must be {cached}"
+            f"{name} has {len(given)} arrays; give one for each of {len(layers)} layers"
         )
+    return given
+
+
+def _check_shapes(
+    name: str, arrays: list[np.ndarray], layers: Layers, widths: list[int], rows: int
+) -> None:
+    for array, spec, width in zip(arrays, layers, widths, strict=True):
+        if array.shape != (rows, width):
+            raise ValueError(
+                f"{name} of layer {spec.layer} has shape {array.shape}; "
+                f"give {(rows, width)}, one row per token"
+            )
+
+
+def _is_filled(spec: LayerSpec, ids_TK: np.ndarray) -> Any:
+    """Whether a slot has an expert; what stands in others weighs nothing."""
+    return True if spec.none_id is None else (ids_TK != -1) & (ids_TK != spec.none_id)
+
+
+def _joined(name: str, arrays: list[np.ndarray], layers: Layers, counts: list[Any]) -> np.ndarray:
+    halves = []
+    for array, spec, is_used in zip(arrays, layers, counts, strict=True):
+        # Types of others, such as bfloat16 of ml_dtypes, are of kind V.
+        if array.dtype.kind not in "fiuV":
+            raise ValueError(
+                f"{name} of layer {spec.layer} is of type {array.dtype}; give float numbers"
+            )
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        is_bad = ~np.isfinite(half) & is_used
+        if is_bad.any():
+            raise ValueError(
+                f"{name} of layer {spec.layer} has {array[is_bad][0]}; "
+                f"give finite numbers of at most {np.finfo(np.float16).max}, which is all float16 "
+                "holds"
+            )
+        halves.append(half)
+    return np.concatenate(halves, axis=1)
 
 
 def _check_rows(
@@ -111,14 +182,19 @@ def _check_rows(
             f"{sequence.prefix_tokens} of them shared, but {rows} rows were given"
         )
     if rows > max_rows:
-        raise ValueError(f"{name} has {rows} tokens, more than the {max_rows} of a segment")
+        raise ValueError(
+            f"{name} has {rows} tokens, more than the {max_rows} of a segment; "
+            "cut it, or give the writer more segment_tokens"
+        )
     if ids_TB.shape != (rows, layout.ids_bytes) or ids_TB.dtype != np.uint8:
         raise ValueError(
             f"{name}: packed ids are {ids_TB.dtype} {ids_TB.shape}, "
             f"expected uint8 {(rows, layout.ids_bytes)}"
         )
-    if token_id_T is not None and np.shape(token_id_T) != (rows,):
-        raise ValueError(f"{name}: {np.shape(token_id_T)} token ids for {rows} rows")
+    if token_id_T is not None:
+        if np.shape(token_id_T) != (rows,):
+            raise ValueError(f"{name}: {np.shape(token_id_T)} token ids for {rows} rows")
+        _check_integers(name, "token ids", np.asarray(token_id_T), _MAX_TOKEN_ID)
     if given.forward_pass_T is not None:
         _check_passes(name, np.asarray(given.forward_pass_T), rows)
     if capture is Capture.WEIGHTS:
@@ -134,19 +210,19 @@ def _check_rows(
 def _check_passes(name: str, forward_pass_T: np.ndarray, rows: int) -> None:
     if forward_pass_T.shape not in ((), (rows,)):
         raise ValueError(f"{name}: {forward_pass_T.shape} forward passes for {rows} rows")
+    _check_integers(name, "forward passes", forward_pass_T, MAX_FORWARD_PASS)
+
+
+def _check_integers(name: str, what: str, values_T: np.ndarray, most: int) -> None:
+    is_integer = values_T.dtype.kind in "iu"
     # Looking for a maximum that the type forbids would cost as much as all the rest.
-    is_integer, is_int32 = forward_pass_T.dtype.kind in "iu", forward_pass_T.dtype == np.int32
-    is_small = is_int32 or forward_pass_T.max() <= MAX_FORWARD_PASS
-    if not is_integer or not is_small or forward_pass_T.min() < -1:
+    is_small = values_T.dtype == np.int32 or (is_integer and values_T.max() <= most)
+    if not is_integer or not is_small or values_T.min() < -1:
+        span = f"from {values_T.min()} to {values_T.max()} " if values_T.dtype.kind in "fiu" else ""
         raise ValueError(
-            f"{name}: forward passes from {forward_pass_T.min()} to {forward_pass_T.max()} of type "
-            f"{forward_pass_T.dtype}; expected integers from 0 to {MAX_FORWARD_PASS}, or -1 where "
-            "one is not known"
+            f"{name}: {what} {span}of type {values_T.dtype}; expected integers from 0 to {most}, "
+            "or -1 where one is not known"
         )
-
-
-def _joined(layers: list[np.ndarray] | None) -> np.ndarray | None:
-    return np.concatenate(layers, axis=1).astype(np.float16) if layers else None
 
 
 def event(content: dict[str, Any]) -> bytes:

@@ -156,7 +156,8 @@ class RowLayout:
 
         In a layer that can have empty slots, -1 and the layer's `none_id` mean "none".
 
-        Raises ValueError where a layer has another number of slots, or an id its layer lacks.
+        Raises ValueError where a layer has another number of slots, ids that are no integers, or an
+        id that it lacks.
         """
         pairs = zip(self.layers, ids_by_layer, strict=True)
         return np.concatenate([_packed(spec, ids_TK) for spec, ids_TK in pairs], axis=1)
@@ -172,6 +173,10 @@ def _packed(spec: LayerSpec, ids_TK: np.ndarray) -> np.ndarray:
     if ids_TK.ndim != 2 or ids_TK.shape[1] != spec.top_k:
         raise ValueError(
             f"layer {spec.layer}: ids of shape {ids_TK.shape}, expected [T, {spec.top_k}]"
+        )
+    if ids_TK.dtype.kind not in "iu":
+        raise ValueError(
+            f"layer {spec.layer}: ids of type {ids_TK.dtype}; give integers, the experts' numbers"
         )
     given_TK = ids_TK
     if spec.none_id is not None:

@@ -38,8 +38,8 @@ class SharingIndex:
     def chain(self, sequence_id: int) -> Iterator[Share]:
         """Stretches that others store for one sequence, nearest owner first.
 
-        Raises TraceError for an owner that is missing, or does not come earlier, or took tokens
-        that this one ran from a cache.
+        Raises TraceError for an owner that is missing, or does not come earlier, or has fewer
+        tokens, or took tokens that this one ran from a cache.
         """
         owner, stop, multiplicity, _ = self._facts[sequence_id]
         if owner < 0:
@@ -48,7 +48,12 @@ class SharingIndex:
         while stop > 0:
             if owner not in self._facts or owner >= child:
                 raise TraceError(f"Sequence {child} refers to {owner} for its first {stop} tokens.")
-            next_owner, start, _, _ = self._facts[owner]
+            next_owner, start, _, length = self._facts[owner]
+            if stop > length:
+                raise TraceError(
+                    f"Sequence {child} refers to {owner} for its first {stop} tokens, which has "
+                    f"{length}."
+                )
             if start < stop:
                 yield Share(owner, start, stop, multiplicity)
             child, owner, stop = owner, next_owner, min(stop, start)

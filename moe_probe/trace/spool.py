@@ -12,7 +12,7 @@ from moe_probe.trace.files import TraceFiles
 from moe_probe.trace.layout import Capture, RowLayout
 from moe_probe.trace.parts import flush
 from moe_probe.trace.schema import Sequence
-from moe_probe.trace.staging import Rows, Segment
+from moe_probe.trace.staging import LOG_BYTES, Rows, Segment
 
 NUM_SEGMENTS = 3
 # A slow recording still gets a part this often, so that little is left to recover.
@@ -133,7 +133,10 @@ class Spool:
         if self._active is None:
             self._active = self._take_segment()
         if not self._active.fits(rows, event):
-            raise ValueError(f"a text of {len(event)} bytes is more than a segment can hold")
+            raise ValueError(
+                f"a text of {len(event)} bytes is more than a segment can hold; "
+                f"cut it to {LOG_BYTES >> 20} MiB"
+            )
         return self._active
 
     def _hand_over(self, segment: Segment) -> None:

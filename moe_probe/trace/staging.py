@@ -24,7 +24,7 @@ from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, Capture, RowLayout, Sequ
 _MAGIC = b"MOEPSEG1"
 _PAGE = 4096
 _HEADER_BYTES = 1 << 20  # describes up to a few thousand layers; sparse on disk until written
-_LOG_BYTES = 8 << 20
+LOG_BYTES = 8 << 20
 _MAX_NUMBER = 10**9
 
 
@@ -53,7 +53,7 @@ class Segment:
         self._buffer = buffer
         self._words = np.frombuffer(buffer, np.uint64, count=2, offset=8)
         self._map_columns(has_forward_passes=bool(header.get("forward_passes")))
-        if self.num_rows > self.tokens or self._log_end > _LOG_BYTES or self.number >= _MAX_NUMBER:
+        if self.num_rows > self.tokens or self._log_end > LOG_BYTES or self.number >= _MAX_NUMBER:
             raise ValueError(
                 f"{self.num_rows} rows and {self._log_end} bytes of events in segment {self.number}"
             )
@@ -68,7 +68,7 @@ class Segment:
         if self.capture is Capture.WEIGHTS:
             shapes["weights_TS"] = (np.float16, (self.tokens, self.layout.num_slots))
             shapes["scalars_TR"] = (np.float16, (self.tokens, self.layout.num_scalars))
-        shapes["log"] = (np.uint8, (_LOG_BYTES,))
+        shapes["log"] = (np.uint8, (LOG_BYTES,))
         # After all else, so that segments with and without it are alike up to here.
         if has_forward_passes:
             shapes["forward_pass_T"] = (np.int32, (self.tokens,))
@@ -114,7 +114,7 @@ class Segment:
         row = 20 + layout.ids_bytes
         if capture is Capture.WEIGHTS:
             row += 2 * (layout.num_slots + layout.num_scalars)
-        size = _HEADER_BYTES + _align(tokens * row + 7 * _PAGE) + _LOG_BYTES
+        size = _HEADER_BYTES + _align(tokens * row + 7 * _PAGE) + LOG_BYTES
         buffer = _reserve(path, size)
         np.frombuffer(buffer, np.uint8)[_HEADER_BYTES::_PAGE] = 0
         buffer[_PAGE : _PAGE + len(text)] = text
@@ -168,7 +168,7 @@ class Segment:
         self._words[1] = number
 
     def fits(self, rows: int, event: bytes) -> bool:
-        return self.num_rows + rows <= self.tokens and self._log_end + len(event) + 1 <= _LOG_BYTES
+        return self.num_rows + rows <= self.tokens and self._log_end + len(event) + 1 <= LOG_BYTES
 
     def append(
         self,

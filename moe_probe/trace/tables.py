@@ -16,29 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moe_probe.errors import TraceError
+from moe_probe.trace import limits
 from moe_probe.trace.files import atomic
-from moe_probe.trace.schema import (
-    LATER_COLUMNS,
-    MAX_SEQUENCE_TOKENS,
-    SEQUENCE_SCHEMA,
-    LayerSpec,
-)
+from moe_probe.trace.schema import LATER_COLUMNS, SEQUENCE_SCHEMA, LayerSpec
 
 SEGMENT_KEY = "moe_probe.segment"
-# What each number of a sequence may be at most; none may be absent or negative, but for prefix_id,
-# doc_id and new_from, where -1 means "none".
-_LIMITS = {
-    "sequence_id": 1 << 62,
-    "num_tokens": MAX_SEQUENCE_TOKENS,
-    "prefix_tokens": MAX_SEQUENCE_TOKENS,
-    "cached_tokens": MAX_SEQUENCE_TOKENS,
-    "multiplicity": 1 << 31,
-    "prefix_id": 1 << 62,
-    "doc_id": 1 << 62,
-    "new_from": MAX_SEQUENCE_TOKENS,
-}
 _PLAIN = ("count", "unique_count", "weight_sum")
-_CAN_BE_NONE = ("prefix_id", "doc_id", "new_from")
 
 
 def write_table(path: Path, table: pa.Table, *, segment: int | None = None) -> None:
@@ -130,11 +113,10 @@ def read_sequences(paths: list[Path]) -> pa.Table:
     """Read sequences parts; raises TraceError for impossible numbers and ids that occur twice."""
     sequences = read_tables(paths, SEQUENCE_SCHEMA)
     where = paths[0].parent if paths else Path()
-    for name, limit in _LIMITS.items():
+    for name, (least, most) in limits.READ.items():
         bounds = pc.min_max(sequences[name]).as_py()
-        least = -1 if name in _CAN_BE_NONE else 0
         if sequences[name].null_count or (
-            len(sequences) and not least <= bounds["min"] <= bounds["max"] < limit
+            len(sequences) and not least <= bounds["min"] <= bounds["max"] <= most
         ):
             raise TraceError(f"{where} is damaged: {name} is absent or impossible in some row.")
     if pc.any(pc.greater(sequences["prefix_tokens"], sequences["num_tokens"])).as_py():

@@ -18,6 +18,7 @@ import numpy as np
 from moe_probe.trace.files import TraceFiles
 from moe_probe.trace.intake import Intake, event
 from moe_probe.trace.layout import Capture, LayerSpec, RowLayout
+from moe_probe.trace.limits import check_answer, check_correct, check_facts
 from moe_probe.trace.output import beginning, last_forward_pass, last_sequence
 from moe_probe.trace.ranks import Merge
 from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS, SEGMENT_TOKENS, Sequence
@@ -49,6 +50,7 @@ class TraceWriter:
             sequences go on. What is in staging then, up to three parts, is still written.
 
     Raises:
+        ValueError: `segment_tokens` or `rank` is impossible.
         UsageError: `path` holds something and neither `resume` nor `force` allows that.
         TraceError: the directory cannot be written, or another process is recording into it, or
             the group records other layers or at another capture level.
@@ -70,6 +72,7 @@ class TraceWriter:
     ) -> None:
         if not 0 < segment_tokens <= MAX_SEQUENCE_TOKENS:
             raise ValueError(f"segment_tokens is {segment_tokens}, not 1 to {MAX_SEQUENCE_TOKENS}")
+        check_facts("the trace", {"rank": rank})
         self.files = TraceFiles(Path(path))
         self.layout = RowLayout(tuple(layers))
         self.layout.check()
@@ -163,11 +166,15 @@ class TraceWriter:
             router_scalars: Per layer that has them, ROUTER_SCALARS [T, 3], needed likewise.
             token_ids: Vocabulary ids [T].
             forward_passes: Forward pass that ran each token [T], or the one that ran all of them.
-            **facts: Fields of `Sequence`: subject, task, doc_id, prefix_end, ...
+            **facts: Fields of `Sequence`: subject, task, doc_id, prefix_end, ... In their texts a
+                lone surrogate, which no file can hold, becomes a question mark.
 
         Raises:
-            ValueError: shapes or ids that do not fit the layers.
+            ValueError: shapes, ids or types that do not fit the layers; weights that are not finite
+                in float16; a fact that no sequence can have. Nothing of the sequence is kept then.
         """
+        self._check_open()
+        check_facts("the sequence", facts)
         per_token = (token_ids, forward_passes)
         rows = self._intake.rows(topk_ids, topk_weights, router_scalars, *per_token)
         facts = {"kind": "imported", "rank": self.rank, **facts}
@@ -185,10 +192,14 @@ class TraceWriter:
         is_greedy: bool | None = None,
         response: str | None = None,
     ) -> None:
-        """Accept what the model answered: a choice's log-likelihood, or a generated text."""
+        """Accept what the model answered: a choice's log-likelihood, or a generated text.
+
+        Raises ValueError for values of other types, and a text that is too long.
+        """
         self._check_open()
         answer: dict[str, Any] = {"sequence_id": sequence_id, "choice": choice, "loglik": loglik}
         answer |= {"is_greedy": is_greedy, "response": response}
+        check_answer(answer)
         self._spool.append(event({"answer": answer}))
 
     def flush(self) -> None:
@@ -222,15 +233,17 @@ class TraceWriter:
 
         Raises:
             TraceError: the last parts could not be written; staging keeps them for recovery.
-            ValueError: a rank's status is none of those above.
+            ValueError: a rank's status is none of those above, or `correct` has other types; with
+                these, nothing was ended.
         """
         if self._closed:
             return
+        known = check_correct(correct or {})
         self._closed = True
         with self._closing:
             self._spool.close()
             facts = {**(facts or {}), "writer": asdict(self.stats)}
-            self._session.end(status, facts, dict(correct or {}), merge)
+            self._session.end(status, facts, known, merge)
 
     def __enter__(self) -> Self:
         return self

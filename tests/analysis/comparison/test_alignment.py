@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moe_probe.analysis.comparison.alignment import Alignment
@@ -131,10 +133,17 @@ def test_one_damaged_beginning_does_not_loop(tmp_path: Path) -> None:
     """A sequence that leaves its first tokens to itself is a fault, and shares nothing."""
     layers = [LayerSpec(layer=0, num_experts=8, top_k=1)]
     with TraceWriter(tmp_path / "a", layers=layers) as writer:
-        sequence = Sequence(sequence_id=0, num_tokens=6, prefix_id=0, prefix_tokens=2)
-        writer.next_sequence_id()
+        sequence = Sequence(
+            sequence_id=writer.next_sequence_id(), num_tokens=6, prefix_tokens=2, cached_tokens=2
+        )
         sequence.multiplicity = 0
         writer.write(sequence, writer.layout.pack([np.zeros((4, 1), int)]))
+    part = next((tmp_path / "a" / "sequences").iterdir())
+    table = pq.read_table(part)
+    for name in ("prefix_id", "cached_tokens"):
+        zero = pa.array([0], table.schema.field(name).type)
+        table = table.set_column(table.schema.get_field_index(name), name, zero)
+    pq.write_table(table, part)
     source = Source(open_trace(tmp_path / "a"))
     marks = context_marks(source, token_ids=True)
     assert not marks.known_SE.any()
