@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,6 +25,7 @@ from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables import experts, layers, placement, structure, subjects
 from moe_probe.analysis.tables.files import quality_table
+from moe_probe.analysis.tables.origin import label, origin
 from moe_probe.trace import Trace, open_trace
 
 TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
@@ -75,10 +77,24 @@ class Analysis:
         return dict(self._tables)
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return a table of `TABLES`; raises KeyError for another name."""
+        """Return a table of `TABLES`, with `origin` in its attrs; KeyError for another name."""
         if name not in self._tables:
             self._tables[name] = TABLES[name](self.sums)
+            label(self._tables[name], self.origin)
         return self._tables[name]
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What every table says of itself in `.attrs["moe_probe"]`, and its Parquet file too."""
+        settings, table = self.sums.settings, self.layers
+        effective = table["tokens_effective"].median()
+        return origin(
+            self.sums.trace.path.resolve().name,
+            settings.rule,
+            settings.order,
+            tokens=int(table["tokens"].max()) if len(table) else 0,
+            tokens_effective=float(effective) if effective > 0 else None,
+        )
 
     @property
     def caption(self) -> str:
@@ -88,14 +104,12 @@ class Analysis:
     @property
     def counted(self) -> str:
         """What was counted: rule, order, T and, where it is known, T_eff."""
-        settings = self.sums.settings
-        table = self.layers
-        tokens = int(table["tokens"].max()) if len(table) else 0
-        effective = table["tokens_effective"].median()
-        worth = f", worth {effective:,.0f} independent ones (T_eff)" if effective > 0 else ""
+        said = self.origin
+        effective = said["tokens_effective"]
+        worth = f", worth {effective:,.0f} independent ones (T_eff)" if effective else ""
         return (
-            f"counting rule {settings.rule}, token order {settings.order}{self._unit}, "
-            f"T = {tokens:,} tokens{worth}"
+            f"counting rule {said['rule']}, token order {said['order']}{self._unit}, "
+            f"T = {said['tokens']:,} tokens{worth}"
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from moe_probe.analysis.comparison.gathering import gather
 from moe_probe.analysis.comparison.sides import CompareSettings, common_rule, open_sides
 from moe_probe.analysis.comparison.sums import Gathered, SideSums
 from moe_probe.analysis.scan import Progress
+from moe_probe.analysis.tables.origin import label, origin
 from moe_probe.trace import Trace, open_trace
 
 
@@ -42,10 +44,25 @@ class Comparison:
         return [side.side.label for side in self.gathered.sides]
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return a table of `TABLES`; raises KeyError for another name."""
+        """Return a table of `TABLES`, with `origin` in its attrs; KeyError for another name."""
         if name not in self._tables:
             self._tables[name] = TABLES[name](self)
+            label(self._tables[name], self.origin)
         return self._tables[name]
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What every table says of itself; T and T_eff of each trace. No number has an order."""
+        by_trace = self.table("indices").groupby("trace")
+        tokens, effective = by_trace["tokens"].max(), by_trace["tokens_effective"].median()
+        return origin(
+            self.labels,
+            self.gathered.settings.rule,
+            tokens=[int(tokens[name]) for name in self.labels],
+            tokens_effective=[
+                float(effective[name]) if effective[name] > 0 else None for name in self.labels
+            ],
+        )
 
 
 def compare(

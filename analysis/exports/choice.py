@@ -16,6 +16,7 @@ import numpy as np
 from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Source
+from moe_probe.analysis.tables.origin import metadata, origin
 from moe_probe.errors import UsageError
 from moe_probe.trace import Capture, LayerSpec, Trace
 
@@ -64,6 +65,11 @@ class Choice:
     def source(self) -> Source:
         """The trace's rows; raises TraceError where they are damaged."""
         return Source(self.trace)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a Parquet file says of itself; its rows have an order, its numbers none."""
+        return metadata(origin(self.trace.path.resolve().name, self.rule))
 
     def wants_S(self, groups: Sequence[Group]) -> np.ndarray:
         """Whether each group was chosen: bool [S]; raises UsageError for an unknown subject."""

@@ -59,7 +59,7 @@ def count_table(choice: Choice) -> Rows:
             typed = [pa.array(c).cast(f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
             yield pa.table(typed, _SCHEMA)
 
-    return Rows(_SCHEMA, tables())
+    return Rows(_SCHEMA.with_metadata(choice.metadata), tables())
 
 
 def count(choice: Choice, *more: Accumulator | None) -> Counts:

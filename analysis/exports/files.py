@@ -78,6 +78,8 @@ def write_rows(rows: Rows, path: Path, suffix: str) -> int:
         for table in rows.tables:
             parquet.write_table(table)
             written += len(table)
+        # Not stored with the schema, which is not.
+        parquet.add_key_value_metadata(rows.schema.metadata or {})
     return written
 
 

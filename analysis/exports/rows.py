@@ -59,7 +59,7 @@ def selections(choice: Choice) -> Rows:
         columns = [*batch.tokens(token_R), layer_X[place_R], slot_X[place_R], expert_R]
         return pa.table([*columns, batch.weights()], schema)
 
-    return Rows(schema, _tables(choice, table))
+    return Rows(schema.with_metadata(choice.metadata), _tables(choice, table))
 
 
 def lists(choice: Choice) -> Rows:
@@ -88,7 +88,7 @@ def lists(choice: Choice) -> Rows:
             columns.append(pa.ListArray.from_arrays(offsets, batch.weights()))
         return pa.table(columns, schema)
 
-    return Rows(schema, _tables(choice, table))
+    return Rows(schema.with_metadata(choice.metadata), _tables(choice, table))
 
 
 @dataclass(frozen=True)

@@ -81,4 +81,4 @@ def committees(
             }
         )
 
-    return stacked((layer, table(layer)) for layer in source.layers)
+    return stacked(((layer, table(layer)) for layer in source.layers), source, rule)

@@ -105,12 +105,13 @@ def device_fanout(
             }
         )
 
-    return stacked(
+    tables = (
         (layer, rows(layer, number))
         for layer, spec in source.layers.items()
         for number, count in enumerate(fanout.devices)
         if spec.num_experts % count == 0
     )
+    return stacked(tables, source, rule)
 
 
 def _hits(fanout: DeviceFanout, layer: int, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from moe_probe.analysis.accumulators.windows import WindowCounts
 from moe_probe.analysis.metrics import drift
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
+from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import pooled_design_effect
 from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
 from moe_probe.errors import UsageError
@@ -27,6 +28,7 @@ from moe_probe.trace import LayerSpec
 WINDOW = 1_000
 """Tokens of a window, unless that makes too many."""
 MAX_WINDOWS = 1 << 14
+_ORDER = "recording"
 
 
 def load_drift(
@@ -92,8 +94,9 @@ def load_drift(
             }
         ).astype({"changes": "Int64"})
 
-    layers = _windows(trace, rule, window, threads, progress)
-    return stacked((layer, table(*found)) for layer, found in layers)
+    source = source_of(trace)
+    layers = _windows(source, rule, window, threads, progress)
+    return stacked(((layer, table(*found)) for layer, found in layers), source, rule, _ORDER)
 
 
 def load_changes(
@@ -116,17 +119,18 @@ def load_changes(
         before, after  relative load in the two windows
         change  log2 of after / before, each plus the load of half a selection
     """
-    layers = _windows(trace, rule, window, threads, progress)
+    source = source_of(trace)
+    layers = _windows(source, rule, window, threads, progress)
     tables = []
     for layer, (windows_VN, width, _) in layers:
         table = drift.change_points(windows_VN)
         table.insert(1, "first_token", table.pop("window") * width)
         tables.append((layer, table))
-    return stacked(tables)
+    return stacked(tables, source, rule, _ORDER)
 
 
 def _windows(
-    trace: AnyTrace,
+    source: Source,
     rule: Rule | str | None,
     window: int | None,
     threads: int | None,
@@ -135,7 +139,6 @@ def _windows(
     """Yield each layer, and its windows [V, N], W, and the experts' design effects [N]."""
     if window is not None and window < 1:
         raise ValueError(f"windows of {window} tokens: a window has at least one")
-    source = source_of(trace)
     _, chosen, index = facts_of(source, rule)
     tokens_C = cluster_tokens(source, chosen)
     tokens, most = int(tokens_C.sum()), int(tokens_C.max(initial=0))

@@ -90,4 +90,5 @@ def working_sets(
             }
         )
 
-    return stacked((layer, table(layer)) for layer in source.layers)
+    tables = ((layer, table(layer)) for layer in source.layers)
+    return stacked(tables, source, rule, "request-local")

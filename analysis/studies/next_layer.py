@@ -13,7 +13,14 @@ from moe_probe.analysis.accumulators.set_flows import FlowHits, SetFlows
 from moe_probe.analysis.metrics.transitions import recall_of_most_frequent
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, half_of, source_of
+from moe_probe.analysis.studies.scanning import (
+    AnyTrace,
+    facts_of,
+    fill,
+    half_of,
+    labelled,
+    source_of,
+)
 
 _COLUMNS = ["layer", "next_layer", "dense_between", "selections", "recall", "recall_null"]
 
@@ -73,7 +80,7 @@ def layer_predictability(
                 _usual(flows, layer, following.top_k),
             )
         )
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    return labelled(pd.DataFrame(rows, columns=_COLUMNS), source, rule)
 
 
 def _usual(flows: SetFlows, layer: int, top_k: int) -> float:

@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from moe_probe.analysis.accumulators.documents import cluster_tokens
 from moe_probe.analysis.rules import Rule, default_rule
 from moe_probe.analysis.scan import Accumulator, Progress, default_threads, scan
 from moe_probe.analysis.source import Source
+from moe_probe.analysis.tables.origin import label, origin
 from moe_probe.errors import TraceError
 from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
@@ -88,15 +90,30 @@ def half_of(progress: Progress | None, number: int) -> Progress | None:
     return lambda done, layers: progress(number * layers + done, 2 * layers)
 
 
-def stacked(tables: Iterable[tuple[int, pd.DataFrame]]) -> pd.DataFrame:
-    """Put the tables of layers under one another, with the layer as the first column."""
+def stacked(
+    tables: Iterable[tuple[int, pd.DataFrame]],
+    source: Source,
+    rule: Rule | str | None,
+    order: str | None = None,
+) -> pd.DataFrame:
+    """Put the tables of layers under one another, the layer as the first column; `labelled`."""
     found = []
     for layer, table in tables:
         table.insert(0, "layer", layer)
         found.append(table)
-    if not found:
-        return pd.DataFrame({"layer": pd.Series(dtype="int64")})
-    return pd.concat(found, ignore_index=True)
+    empty = pd.DataFrame({"layer": pd.Series(dtype="int64")})
+    table = pd.concat(found, ignore_index=True) if found else empty
+    return labelled(table, source, rule, order)
+
+
+def labelled(
+    table: pd.DataFrame, source: Source, rule: Rule | str | None, order: str | None = None
+) -> pd.DataFrame:
+    """Write into the attrs of a table what was counted, and in which order if one matters."""
+    _, chosen, _ = facts_of(source, rule)
+    tokens = int(cluster_tokens(source, chosen).sum())
+    name = source.trace.path.resolve().name
+    return label(table, origin(name, chosen, order, tokens=tokens))
 
 
 def with_all(counts_SN: np.ndarray, tokens_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -94,10 +94,11 @@ def ranking_stability(
         }
 
     layers = documents_by_layer(source, rule, threads, progress)
-    return stacked(
+    tables = (
         (layer, pd.DataFrame([row(documents, part) for part in parts]))
         for layer, documents in layers
     )
+    return stacked(tables, source, rule)
 
 
 def _parts(counts_DN: np.ndarray, drawn_D: np.ndarray, number: int) -> np.ndarray:

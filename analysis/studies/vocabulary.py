@@ -184,6 +184,7 @@ def _tabulate(
         return (TokenCounts(layers, chosen, index, token_ids_X=token_ids_X, most=most),)
 
     found = by_layers(source, make, threads, progress)
-    return stacked(
+    tables = (
         (layer, table(counts.halves(layer), source.layers[layer])) for layer, (counts,) in found
     )
+    return stacked(tables, source, rule)

@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from moe_probe.analysis.quality import Check
+from moe_probe.analysis.tables.origin import COLUMNS, KEY, metadata
 
 
 def quality_table(checks: Iterable[Check]) -> pd.DataFrame:
@@ -22,6 +23,9 @@ def quality_table(checks: Iterable[Check]) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, where null is an empty field, and as Parquet beside it.
+
+    What `origin` says of it is in the metadata of the Parquet file. Rule and order are also the
+    last columns of both files: a CSV has no other place that every reader takes.
 
     Args:
         table: Flat, without an index that matters.
@@ -45,4 +49,10 @@ def _arrow(table: pd.DataFrame) -> pa.Table:
         # Dictionaries are for memory; a column of nulls alone has no type.
         if pa.types.is_dictionary(field.type) or pa.types.is_null(field.type):
             arrow = arrow.set_column(number, field.name, arrow[number].cast(pa.string()))
-    return arrow.replace_schema_metadata(None)
+    facts = table.attrs.get(KEY)
+    if facts is None:
+        return arrow.replace_schema_metadata(None)
+    for fact, name in COLUMNS.items():
+        if facts[fact] is not None:
+            arrow = arrow.append_column(name, pa.repeat(facts[fact], len(arrow)))
+    return arrow.replace_schema_metadata(metadata(facts))
