@@ -32,8 +32,10 @@ class Clusters:
     group_C: np.ndarray
     """Index of its (task, subject, area) in `TraceIndex.groups`."""
     is_prefix_C: np.ndarray
-    correct_C: np.ndarray
-    """1 and 0 as the task's metric says, -1 where it says nothing."""
+    answered_C: np.ndarray
+    """Of `documents_C`, those of which the task's metric says whether the answer is right."""
+    right_C: np.ndarray
+    """Of `answered_C`, those whose answer is right."""
     documents_C: np.ndarray
     """Documents that the cluster stands for: 1 unless there are more than MAX_CLUSTERS."""
 
@@ -151,7 +153,8 @@ def _clusters(
     cluster_D = _bounded(unique_D4)
     is_first_D = np.diff(cluster_D, prepend=-1) != 0
     number = int(has_prefix_S.sum())
-    leads_S = is_first_D[index.ravel()[number:]]
+    document_S = index.ravel()[number:]
+    leads_S = is_first_D[document_S]
     index = cluster_D[index.ravel()]
     prefix_cluster_S = np.full(len(group_S), -1, np.int64)
     prefix_cluster_S[has_prefix_S] = index[:number]
@@ -160,12 +163,14 @@ def _clusters(
     keys = tuple(
         "\x1f".join((*groups[g], *map(str, rest))) for g, *rest in unique_D4[first_C].tolist()
     )
+    is_right_D = _answers(table, document_S, len(unique_D4))
     return (
         Clusters(
             keys=keys,
             group_C=unique_D4[first_C, 0],
             is_prefix_C=unique_D4[first_C, 1] == 0,
-            correct_C=_correct(table, cluster_S, len(keys)),
+            answered_C=np.bincount(cluster_D, is_right_D >= 0, len(keys)).astype(np.int64),
+            right_C=np.bincount(cluster_D, is_right_D == 1, len(keys)).astype(np.int64),
             documents_C=np.bincount(cluster_D, minlength=len(keys)),
         ),
         prefix_cluster_S,
@@ -195,15 +200,16 @@ def _bounded(unique_D4: np.ndarray) -> np.ndarray:
     return np.cumsum(is_first_D) - 1
 
 
-def _correct(table: pa.Table, cluster_S: np.ndarray, clusters: int) -> np.ndarray:
+def _answers(table: pa.Table, document_S: np.ndarray, documents: int) -> np.ndarray:
+    """Return 1 or 0 as the answer to a document is right, -1 where nothing or both is said."""
     answers = np.array(
         [-1 if value is None else int(value) for value in table["correct"].to_pylist()]
     )
-    low_C, high_C = np.full(clusters, 2), np.full(clusters, -1)
+    low_D, high_D = np.full(documents, 2), np.full(documents, -1)
     known = answers >= 0
-    np.minimum.at(low_C, cluster_S[known], answers[known])
-    np.maximum.at(high_C, cluster_S[known], answers[known])
-    return np.where(low_C == high_C, high_C, -1)
+    np.minimum.at(low_D, document_S[known], answers[known])
+    np.maximum.at(high_D, document_S[known], answers[known])
+    return np.where(low_D == high_D, high_D, -1)
 
 
 def _extra_runs(trace: Trace, sequence_id_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

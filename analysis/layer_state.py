@@ -78,10 +78,12 @@ class LayerState:
     halves_2N: np.ndarray
     halves_deff: float
     """Design effect of the divergence of the two halves: of their documents, prefixes left out."""
+    documents: int
+    """With counted tokens, shared prefixes included."""
     documents_seen_N: np.ndarray
-    """Documents that select each expert."""
+    """Rows of the table of documents that select each expert: documents unless `is_grouped`."""
     longest_absence_N: np.ndarray
-    """Longest run of documents, in canonical order, without the expert."""
+    """Longest run of such rows, in canonical order, without the expert."""
     information: PermutedInformation | None
     """None with fewer than two subjects."""
     decodability: Decodability | None
@@ -91,6 +93,11 @@ class LayerState:
     """None for rules that count tokens more than once."""
     passes: PassRuns | None
     """Idle runs in forward passes, if the order asks for them; None likewise."""
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether documents share rows, so that nobody knows which of them select an expert."""
+        return self.documents > int(self.moments.clusters_S.sum())
 
 
 class LayerTables(NamedTuple):
@@ -116,7 +123,8 @@ def finish_layer(
     counts_CN, tokens_C = (documents.arrays[layer][name] for name in ("counts_CN", "tokens_C"))
     chosen_D = resampling.document_D
     counts_DN, tokens_D = counts_CN[chosen_D], tokens_C[chosen_D]
-    group_D, correct_D = clusters.group_C[chosen_D], clusters.correct_C[chosen_D]
+    group_D = clusters.group_C[chosen_D]
+    answers_D = clusters.answered_C[chosen_D], clusters.right_C[chosen_D]
     groups = len(documents.axes.groups)
     information, guess = None, None
     if len(np.unique(group_D)) > 1:
@@ -133,12 +141,13 @@ def finish_layer(
         replicates_BN=replicate_sums(resampling.weights_BC, counts_CN),
         halves_2N=np.stack(both),
         halves_deff=divergence_deff(of_documents),
+        documents=int(clusters.documents_C[tokens_C > 0].sum()),
         documents_seen_N=(counts_DN > 0).sum(axis=0),
         longest_absence_N=kernels.longest_absence(counts_CN, chosen_D),
         information=information,
         decodability=guess,
         variance=_by_experts(variance_table, counts_DN, tokens_D, group_D, area_D),
-        correctness=_by_experts(correctness_table, counts_DN, tokens_D, group_D, correct_D),
+        correctness=_by_experts(correctness_table, counts_DN, tokens_D, group_D, *answers_D),
         idle=None if gaps is None else _idle(gaps, layer, counts_CN, settings.of_tokens, kernels),
         passes=None if passes is None else passes.runs(layer, settings.windows),
     )

@@ -4,6 +4,10 @@ Subjects differ both in accuracy and in the experts they use, so only documents 
 are compared. Documents are the units: tokens of one are not independent. Even so this is no
 evidence of a cause: long or odd questions are both harder and routed otherwise.
 
+Of very many documents several may share a row, of which is known how many were answered rightly.
+Rows then count as often as they have documents with an answer; what `within` subjects compares
+are rows of more right answers with rows of fewer.
+
 Shape suffixes: C documents, S subjects, N experts of a layer.
 """
 
@@ -20,7 +24,11 @@ from moe_probe.analysis.statistics.undefined import positive
 
 
 def correctness_table(
-    counts_CN: np.ndarray, tokens_C: np.ndarray, subject_C: np.ndarray, correct_C: np.ndarray
+    counts_CN: np.ndarray,
+    tokens_C: np.ndarray,
+    subject_C: np.ndarray,
+    answered_C: np.ndarray,
+    right_C: np.ndarray,
 ) -> pd.DataFrame:
     """Tabulate how much more correctly answered documents select each expert (F4).
 
@@ -32,7 +40,9 @@ def correctness_table(
         counts_CN: Selections of each expert in each document, [C, N].
         tokens_C: Tokens of each document; those without are left out.
         subject_C: Index of each document's subject.
-        correct_C: 1 correct, 0 incorrect, -1 unknown, which is left out.
+        answered_C: Documents of the row, 1 if it is one, that are known to be right or wrong;
+            rows with none are left out.
+        right_C: How many of these are right.
 
     Returns:
         expert  index in the layer
@@ -43,9 +53,9 @@ def correctness_table(
         All are null where no subject has both answers, and z where no document differs.
         Source: Mantel (1963), the extended test for mean scores.
     """
-    used_C = (tokens_C > 0) & (correct_C >= 0)
+    used_C = (tokens_C > 0) & (answered_C > 0)
     frequency_CN = counts_CN[used_C] / tokens_C[used_C, None]
-    within = _compare(frequency_CN, subject_C[used_C], correct_C[used_C])
+    within = _compare(frequency_CN, subject_C[used_C], answered_C[used_C], right_C[used_C])
     scale = within.answers if within.answers > 0 else np.nan
     z_N = within.z_N
     return pd.DataFrame(
@@ -63,13 +73,14 @@ def exposure_table(
     counts_CN: np.ndarray,
     tokens_C: np.ndarray,
     subject_C: np.ndarray,
-    correct_C: np.ndarray,
+    answered_C: np.ndarray,
+    right_C: np.ndarray,
     least: float = 0.0,
 ) -> pd.DataFrame:
     """Tabulate the accuracy of documents that use each expert and of those that do not (F6).
 
     Args:
-        counts_CN, tokens_C, subject_C, correct_C: As in `correctness_table`.
+        counts_CN, tokens_C, subject_C, answered_C, right_C: As in `correctness_table`.
         least: A document uses an expert if a greater share of its tokens selects it; 0: if any
             token does.
 
@@ -82,12 +93,12 @@ def exposure_table(
             weights as in `correctness_table`; null where use varies in no subject
         z, p_value  of the latter, as in `correctness_table`
     """
-    used_C = (tokens_C > 0) & (correct_C >= 0)
+    used_C = (tokens_C > 0) & (answered_C > 0)
     exposed_CN = (counts_CN[used_C] > least * tokens_C[used_C, None]).astype(np.float64)
-    correct_C = correct_C[used_C]
-    within = _compare(exposed_CN, subject_C[used_C], correct_C)
-    exposed_N, right_N = exposed_CN.sum(axis=0), correct_C @ exposed_CN
-    unexposed_N, other_N = len(correct_C) - exposed_N, correct_C.sum() - right_N
+    answered_C, right_C = answered_C[used_C], right_C[used_C]
+    within = _compare(exposed_CN, subject_C[used_C], answered_C, right_C)
+    exposed_N, right_N = answered_C @ exposed_CN, right_C @ exposed_CN
+    unexposed_N, other_N = answered_C.sum() - exposed_N, right_C.sum() - right_N
     accuracy_N = right_N / positive(exposed_N)
     others_N = other_N / positive(unexposed_N)
     z_N = within.z_N
@@ -114,7 +125,7 @@ class _Within:
     square_N: np.ndarray
     """Of value squared."""
     answers: float
-    """Of answer squared, which is sum_S C1 C0 / (C1 + C0)."""
+    """Of answer squared, which is sum_S C1 C0 / (C1 + C0) where every row is one document."""
     variance_N: np.ndarray
     """Of `product_N` under permutation of the answers within subjects."""
 
@@ -123,15 +134,18 @@ class _Within:
         return np.asarray(self.product_N / np.sqrt(positive(self.variance_N)))
 
 
-def _compare(value_CN: np.ndarray, subject_C: np.ndarray, correct_C: np.ndarray) -> _Within:
+def _compare(
+    value_CN: np.ndarray, subject_C: np.ndarray, answered_C: np.ndarray, right_C: np.ndarray
+) -> _Within:
     used, subject_C = np.unique(subject_C, return_inverse=True)
-    value_CN = within_groups(value_CN, subject_C, len(used))
-    answer_C = within_groups(correct_C[:, None], subject_C, len(used))[:, 0]
-    square_SN = sums_by_label(value_CN**2, subject_C, len(used))
-    answer_S = np.bincount(subject_C, answer_C**2, minlength=len(used))
+    groups = (subject_C, len(used), answered_C)
+    value_CN = within_groups(value_CN, *groups)
+    answer_C = within_groups((right_C / answered_C)[:, None], *groups)[:, 0]
+    square_SN = sums_by_label(value_CN**2, *groups)
+    answer_S = np.bincount(subject_C, answered_C * answer_C**2, minlength=len(used))
     free_S = np.maximum(np.bincount(subject_C, minlength=len(used)) - 1, 1)
     return _Within(
-        product_N=answer_C @ value_CN,
+        product_N=(answered_C * answer_C) @ value_CN,
         square_N=square_SN.sum(axis=0),
         answers=float(answer_S.sum()),
         variance_N=(answer_S / free_S) @ square_SN,

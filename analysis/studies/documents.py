@@ -44,7 +44,9 @@ class Documents:
     counts_DN: np.ndarray
     tokens_D: np.ndarray
     group_D: np.ndarray
-    correct_D: np.ndarray
+    answered_D: np.ndarray
+    """1 if the answer is known to be right or wrong; of a row that several share, how many are."""
+    right_D: np.ndarray
 
 
 def exposures(
@@ -72,7 +74,8 @@ def exposures(
     Returns:
         One row per layer and expert.
         layer, expert
-        exposed  documents that use it, of those known to be right or wrong
+        exposed  documents that use it, of those known to be right or wrong; of more than 16,384
+            documents neighbours use what any of them does
         accuracy_exposed, accuracy_unexposed  share of right documents; null without any
         difference  the first less the second, over all subjects: mixed with what subjects are
         difference_within  the same between documents of one subject, averaged with the weights of
@@ -87,13 +90,13 @@ def exposures(
         ValueError: there is no such rule.
     """
     source = source_of(trace)
-    if not (source.index.clusters.correct_C >= 0).any():
+    if not source.index.clusters.answered_C.any():
         raise TraceError(
             f"{source.trace.path} does not say of any document whether it was answered rightly, "
             "which this needs. Record a task that has a metric of each document, as MMLU."
         )
     tables = (
-        (layer, exposure_table(d.counts_DN, d.tokens_D, d.group_D, d.correct_D, least))
+        (layer, exposure_table(d.counts_DN, d.tokens_D, d.group_D, d.answered_D, d.right_D, least))
         for layer, d in documents_by_layer(source, rule, threads, progress)
     )
     found = stacked(tables, source, rule)
@@ -212,7 +215,8 @@ def documents_by_layer(
                 counts_DN=documents.arrays[layer]["counts_CN"][document_D],
                 tokens_D=tokens_C[document_D],
                 group_D=clusters.group_C[document_D],
-                correct_D=clusters.correct_C[document_D],
+                answered_D=clusters.answered_C[document_D],
+                right_D=clusters.right_C[document_D],
             ),
         )
 

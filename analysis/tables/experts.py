@@ -55,7 +55,7 @@ def experts_table(sums: Sums) -> pd.DataFrame:
         p_own, q_own, p_fair  gap test at the own rate, the same adjusted over all experts, and at
             the fair rate
         documents, idle_documents  documents that select it, and the longest run of those that do
-            not, in canonical order
+            not, in canonical order; null where there are more than 16,384
         idle_subjects, low_subjects  subjects on which it is never selected, or carries less than a
             tenth of a fair share
         information_bits, information_null, information_q  I_e, what it tells about the subject;
@@ -86,7 +86,10 @@ def median_deff(deff_N: np.ndarray) -> float:
 
 
 def num_documents(state: LayerState | None) -> int:
-    """Return the documents, shared prefixes included, that the design effects are of."""
+    """Return the documents, shared prefixes included, that the design effects are of.
+
+    Of more than 16,384 several neighbours count as one.
+    """
     return 0 if state is None else int(state.moments.clusters_S.sum())
 
 
@@ -147,9 +150,10 @@ def _ranks(state: LayerState | None, num_experts: int) -> dict[str, np.ndarray]:
 
 def _presence(state: LayerState | None, counts_SN: np.ndarray) -> dict[str, object]:
     blank_N = pd.array([pd.NA] * counts_SN.shape[1], "Int64")
+    known = None if state is None or state.is_grouped else state
     return {
-        "documents": blank_N if state is None else state.documents_seen_N,
-        "idle_documents": blank_N if state is None else state.longest_absence_N,
+        "documents": blank_N if known is None else known.documents_seen_N,
+        "idle_documents": blank_N if known is None else known.longest_absence_N,
         "idle_subjects": idle_subjects(counts_SN),
         "low_subjects": low_subjects(counts_SN),
     }

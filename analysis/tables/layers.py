@@ -54,7 +54,8 @@ def layers_table(sums: Sums) -> pd.DataFrame:
             deviation over resampled documents; null without tokens
         deff_low, deff_median, deff_high  5 %, median and 95 % over experts of the design effect
         tokens_effective  T over the median: independent tokens that would say as much
-        documents  that have counted tokens, shared prefixes included: what T_eff rests on
+        documents  that have counted tokens, shared prefixes included: what T_eff rests on; of more
+            than 16,384 those whose neighbours have some, too
         certifiable_load  relative load below which an expert never selected is certified to be, at
             the design effect that `share_interval` takes for none: never below 1, more with few
             documents
@@ -64,7 +65,8 @@ def layers_table(sums: Sums) -> pd.DataFrame:
         split_half_divergence, split_half_divergence_null  Jensen-Shannon divergence of the halves
             in bits, and from noise alone
         experts_for_half  experts that hold half of all selections
-        unseen_mass  Good-Turing: share of further use that falls on experts unseen so far
+        unseen_mass  Good-Turing: share of further use that falls on experts unseen so far; null
+            where there are more than 16,384 documents
         chao2  Chao's lower bound on the experts that more such documents would select
     """
     rows = [_row(sums, layer) for layer in sums.specs]
@@ -99,12 +101,14 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "deff_median": median,
         "deff_high": high,
         "tokens_effective": effective,
-        "documents": np.nan if state is None else num_documents(state),
+        "documents": np.nan if state is None else state.documents,
         "certifiable_load": float(rate_certifiable(certain, spec.num_experts, spec.top_k)),
         "uniform_p": _uniform_p(counts_N, state),
         **_halves(state, spec.top_k),
         "experts_for_half": float(experts_to_cover(counts_N, (0.5,))[0]),
-        "unseen_mass": np.nan if state is None else unseen_mass(state.documents_seen_N),
+        "unseen_mass": np.nan
+        if state is None or state.is_grouped
+        else unseen_mass(state.documents_seen_N),
         "chao2": np.nan if state is None else chao2(state.documents_seen_N),
     }
     return row

@@ -121,11 +121,12 @@ def test_answers_belong_to_documents(tmp_path: Path) -> None:
     correct = {("t", number): number % 3 == 0 for number in range(7)}
     found = index_of(tmp_path / "trace", facts, correct)
     wanted = [
-        int(correct[task, doc]) if kind and (task, doc) in correct else -1
+        (1, int(correct[task, doc])) if kind and (task, doc) in correct else (0, 0)
         for task, _, kind, doc in keys(found)
     ]
-    assert found.clusters.correct_C.tolist() == wanted
-    assert {-1, 0, 1} == set(wanted)
+    answers = zip(found.clusters.answered_C, found.clusters.right_C, strict=True)
+    assert list(answers) == wanted
+    assert {(0, 0), (1, 0), (1, 1)} == set(wanted)
 
 
 @pytest.mark.parametrize("most", [6, 9, 20, 40])
@@ -153,10 +154,12 @@ def test_of_too_many_documents_neighbours_of_one_subject_are_grouped(
     firsts = {members[0] for members in expected}
     leads = [("t", fact["subject"], 1, fact["doc_id"]) in firsts for fact in facts]
     assert found.leads_S.tolist() == leads
-    for members, answer in zip(expected, found.clusters.correct_C.tolist(), strict=True):
-        known = {correct[task, doc] for task, _, kind, doc in members if kind and doc < 31}
-        # Documents whose answers differ have none together.
-        assert answer == (int(known.pop()) if len(known) == 1 else -1)
+    answers = [
+        [correct[task, doc] for task, _, kind, doc in members if kind and doc < 31]
+        for members in expected
+    ]
+    assert found.clusters.answered_C.tolist() == list(map(len, answers))
+    assert found.clusters.right_C.tolist() == list(map(sum, answers))
 
 
 def test_an_empty_trace_has_no_clusters(tmp_path: Path) -> None:

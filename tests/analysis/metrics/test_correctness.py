@@ -19,6 +19,11 @@ def answers(seed: int, documents: int) -> np.ndarray:
     return np.random.default_rng(seed).choice([1, 0, -1], documents, p=[0.5, 0.4, 0.1])
 
 
+def known(correct_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of one document each: how many have an answer, and how many a right one."""
+    return (correct_C >= 0).astype(np.int64), (correct_C == 1).astype(np.int64)
+
+
 def weighted_difference(value_C: np.ndarray, subject_C: np.ndarray, split_C: np.ndarray) -> float:
     """Mean value where `split_C` is 1 less that where it is 0, by subject, weighted."""
     differences, weights = [], []
@@ -34,7 +39,7 @@ def weighted_difference(value_C: np.ndarray, subject_C: np.ndarray, split_C: np.
 @pytest.mark.parametrize("seed", range(4))
 def test_differences_within_subjects(seed: int) -> None:
     data, correct_C = random_documents(seed, 40, apart=1.0), answers(seed, 40)
-    arrays = (data.counts_CN, data.tokens_C, data.subject_C, correct_C)
+    arrays = (data.counts_CN, data.tokens_C, data.subject_C, *known(correct_C))
     table, exposure = correctness_table(*arrays), exposure_table(*arrays, least=0.25)
     known_C = correct_C >= 0
     subject_C, answer_C = data.subject_C[known_C], correct_C[known_C]
@@ -68,7 +73,7 @@ def test_standard_error_is_that_of_all_permutations() -> None:
         for first in permutations(correct_C[:4].tolist())
         for second in permutations(correct_C[4:].tolist())
     ]
-    row = correctness_table(counts_CN, tokens_C, subject_C, correct_C).loc[0]
+    row = correctness_table(counts_CN, tokens_C, subject_C, *known(correct_C)).loc[0]
     assert np.mean(found) == pytest.approx(0, abs=1e-15)
     assert row["standard_error"] == pytest.approx(np.std(found))
     assert row["z"] == pytest.approx(row["difference"] / row["standard_error"])
@@ -77,7 +82,7 @@ def test_standard_error_is_that_of_all_permutations() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_exposure_is_the_test_of_cochran_mantel_and_haenszel(seed: int) -> None:
     data, correct_C = random_documents(seed, 60, apart=1.0), answers(seed, 60)
-    arrays = (data.counts_CN, data.tokens_C, data.subject_C, correct_C)
+    arrays = (data.counts_CN, data.tokens_C, data.subject_C, *known(correct_C))
     table = exposure_table(*arrays, least=0.25)
     for expert in range(7):
         excess = variance = 0.0
@@ -101,7 +106,7 @@ def test_a_hard_subject_with_its_own_expert_is_no_evidence() -> None:
     correct_C = np.concatenate(
         [np.tile([1, 1, 1, 1, 0, 0], 7)[:40], np.tile([1, 1, 0, 0, 0, 0], 7)[:40]]
     )
-    arrays = (counts_CN, np.full(80, 10), subject_C, correct_C)
+    arrays = (counts_CN, np.full(80, 10), subject_C, *known(correct_C))
     exposure = exposure_table(*arrays, least=0.5).loc[0]
     assert exposure["difference"] < -0.2
     assert np.isnan([exposure["difference_within"], exposure["z"]]).all()
@@ -111,9 +116,9 @@ def test_a_hard_subject_with_its_own_expert_is_no_evidence() -> None:
 def test_p_values_are_uniform_where_answers_are_random() -> None:
     p_values = np.concatenate(
         [
-            correctness_table(data.counts_CN, data.tokens_C, data.subject_C, answers(seed, 60))[
-                "p_value"
-            ].iloc[:1]
+            correctness_table(
+                data.counts_CN, data.tokens_C, data.subject_C, *known(answers(seed, 60))
+            )["p_value"].iloc[:1]
             for seed in range(400)
             for data in [random_documents(seed, 60, apart=1.0, alike=1.0)]
         ]
@@ -126,7 +131,7 @@ def test_p_values_are_uniform_where_answers_are_random() -> None:
 @pytest.mark.parametrize("correct", [1, 0, -1])
 def test_one_answer_alone_has_no_contrast(correct: int) -> None:
     data = random_documents(0, 20)
-    arrays = (data.counts_CN, data.tokens_C, data.subject_C, np.full(20, correct))
+    arrays = (data.counts_CN, data.tokens_C, data.subject_C, *known(np.full(20, correct)))
     table, exposure = correctness_table(*arrays), exposure_table(*arrays)
     assert table.drop(columns="expert").isna().all(axis=None)
     assert exposure[["z", "p_value"]].isna().all(axis=None)
@@ -139,8 +144,47 @@ def test_documents_without_tokens_are_left_out() -> None:
         np.vstack([data.counts_CN, np.zeros((1, 7), np.uint16)]),
         np.append(data.tokens_C, 0),
         np.append(data.subject_C, 0),
-        np.append(correct_C, 1),
+        *known(np.append(correct_C, 1)),
     )
-    arrays = (data.counts_CN, data.tokens_C, data.subject_C, correct_C)
+    arrays = (data.counts_CN, data.tokens_C, data.subject_C, *known(correct_C))
     assert correctness_table(*more).equals(correctness_table(*arrays))
     assert exposure_table(*more).equals(exposure_table(*arrays))
+
+
+def in_pairs(value_CX: np.ndarray) -> np.ndarray:
+    return np.asarray(value_CX.reshape(-1, 2, *value_CX.shape[1:]).sum(axis=1))
+
+
+def test_rows_of_two_documents_tell_the_accuracy_of_all() -> None:
+    """Three of four documents are right, so most pairs with a wrong one have a right one too."""
+    rng = np.random.default_rng(3)
+    subject_C = np.repeat([0, 1], 400)
+    right_C = (rng.random(800) < np.where(subject_C == 0, 0.85, 0.6)).astype(np.int64)
+    counts_CN = rng.binomial(20, [[0.3, 0.05]], (800, 2))
+    tokens_C, one_C = np.full(800, 20), np.ones(800, np.int64)
+    rows_CN, length_C, two_C, of_row_C = map(in_pairs, (counts_CN, tokens_C, one_C, right_C))
+    found = exposure_table(rows_CN, length_C, subject_C[::2], two_C, of_row_C)
+    assert found["exposed"][0] == 800
+    assert found["accuracy_exposed"][0] == right_C.mean()
+    uses_C = np.repeat(rows_CN[:, 1] > 0, 2)
+    assert found["exposed"][1] == uses_C.sum()
+    assert found["accuracy_exposed"][1] == pytest.approx(right_C[uses_C].mean())
+    assert found["accuracy_unexposed"][1] == pytest.approx(right_C[~uses_C].mean())
+
+
+def test_rows_of_two_documents_tell_the_same_difference() -> None:
+    """The contrast of rows is on average that of documents, and varies as it says."""
+    rng = np.random.default_rng(5)
+    subject_C, tokens_C, one_C = np.arange(400) // 200, np.full(400, 30), np.ones(400, np.int64)
+    found, errors = [], []
+    for _ in range(200):
+        right_C = (rng.random(400) < 0.3 + 0.4 * subject_C).astype(np.int64)
+        share_C = 0.2 + 0.1 * right_C + 0.3 * subject_C
+        counts_CN = rng.binomial(30, share_C)[:, None]
+        rows_CN, length_C, two_C, of_row_C = map(in_pairs, (counts_CN, tokens_C, one_C, right_C))
+        row = correctness_table(rows_CN, length_C, subject_C[::2], two_C, of_row_C).loc[0]
+        found.append(row["difference"])
+        errors.append(row["standard_error"])
+    assert np.mean(found) == pytest.approx(0.1, abs=3 * np.std(found) / 200**0.5)
+    # That of permuted answers has the effect itself in it.
+    assert np.std(found) < np.mean(errors) < 1.5 * np.std(found)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis import expert_selectivity, exposures, subject_selectivity
+from moe_probe.analysis import analyse, expert_selectivity, exposures, index, subject_selectivity
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, TraceWriter
 from tests.analysis.conftest import Run
@@ -80,6 +80,31 @@ def test_accuracy_by_exposure(tmp_path: Path, top_k: int, least: float) -> None:
         assert row["difference_within"] == pytest.approx(within, nan_ok=True)
     assert found["q_value"].isna().tolist() == found["z"].isna().tolist()
     assert pd.isna(found["difference"][0])
+
+
+def test_more_documents_than_rows_have_the_same_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every document uses expert 1, and which share of them was right does not depend on rows."""
+    layer = LayerSpec(layer=2, num_experts=6, top_k=2)
+    path, documents = random_answers(tmp_path / "trace", 4, layer)
+    right = [d["correct"] for d in documents if d["correct"] is not None]
+    whole = analyse(path, shuffles=1, replicates=3, permutations=3)
+    monkeypatch.setattr(index, "MAX_CLUSTERS", len(documents) // 3)
+    found = exposures(path).set_index("expert")
+    rows = analyse(path, shuffles=1, replicates=3, permutations=3)
+    assert found["exposed"].max() == len(right)
+    everywhere = found[found["exposed"] == len(right)]
+    assert everywhere["accuracy_exposed"].tolist() == pytest.approx(
+        [np.mean(right)] * len(everywhere)
+    )
+    # Nobody knows which of the documents of a row use an expert; how many there are is known.
+    assert rows.layers["documents"].tolist() == whole.layers["documents"].tolist()
+    assert whole.layers["documents"][0] == len(documents)
+    assert rows.experts[["documents", "idle_documents"]].isna().all(axis=None)
+    assert rows.layers["unseen_mass"].isna().all()
+    assert whole.experts["documents"].notna().all()
+    assert rows.layers["chao2"][0] == 5
 
 
 def test_an_expert_of_right_answers(tmp_path: Path) -> None:
