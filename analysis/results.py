@@ -23,7 +23,7 @@ from moe_probe.analysis.rules import Rule, default_rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.sums import Sums
-from moe_probe.analysis.tables import experts, layers, placement, structure, subjects
+from moe_probe.analysis.tables import experts, indices, layers, placement, structure, subjects
 from moe_probe.analysis.tables.files import quality_table
 from moe_probe.analysis.tables.origin import label, origin
 from moe_probe.trace import Trace, open_trace
@@ -31,6 +31,7 @@ from moe_probe.trace import Trace, open_trace
 TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
     "experts": experts.experts_table,
     "layers": layers.layers_table,
+    "indices": indices.indices,
     "idle_windows": experts.idle_windows,
     "subjects": subjects.subjects,
     "specialization": subjects.specialization,

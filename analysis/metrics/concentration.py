@@ -75,7 +75,7 @@ def first_choice_imbalance(rank_counts_KN: np.ndarray) -> Indices:
     return all_indices(rank_counts_KN[0])
 
 
-def expected_loads(num_experts: int, top_k: int, tokens: int) -> np.ndarray:
+def expected_loads(num_experts: int, top_k: float, tokens: float) -> np.ndarray:
     """Return the relative loads that chance alone gives, sorted from the smallest.
 
     Expected order statistics of N normals (Blom's scores), with the variance of counts under N0

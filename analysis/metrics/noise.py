@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 
 import numpy as np
 
@@ -38,7 +37,7 @@ def index_noise(replicates_BN: np.ndarray, index: Callable[[np.ndarray], np.ndar
     return np.asarray(np.sqrt(square_B.sum(axis=-1) / others))
 
 
-def effective_null(num_experts: int, top_k: int, tokens: int, deff: float) -> Indices:
+def effective_null(num_experts: int, top_k: float, tokens: int, deff: float) -> Indices:
     """Return the expectation of every index by chance: N0 at T / deff tokens.
 
     Args:
@@ -51,30 +50,6 @@ def effective_null(num_experts: int, top_k: int, tokens: int, deff: float) -> In
         return Indices(*[math.nan] * 8)
     # At least one token, however large the design effect of a small trace is.
     return expected_indices(num_experts, top_k, max(round(tokens / deff), min(tokens, 1)))
-
-
-def excess(values: Indices, null: Indices) -> Indices:
-    """Return every index minus its null, for comparing models of different N, k and T.
-
-    Positive is more uneven than chance, but for `entropy` and `effective_experts`, which fall
-    with imbalance: there negative is. NaN where either is.
-    """
-    expected = asdict(null)
-    return Indices(**{name: value - expected[name] for name, value in asdict(values).items()})
-
-
-def signal_ratio(values: Indices, null: Indices) -> Indices:
-    """Return every index over its null; 1 is chance.
-
-    NaN where the null is undefined or next to nothing (below 1e-12).
-    """
-    expected = asdict(null)
-    return Indices(
-        **{
-            name: value / expected[name] if expected[name] > 1e-12 else math.nan
-            for name, value in asdict(values).items()
-        }
-    )
 
 
 def between_expert_variance(

@@ -18,7 +18,7 @@ from moe_probe.analysis.statistics.idle_null import (
     expected_runs,
     p_longest_at_least,
 )
-from moe_probe.analysis.statistics.intervals import few_documents, share_interval
+from moe_probe.analysis.statistics.intervals import share_interval
 from tests.analysis.naive import Document, NaiveLayer, entropy
 from tests.analysis.streams import LAYERS, NEVER, make_stream
 
@@ -105,10 +105,9 @@ def test_design_effects_and_intervals(case: Case) -> None:
         table = case.found.experts.query("layer == @layer.spec.layer")
         deffs = [layer.deff(expert) for expert in layer.experts]
         assert all(map(same, table["deff"], deffs))
-        few = float(few_documents(len(layer.documents)))
         counts_N = np.array([layer.count(expert) for expert in layer.experts])
-        widened = np.array(deffs) * few, layer.median_deff() * few
-        bounds = share_interval(counts_N, len(layer.tokens), *widened)
+        wide_N = layer.interval_deffs()
+        bounds = share_interval(counts_N, len(layer.tokens), wide_N, np.median(wide_N))
         mean_k = counts_N.sum() / len(layer.tokens)
         low_N, high_N = (p_N * layer.spec.num_experts / mean_k for p_N in bounds)
         # Zero at the lower end where nothing selects the expert, whatever is known.
@@ -183,6 +182,74 @@ def test_slots(case: Case) -> None:
     assert len(case.found.table("slots")) == sum(
         layer.spec.num_experts * layer.spec.top_k for layer in case.layers
     )
+
+
+def naive_indices(loads: list[float]) -> dict[str, float]:
+    """Every index of loads, from sums over sorted lists."""
+    number, total = len(loads), sum(loads)
+    share = sorted(load / total for load in loads)
+    fair = [number * q for q in share]
+    information = -sum(q * math.log(q) for q in share if q)
+    square = sum(q * q for q in share)
+    one, ten = math.ceil(number / 100), math.ceil(number / 10)
+    low, high = np.percentile(share, [5, 95])
+    return {
+        "max_load": fair[-1],
+        "max_vio": fair[-1] - 1,
+        "min_vio": 1 - fair[0],
+        "cv": math.sqrt(sum((load - 1) ** 2 for load in fair) / number),
+        "gini": sum(abs(a - b) for a in share for b in share) / (2 * number),
+        "entropy": information,
+        "entropy_normalised": information / math.log(number),
+        "effective_experts": math.exp(information),
+        "inverse_simpson": 1 / square,
+        "jain": 1 / (number * square),
+        "kl_uniform": math.log(number) - information,
+        "total_variation": sum(max(q - 1 / number, 0) for q in share),
+        "top_share_1": sum(share[-one:]),
+        "top_share_10": sum(share[-ten:]),
+        "bottom_share_1": sum(share[:one]),
+        "bottom_share_10": sum(share[:ten]),
+        "tail_ratio": high / low if low else math.nan,
+        "unseen": sum(not q for q in share),
+    }
+
+
+def test_indices(case: Case) -> None:
+    found = case.found.table("indices")
+    for layer in case.layers:
+        slots = [layer.slots(token) for token in layer.tokens]
+        rows = {
+            "choices": [e for chosen in slots for e in chosen],
+            "first choices": [chosen[0] for chosen in slots if chosen],
+        }
+        # As many experts as every token selects have all, or one.
+        sizes = {len(chosen) for chosen in slots}
+        fewest = {"choices": sizes.pop() if sizes == {layer.spec.top_k} else 1, "first choices": 1}
+        for of, chosen in rows.items():
+            table = found.query("layer == @layer.spec.layer and of == @of").set_index("index")
+            loads = [float(chosen.count(expert)) for expert in layer.experts]
+            worst = [float(expert < fewest[of]) for expert in layer.experts]
+            named = {"value": loads, "perfect": [1.0] * len(loads), "worst": worst}
+            for column, values in named.items():
+                for name, value in naive_indices(values).items():
+                    expected = math.nan if (column, name) == ("worst", "tail_ratio") else value
+                    assert same(table[column][name], expected), (of, column, name)
+            assert list(table.index) == list(naive_indices(loads))
+
+
+def test_indices_say_what_layers_say(case: Case) -> None:
+    layers = case.found.layers.set_index("layer")
+    table = case.found.table("indices").query("of == 'choices'").set_index(["layer", "index"])
+    for layer in layers.index:
+        for name in ("max_vio", "cv", "gini", "entropy", "kl_uniform", "total_variation", "unseen"):
+            row = table.loc[(layer, name)]
+            ends = {"value": "", "null": "_null", "noise": "_noise"}
+            for column, end in ends.items():
+                assert same(row[column], float(layers[name + end][layer])), (name, column)
+            assert same(row["excess"], row["value"] - row["null_effective"])
+        effective = table.loc[(layer, "cv"), "null"] * math.sqrt(layers["deff_median"][layer])
+        assert same(table.loc[(layer, "cv"), "null_effective"], effective)
 
 
 def test_layers(case: Case) -> None:

@@ -19,8 +19,8 @@ from tests.cli.html_page import Page
 
 HOSTILE = "\"'><script>alert(1)</script>&\x1b[31m\nnew"
 NAMES = (
-    "experts layers idle_windows subjects specialization coactivation repeats quality divergence "
-    "segments rules correctness variance slots transitions positions batches devices placement "
+    "experts layers indices idle_windows subjects specialization coactivation repeats quality "
+    "divergence segments rules correctness variance slots transitions positions batches devices placement "
     "coverage weights confidence"
 )
 TABLES = [f"tables/{name}.{kind}" for name in NAMES.split() for kind in ("csv", "parquet")]
@@ -240,7 +240,10 @@ def test_what_is_not_a_trace_is_one_sentence(probe: Any, tmp_path: Path) -> None
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("order", ["x", "canonical:1", "shuffle-docs:one"])
+@pytest.mark.parametrize(
+    "order",
+    ["x", "canonical:1", "shuffle-docs:one", "shuffle-docs:\u00b2", f"shuffle-docs:{'9' * 5000}"],
+)
 def test_an_order_that_there_is_not_is_a_usage_error(
     probe: Any, new_trace: Any, order: str
 ) -> None:
@@ -251,6 +254,31 @@ def test_an_order_that_there_is_not_is_a_usage_error(
     assert "Use canonical, execution" in " ".join(result.err.split())
     assert "Traceback" not in result.err
     assert not (trace / "report").exists()
+
+
+@pytest.mark.parametrize("window", [(1 << 40) + 1, 10**23, 0, -1, "\u00b2", "nan"])
+def test_a_window_that_no_trace_has_is_a_usage_error(
+    probe: Any, new_trace: Any, window: int | str
+) -> None:
+    trace = new_trace()
+    result = probe("report", trace, "--window", window, "--tables-only")
+    assert (result.code, result.out) == (2, "")
+    if window in (10**23, (1 << 40) + 1):
+        said = " ".join(result.err.split())
+        assert said.endswith(f"cannot have {window} tokens. Give a length from 1 to {1 << 40}.")
+    assert not (trace / "report").exists()
+
+
+def test_the_longest_window_and_more_threads_than_layers_change_no_other_number(
+    probe: Any, new_trace: Any
+) -> None:
+    trace, tables = new_trace(), {}
+    for more in ([], ["--window", 1 << 40, "--threads", 10**23, "--seed", 0]):
+        assert probe("report", trace, "--window", 50, *more, "--tables-only").code == 0
+        frame = pd.read_csv(trace / "report/tables/idle_windows.csv", comment="#")
+        tables[len(more)] = frame[frame["window"] == 50].reset_index(drop=True)
+    assert len(tables[0])
+    pd.testing.assert_frame_equal(tables[0], tables[6])
 
 
 def test_passes_that_a_trace_does_not_say_are_a_usage_error(probe: Any, new_trace: Any) -> None:
