@@ -8,6 +8,7 @@ Shape suffixes: C clusters.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,6 +21,7 @@ WINDOWS = (1_000, 5_000, 10_000, 50_000)
 """Idle-window lengths of a report, in tokens."""
 PASS_WINDOWS = (10, 100, 1_000, 10_000)
 """The same in forward passes."""
+_SEED = re.compile("[0-9]{1,18}")
 _KINDS = ("canonical", "execution", "shuffle-docs", "request-local", "forward-passes")
 
 
@@ -41,10 +43,11 @@ class Order:
     def parse(cls, text: str) -> Self:
         """Read `canonical`, `shuffle-docs:3`, ...; raises UsageError for anything else."""
         kind, _, seed = text.partition(":")
-        if kind not in _KINDS or (seed and (kind != "shuffle-docs" or not seed.isdigit())):
+        is_seeded = kind == "shuffle-docs" and _SEED.fullmatch(seed)
+        if kind not in _KINDS or (seed and not is_seeded):
             raise UsageError(
-                f"There is no token order {text!r}. Use canonical, execution, shuffle-docs:SEED, "
-                "request-local or forward-passes."
+                f"There is no token order {text!r:.80}. Use canonical, execution, "
+                "shuffle-docs:SEED with up to 18 digits, request-local or forward-passes."
             )
         return cls(kind, int(seed or 0))
 

@@ -103,6 +103,7 @@ def chunks(layers: Sequence[int], threads: int, table: int = 0) -> list[Sequence
         threads: How many work at once.
         table: Bytes that tables of documents take per layer, made for every group of layers.
     """
+    threads = max(min(threads, len(layers)), 1)
     most = _TABLES // max(table * threads, 1)
     rounds = -(-len(layers) // (min(max(most, _FEW), _MANY) * threads))
     bounds = np.linspace(0, len(layers), rounds * threads + 1).round().astype(int).tolist()

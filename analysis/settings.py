@@ -7,11 +7,18 @@ from typing import Self
 
 from moe_probe.analysis.orders import CANONICAL, PASSES, Order
 from moe_probe.analysis.rules import Rule
+from moe_probe.errors import UsageError
+
+MAX_WINDOW = 1 << 40
+"""More tokens than any trace has: windows of this length are summed without overflow."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Parameters of an analysis; the same settings give the same numbers."""
+    """Parameters of an analysis; the same settings give the same numbers.
+
+    Raises UsageError for a window that is shorter than 1 or longer than MAX_WINDOW.
+    """
 
     rule: Rule = Rule.UNIQUE
     """Which tokens count."""
@@ -31,6 +38,12 @@ class Settings:
     """Threads of the scan; all processors if None."""
 
     def __post_init__(self) -> None:
+        for window in self.windows:
+            if not 1 <= window <= MAX_WINDOW:
+                raise UsageError(
+                    f"An idle window cannot have {window} {self.order.unit}. Give a length from 1 "
+                    f"to {MAX_WINDOW}."
+                )
         object.__setattr__(self, "windows", self.windows or self.order.windows)
 
     @property

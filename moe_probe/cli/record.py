@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from moe_probe.evaluation.plan import RecordOptions
     from moe_probe.evaluation.run import RunResult
 
+_MAX_DOCUMENTS = 10**15
+
 
 def record(
     model: Annotated[str, typer.Option("--model", "-m", help="Hub id, path, or short name.")],
@@ -35,7 +37,7 @@ def record(
     ] = "",
     num_fewshot: Annotated[
         int | None,
-        typer.Option("--num-fewshot", help="Examples in the prompt. [task's own; mmlu: 5]"),
+        typer.Option("--num-fewshot", min=0, help="Examples in the prompt. [task's own; mmlu: 5]"),
     ] = None,
     limit: Annotated[
         float | None, typer.Option("--limit", "-L", help="Documents per task, or a share below 1.")
@@ -93,8 +95,8 @@ def record(
         tasks=[name for names in task for name in names.split(",") if name],
         output_path=output_path,
         num_fewshot=num_fewshot,
-        limit=limit,
-        batch_size=batch_size or ("auto" if server or backend == "vllm" else "8"),
+        limit=_parse_limit(limit),
+        batch_size=_parse_batch_size(batch_size, is_hf=not server and backend != "vllm"),
         dtype=dtype,
         device=device,
         model_args=_parse_model_args(model_args),
@@ -138,8 +140,6 @@ def _options(
         dtype = "float32"
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UsageError(f"No dtype is called {dtype!r}. Use float32, bfloat16, float16 or auto.")
-    if rest["limit"] is not None and rest["limit"] >= 1:
-        rest["limit"] = int(rest["limit"])
     if resolved.name != model:
         output.note(f"Model: {resolved.name}")
     return RecordOptions(
@@ -231,17 +231,37 @@ def _parse_model_args(text: str) -> dict[str, Any]:
         name, separator, value = item.partition("=")
         if not separator:
             raise UsageError(f"--model-args has {item!r}, which is not key=value.")
-        number = re.fullmatch(r"-?\d+(\.\d+)?", value)
+        number = re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]+)?", value)
         literal: Any = {"True": True, "False": False, "None": None}.get(value, value)
         arguments[name] = (float(value) if number[1] else int(value)) if number else literal
     return arguments
 
 
 def _parse_sample(text: str) -> int:
-    found = re.fullmatch(r"1/(\d+)", text)
+    found = re.fullmatch(r"1/([0-9]{1,18})", text)
     if not found or int(found[1]) < 1:
-        raise UsageError(f"--sample {text!r} is not of the form 1/N, such as 1/50.")
+        raise UsageError(f"--sample {text!r:.80} is not of the form 1/N, such as 1/50.")
     return int(found[1])
+
+
+def _parse_limit(limit: float | None) -> float | None:
+    if limit is None or 0 < limit < 1:
+        return limit
+    if not (1 <= limit <= _MAX_DOCUMENTS and limit == int(limit)):
+        raise UsageError(
+            f"--limit {limit} is neither a whole number of documents from 1 to {_MAX_DOCUMENTS} "
+            "nor a share between 0 and 1."
+        )
+    return int(limit)
+
+
+def _parse_batch_size(text: str, *, is_hf: bool) -> str:
+    if not text:
+        return "8" if is_hf else "auto"
+    # lm-eval's own model class takes how often to look for the largest batch, too.
+    if not re.fullmatch(r"[1-9][0-9]{0,8}|auto" + (r"(:[1-9][0-9]{0,8})?" if is_hf else ""), text):
+        raise UsageError(f"--batch-size {text!r:.80} is neither a number from 1 on nor auto.")
+    return text
 
 
 def _default_output(model: str, tasks: list[str]) -> Path:

@@ -84,6 +84,18 @@ def test_model_that_cannot_fit_shows_the_arithmetic(
         (["-t", "toy_bata"], "No task is called 'toy_bata'. Near matches: toy_beta"),
         (["-t", "toy_beta", "--capture", "everything"], "Use counts, ids, weights"),
         (["-t", "toy_beta", "--sample", "2"], "not of the form 1/N"),
+        (["-t", "toy_beta", "--sample", "1/\u00b2"], "not of the form 1/N"),
+        (["-t", "toy_beta", "--sample", f"1/{'9' * 5000}"], "not of the form 1/N"),
+        *(
+            (["-t", "toy_beta", "--limit", limit], f"--limit {float(limit)} is neither a whole")
+            for limit in ("nan", "inf", "-inf", "-1", "0", "1.5", "1e30")
+        ),
+        *(
+            (["-t", "toy_beta", "--batch-size", size], "is neither a number from 1 on nor auto")
+            for size in ("0", "-1", "\u00b2", "\u0663", "many", "auto:0", "9" * 5000)
+        ),
+        (["-t", "toy_beta", "--backend", "vllm", "--batch-size", "auto:2"], "from 1 on nor auto"),
+        (["-t", "toy_beta", "--num-fewshot", "-1"], "--num-fewshot"),
         (["-t", "toy_beta", "--dtype", "float33"], "No dtype is called 'float33'"),
         (["-t", "toy_beta", "-a", "use_cache=x.db"], "use_cache cannot be combined"),
         (["-t", "toy_beta", "-a", "parallelize"], "which is not key=value"),
