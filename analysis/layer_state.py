@@ -78,6 +78,8 @@ class LayerState:
     halves_2N: np.ndarray
     halves_deff: float
     """Design effect of the divergence of the two halves: of their documents, prefixes left out."""
+    segment_deffs: tuple[float, float]
+    """The same of documents within subjects, and of the shared prefixes; NaN where unknown."""
     documents: int
     """With counted tokens, shared prefixes included."""
     documents_seen_N: np.ndarray
@@ -135,12 +137,15 @@ def finish_layer(
     both = [counts_CN[resampling.half_C == half].sum(axis=0, dtype=np.int64) for half in (0, 1)]
     of_documents = cluster_moments(counts_DN, tokens_D, group_D, groups)
     rest_C = np.where(resampling.half_C < 0, clusters.group_C, -1)
+    of_prefixes = cluster_moments(counts_CN, tokens_C, rest_C, groups)
+    within = divergence_deff(of_documents, within_subjects=True)
     return LayerState(
         spec=documents.layers[layer],
-        moments=of_documents.merged(cluster_moments(counts_CN, tokens_C, rest_C, groups)),
+        moments=of_documents.merged(of_prefixes),
         replicates_BN=replicate_sums(resampling.weights_BC, counts_CN),
         halves_2N=np.stack(both),
         halves_deff=divergence_deff(of_documents),
+        segment_deffs=(within, divergence_deff(of_prefixes) if of_prefixes.n_S.any() else within),
         documents=int(clusters.documents_C[tokens_C > 0].sum()),
         documents_seen_N=(counts_DN > 0).sum(axis=0),
         longest_absence_N=kernels.longest_absence(counts_CN, chosen_D),

@@ -15,7 +15,12 @@ import numpy as np
 
 from moe_probe.analysis.metrics.divergence import jensen_shannon
 from moe_probe.analysis.metrics.ranking import rank_from_least
-from moe_probe.analysis.statistics.clusters import ClusterMoments, pooled_design_effect
+from moe_probe.analysis.statistics.clusters import (
+    ClusterMoments,
+    cluster_variance,
+    design_effect,
+    stratified_variance,
+)
 from moe_probe.analysis.statistics.random_sets import divergence_bias
 from moe_probe.analysis.statistics.undefined import positive
 
@@ -129,7 +134,7 @@ def split_null(
     )
 
 
-def divergence_deff(moments: ClusterMoments) -> float:
+def divergence_deff(moments: ClusterMoments, *, within_subjects: bool = False) -> float:
     """Return by how much documents inflate the divergence of two random halves of them.
 
     The mean of the experts' design effects with weights 1 - p: to first order the divergence is a
@@ -137,13 +142,17 @@ def divergence_deff(moments: ClusterMoments) -> float:
     the experts of few documents, whose design effect is largest, add most.
 
     Args:
-        moments: Of the documents that are halved, whatever their subjects.
+        moments: Of the documents that are halved.
+        within_subjects: Halves have as much of every subject; else subjects are as they come.
 
     Returns:
         NaN where no expert has a design effect.
     """
-    deff_N = pooled_design_effect(moments)
-    weight_N = 1 - moments.c_SN.sum(axis=0) / positive(moments.n_S.sum())
+    tokens = moments.n_S.sum()
+    share_N = moments.c_SN.sum(axis=0) / positive(tokens)
+    of_all_N = cluster_variance(moments.pooled())[0]
+    variance_N = stratified_variance(moments) if within_subjects else of_all_N
+    deff_N, weight_N = design_effect(variance_N, share_N, tokens), 1 - share_N
     known_N = ~np.isnan(deff_N)
     return float(deff_N[known_N] @ weight_N[known_N] / positive(weight_N[known_N].sum()))
 

@@ -169,15 +169,25 @@ def divergence(sums: Sums) -> pd.DataFrame:
 
 
 def segments(sums: Sums) -> pd.DataFrame:
-    """Tabulate every two segments of the text, subjects pooled: `segments_table`."""
+    """Tabulate every two segments of the text, subjects pooled: `segments_table`.
+
+    The null is of documents within subjects, and of the shared prefixes among each other; null
+    where these are fewer than two.
+    """
     tables = []
     for layer, spec in sums.specs.items():
         counts_GN = sums.counts.arrays[layer]["counts_GN"]
         by_segment = counts_GN.reshape(-1, len(SEGMENTS), spec.num_experts).sum(axis=0)
-        table = segments_table(by_segment, SEGMENTS, spec.top_k)
+        table = segments_table(by_segment, SEGMENTS, spec.top_k, _segment_deffs(sums, layer))
         table.insert(0, "layer", layer)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _segment_deffs(sums: Sums, layer: int) -> np.ndarray:
+    state = sums.layers.get(layer)
+    documents, prefixes = (np.nan, np.nan) if state is None else state.segment_deffs
+    return np.where(np.array(SEGMENTS) == "prefix", prefixes, documents)
 
 
 def rules(sums: Sums) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,6 +174,35 @@ def test_specialization(case: Case) -> None:
         assert row["balanced_decodability_null"] == 1 / len(groups)
 
 
+def mean_deff(layer: NaiveLayer, deff: Callable[[NaiveLayer, int], float]) -> float:
+    """Over the experts, weighted by the share of tokens that do not select each."""
+    rest = {e: 1 - layer.count(e) / len(layer.tokens) for e in layer.experts}
+    known = {e: deff(layer, e) for e in layer.experts if 0 < rest[e] < 1}
+    return sum(rest[e] * value for e, value in known.items()) / sum(rest[e] for e in known)
+
+
+def test_noise_of_segments(case: Case) -> None:
+    """That of documents within subjects; of the prefixes, that of one subject's against another."""
+    stored = case.found.sums.trace.counts.to_pandas()
+    for layer in case.layers:
+        if layer.spec.empty_slots:
+            continue
+        table = case.table("segments", layer)
+        mine = stored[stored["layer"] == layer.spec.layer]
+        sizes = mine.groupby("segment")["unique_count"].sum().to_dict()
+        apart = [[t for t in layer.tokens if (t.document[0] == 0) == flag] for flag in (0, 1)]
+        parts = [NaiveLayer(tokens, layer.spec) for tokens in apart]
+        documents = mean_deff(parts[0], within_deff)
+        prefixes = mean_deff(parts[1], NaiveLayer.deff) if parts[1].tokens else documents
+        used = sum(layer.count(e) > 0 for e in layer.experts)
+        for row in table.to_dict("records"):
+            names = row["segment"], row["other"]
+            deffs = [prefixes if name == "prefix" else documents for name in names]
+            noise = sum(deff / sizes[name] for deff, name in zip(deffs, names, strict=True))
+            expected = min((used - layer.spec.top_k) / 8 * noise / math.log(2), 1.0)
+            assert same(row["divergence_bits_null"], expected)
+
+
 def test_repeats(case: Case) -> None:
     for layer in case.layers:
         table = case.table("repeats", layer)
@@ -250,5 +280,5 @@ def test_counts_alone(tmp_path: Path) -> None:
     for name in ("idle_windows", "coactivation", "repeats", "transitions", "positions", "coverage"):
         assert counts[name].empty, name
     text = found.headline
-    assert text.uneven.startswith("There are too few documents to tell unevenness from chance: ")
+    assert text.uneven.startswith("Counts alone do not know documents, so unevenness cannot be")
     assert text.idle == "Idle runs are unknown: they need rows, and each counted once."

@@ -148,14 +148,21 @@ def test_null_of_halves_of_documents_that_differ() -> None:
         sizes = (int(pair[0].sum()), int(pair[1].sum()))
         nulls.append(split_null(num_experts, top_k, sizes, 1, deff).divergence)
     assert np.mean(found) == pytest.approx(np.mean(nulls), rel=0.07)
-    # Every second document of each subject: halves that share subjects out differ less, by chance.
-    alike = []
-    for _ in range(100):
-        even_D = np.concatenate([rng.permutation(60) % 2 for _ in range(4)])
-        half_D = even_D[np.argsort(np.argsort(subject_D, kind="stable"))]
-        assert (np.bincount(subject_D[half_D == 0]) == 30).all()
-        alike.append(split_divergence(*(counts_DN[half_D == half].sum(axis=0) for half in (0, 1))))
-    assert np.mean(alike) < 0.75 * np.mean(nulls)
+    # Halves with half of each subject's documents, every subject with the weight it has in all.
+    alike, tokens_S = [], np.bincount(subject_D, tokens_D)
+    for _ in range(200):
+        half_D = np.empty(documents, np.int64)
+        for subject in range(4):
+            half_D[subject_D == subject] = rng.permutation(60) % 2
+        pair = []
+        for half in (0, 1):
+            chosen_SD = (subject_D == np.arange(4)[:, None]) & (half_D == half)
+            pair.append((tokens_S / (chosen_SD @ tokens_D)) @ (chosen_SD @ counts_DN))
+        alike.append(split_divergence(*pair))
+    within = divergence_deff(by_subject, within_subjects=True)
+    null = split_null(num_experts, top_k, sizes, 1, within)
+    assert np.mean(alike) == pytest.approx(null.divergence, rel=0.07)
+    assert within < 0.5 * deff
 
 
 def test_null_at_the_edges() -> None:
