@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from moe_probe import __version__
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.rules import Rule
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEY = "moe_probe"
 """Of the facts in `DataFrame.attrs` and in the metadata of a Parquet file."""

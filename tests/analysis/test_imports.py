@@ -34,3 +34,8 @@ def test_analysis_never_imports_torch_or_hooks() -> None:
     code = f"import sys; {code}; print('moe_probe.hooks' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert found.stdout == "False\n"
+
+
+def test_exports_do_without_pandas() -> None:
+    code = "import moe_probe.analysis.exports.rows, moe_probe.analysis.exports.counts"
+    assert not modules_after(code) & {"pandas", "scipy", "matplotlib"}
