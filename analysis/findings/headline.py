@@ -17,6 +17,7 @@ from scipy.special import bdtrik
 
 from moe_probe.analysis.findings.idle_passes import idle_in_passes
 from moe_probe.analysis.findings.idle_tokens import idle_in_tokens
+from moe_probe.analysis.findings.unevenness import unevenness
 from moe_probe.analysis.findings.wording import CHANCE, favoured_names, listed, name_of
 from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
 from moe_probe.analysis.orders import PASSES, TOKENS
@@ -26,6 +27,7 @@ BEYOND_CHANCE = 2.5
 """Excess of mutual information over chance, in units of that of the 95 % quantile: 4 sd or so."""
 
 _EMPTY = "No token was counted."
+_UNUSED = "No counted token selected an expert."
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,34 @@ def headline(
     Args:
         experts: layer, expert, count, relative_load, ci_low and ci_high of the relative load,
             tier, longest_idle, longest_idle_shuffled, rate_deficit, burstiness.
-        layers: layer, num_experts, top_k, tokens, tokens_effective, documents, certifiable_load,
-            max_vio, max_vio_null, max_vio_noise, unseen_null.
-        idle_windows: window; in forward passes also window_tokens and expected_runs_fair.
+        layers: layer, num_experts, top_k, tokens, assignments, tokens_effective, documents,
+            certifiable_load, uniform_p, unseen_null, and max_vio and cv, each with `_null` and
+            `_noise`.
+        idle_windows: layer, window; in forward passes also window_tokens and expected_runs_fair.
         subjects: layer, expert, subject, count, frequency, log_odds, q_value; may be empty.
         specialization: documents_bits with null and null_95, documents_pooled_kl (nats), all of
             the same tokens; may be empty.
         unit: Of idle runs and windows: TOKENS or PASSES.
     """
-    if not (layers["tokens"] > 0).any():
-        return Headline(_EMPTY, _EMPTY, _EMPTY)
+    if not (layers["assignments"] > 0).any():
+        nothing = _UNUSED if (layers["tokens"] > 0).any() else _EMPTY
+        return Headline(nothing, nothing, nothing)
+    unused = layers.loc[layers["assignments"] == 0, "layer"]
+    experts, layers, idle_windows, subjects = (
+        table[~table["layer"].isin(unused)] for table in (experts, layers, idle_windows, subjects)
+    )
     if unit == PASSES:
         idle = idle_in_passes(experts, idle_windows)
     else:
         idle = idle_in_tokens(experts, layers, idle_windows, subjects)
     return Headline(
-        uneven=" ".join([_unevenness(layers), *_specialised(specialization)]),
+        uneven=" ".join(
+            [
+                unevenness(experts, layers, *load_limits(layers)),
+                *_specialised(specialization),
+                *_unused(unused),
+            ]
+        ),
         least_used=" ".join([*_certified(experts, layers), *_least(experts, layers, subjects)]),
         idle=" ".join([*idle, *_certifiable(layers)]),
     )
@@ -85,7 +99,7 @@ def load_limits(layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         layers: num_experts, top_k, tokens_effective, documents.
 
     Returns:
-        float64 [L] each; the chance that any expert is outside is at most 1 in 1,000.
+        float64 [L] each; the chance that any expert is outside is at most 1 in 2,000.
         NaN where T_eff is unknown.
     """
     names = ("tokens_effective", "documents", "top_k", "num_experts")
@@ -93,31 +107,17 @@ def load_limits(layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         layers[name].to_numpy(np.float64, na_value=np.nan) for name in names
     )
     rate_L = top_k_L / experts_L
-    tail = CHANCE / 2 / experts_L.sum()
+    tail = CHANCE / 4 / experts_L.sum()
     tokens_L = np.maximum(tokens_L / few_documents(documents_L, tail), 1)
     low_L, high_L = (bdtrik(chance, tokens_L, rate_L) for chance in (tail, 1 - tail))
     return np.floor(low_L) / (tokens_L * rate_L), np.ceil(high_L) / (tokens_L * rate_L)
 
 
-def _unevenness(layers: pd.DataFrame) -> str:
-    limit_L, most_L = load_limits(layers)[1], (layers["num_experts"] / layers["top_k"]).to_numpy()
-    exceeding = int((layers["max_vio"].to_numpy() + 1 > limit_L).sum())
-    ordered = layers.dropna(subset="max_vio").sort_values("max_vio", kind="stable")
-    least, most = ordered.iloc[0], ordered.iloc[-1]
-    values = (
-        f"MaxVio, by how much a layer's busiest expert exceeds its fair share, is "
-        f"{least['max_vio']:.2f} (layer {int(least['layer'])}) to "
-        f"{most['max_vio']:.2f} (layer {int(most['layer'])}); "
-        f"random routing gives about {layers['max_vio_null'].mean():.2f}"
-    )
-    noise = layers["max_vio_noise"].mean()
-    if not math.isnan(noise):
-        values += f", and another draw of the documents moves it by about {noise:.2f}"
-    if not (limit_L < most_L).any():
-        return f"There are too few documents to tell unevenness from chance: {values}."
-    if not exceeding:
-        return f"No layer is loaded more unevenly than chance explains: {values}."
-    return f"Yes, beyond chance in {exceeding} of {len(layers)} layers: {values}."
+def _unused(layer: pd.Series) -> list[str]:
+    if layer.empty:
+        return []
+    names = listed([f"layer {number}" for number in layer])
+    return [f"No counted token selected an expert of {names}: left out here."]
 
 
 def _specialised(specialization: pd.DataFrame) -> list[str]:
@@ -154,22 +154,26 @@ def _certified(experts: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
 
 def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) -> list[str]:
     order = ["ci_high", "relative_load", "layer", "expert"]
-    known = experts.dropna(subset="relative_load").sort_values(order)
+    known = experts.sort_values(order)
     never = known[known["count"] == 0]
+    least = never.iloc[0] if len(never) else known.iloc[0]
+    is_here_L = (layers["layer"] == least["layer"]).to_numpy()
+    is_fair = least["relative_load"] >= load_limits(layers)[0][is_here_L][0]
+    unknown = "" if least["ci_high"] >= 0 else _no_interval(layers.loc[is_here_L, "documents"])
     if len(never):
-        least = never.iloc[0]
+        most = f", whose load is at most {_share(least['ci_high'])} of its fair share"
+        little = "; so little text does not tell that from chance" if is_fair else ""
         return [
             f"Never selected: {len(never):,} of {len(experts):,} experts "
-            f"({layers['unseen_null'].sum():.1f} by chance), such as {name_of(least)}, whose load "
-            f"is at most {_share(least['ci_high'])} of its fair share."
+            f"({_expected(layers['unseen_null'].sum())} by chance), such as {name_of(least)}"
+            f"{unknown or most}{little}."
         ]
-    least = known.iloc[0]
+    interval = f" (95% interval {_share(least['ci_low'])} to {_share(least['ci_high'])})"
     text = (
         f"The least used, {name_of(least)}, carries {_share(least['relative_load'])} of its fair "
-        f"share (95% interval {_share(least['ci_low'])} to {_share(least['ci_high'])})"
+        f"share{unknown or interval}"
     )
-    limit = load_limits(layers)[0][(layers["layer"] == least["layer"]).to_numpy()][0]
-    if least["relative_load"] >= limit:
+    if is_fair:
         return [f"{text}, no less than chance may leave to one of {len(experts):,}."]
     mine = subjects[(subjects["layer"] == least["layer"]) & (subjects["expert"] == least["expert"])]
     favoured = favoured_names(subjects, least)
@@ -177,6 +181,14 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
     text += f"; most on {listed(favoured)}" if favoured else ""
     text += f"; never on {listed(without)}" if without else ""
     return [f"{text}."]
+
+
+def _no_interval(documents: pd.Series) -> str:
+    if documents.isna().all():
+        return " (counts alone give no interval)"
+    if (documents < 2).all():
+        return " (one document gives no interval)"
+    return " (documents that do not differ give no interval)"
 
 
 def _certifiable(layers: pd.DataFrame) -> list[str]:
@@ -193,7 +205,11 @@ def _certifiable(layers: pd.DataFrame) -> list[str]:
     ]
 
 
+def _expected(number: float) -> str:
+    if number < CHANCE:
+        return f"under {CHANCE}"
+    return f"{number:.1g}" if number < 0.1 else f"{number:.1f}"
+
+
 def _share(load: float) -> str:
-    if math.isnan(load):
-        return "an unknown part"
     return f"{100 * load:.2g}%" if load < RARE else f"{load:.0%}"

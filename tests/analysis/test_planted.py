@@ -105,7 +105,7 @@ def test_only_the_reserved_expert_tells_subjects_apart(planted: Analysis) -> Non
 
 def test_sentences(planted: Analysis) -> None:
     found = planted.headline
-    assert found.uneven.startswith("Yes, beyond chance in 1 of 3 layers: MaxVio")
+    assert found.uneven.startswith("Yes, beyond chance in 2 of 3 layers: MaxVio")
     assert "28% is specialisation that evens out over the subjects" in found.uneven
     assert found.least_used.startswith(
         "Layer 4: 2 of 16 experts are certified below 10% of the fair share, 2 of them below 1%, "
@@ -113,9 +113,9 @@ def test_sentences(planted: Analysis) -> None:
     )
     assert "in all layers 2 of 48 are." in found.least_used
     assert (
-        "Never selected: 1 of 48 experts (0.0 by chance), such as expert 9 of layer 4, whose "
-        in (found.least_used)
-    )
+        "Never selected: 1 of 48 experts (under 0.001 by chance), such as expert 9 of layer 4, "
+        "whose load is at most"
+    ) in found.least_used
     assert found.idle.startswith(
         "4 of 48 experts idle for 1,000 tokens in a row or more (the longest run: 24,315), which "
         "chance does not explain: "
@@ -150,9 +150,10 @@ def test_small_sample_certifies_nothing(tmp_path: Path) -> None:
     assert text.uneven.endswith("Subjects do not differ in their experts beyond chance.")
     assert text.least_used.startswith("No expert is certified below 10% of its fair share.")
     assert (
-        "Never selected: 1 of 128 experts (0.0 by chance), such as expert 7 of layer 1, whose"
-        in (text.least_used)
-    )
+        "Never selected: 1 of 128 experts (under 0.001 by chance), such as expert 7 of layer 1, "
+        "whose load is at most"
+    ) in text.least_used
+    assert text.least_used.endswith("; so little text does not tell that from chance.")
     assert text.idle.startswith("The trace is too short to tell a long idle run from chance.")
     certifiable = found.layers["certifiable_load"].max()
     assert f"can be certified below {certifiable:.0%} of its fair share" in text.idle

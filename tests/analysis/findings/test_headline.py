@@ -1,6 +1,6 @@
 """The report's sentences on planted truths, on fair routing, and on tables with gaps.
 
-Shape suffixes: T tokens, K slots, N experts, D documents, S subjects.
+Shape suffixes: T tokens, K slots, N experts, D documents, S subjects, B replicates.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from moe_probe.analysis.metrics.idle import burstiness, rate_deficit
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.orders import PASSES
 from moe_probe.analysis.results import analyse
+from moe_probe.analysis.statistics.clusters import poisson_weights, replicate_sums
 from moe_probe.analysis.statistics.idle_null import expected_longest_run
 from moe_probe.analysis.statistics.intervals import rate_certifiable, share_interval
+from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.bundled import SAMPLE_TRACE
 
 EXPERTS, TOP_K, LENGTH, SUBJECTS = 16, 2, 50, 10
-WINDOWS = pd.DataFrame({"window": [100, 1000]})
+WINDOWS = pd.DataFrame({"layer": 7, "window": [100, 1000]})
 NO_SUBJECTS = pd.DataFrame(
     columns=["layer", "expert", "subject", "count", "frequency", "log_odds", "q_value"]
 )
@@ -74,17 +76,24 @@ def tables_of(ids_DTK: np.ndarray, layer: int) -> tuple[pd.DataFrame, pd.DataFra
         }
     )
     effective = tokens / deff
+    weights_BD = poisson_weights([f"document{d}" for d in range(len(ids_DTK))], 200)
+    replicates_BN = replicate_sums(weights_BD, counts_DN)
     facts = {
         "layer": layer,
         "num_experts": EXPERTS,
         "top_k": TOP_K,
         "tokens": tokens,
+        "assignments": tokens * TOP_K,
         "tokens_effective": effective,
         "documents": len(ids_DTK),
         "certifiable_load": float(rate_certifiable(effective, EXPERTS, TOP_K)),
         "max_vio": experts["relative_load"].max() - 1,
         "max_vio_null": 0.05,
         "max_vio_noise": 0.02,
+        "cv": experts["relative_load"].std(ddof=0),
+        "cv_null": 0.04,
+        "cv_noise": 0.005,
+        "uniform_p": layer_test(counts_N, replicates_BN, len(ids_DTK))[2],
         "unseen_null": 0.0,
     }
     frequency_SN = counts_SN / (tokens / SUBJECTS)
@@ -210,7 +219,10 @@ def test_never_selected_expert_is_idle_on_this_corpus() -> None:
     weight_DN[:, 5] = 0
     experts, layers, subjects = tables_of(route(weight_DN, 3), 2)
     found = headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION)
-    assert "Never selected: 1 of 16 experts (0.0 by chance), such as expert 5" in found.least_used
+    assert (
+        "Never selected: 1 of 16 experts (under 0.001 by chance), such as expert 5"
+        in found.least_used
+    )
     assert "(the longest run: 20,000)" in found.idle
     assert "this corpus alone cannot tell" in found.idle
 
@@ -218,7 +230,7 @@ def test_never_selected_expert_is_idle_on_this_corpus() -> None:
 def test_fair_routing_exceeds_chance_in_nothing() -> None:
     """200 layers, in traces of 20."""
     specialization = pd.DataFrame([(0.1, 0.1, 0.12, 0.0)], columns=SPECIALIZATION)
-    windows = pd.DataFrame({"window": [100, 200, 1000]})
+    windows = pd.DataFrame({"layer": 0, "window": [100, 200, 1000]})
     for trace in range(10):
         made = [
             tables_of(route(np.ones((20, EXPERTS)), 20 * trace + layer), layer)
@@ -240,7 +252,7 @@ def test_fair_routing_exceeds_chance_in_nothing() -> None:
 def test_nothing_counted(planted: Any) -> None:
     experts, layers, subjects = planted
     unknown = experts.assign(relative_load=math.nan, ci_low=math.nan, ci_high=math.nan)
-    layers = layers.assign(tokens=0, max_vio=math.nan, tokens_effective=math.nan)
+    layers = layers.assign(tokens=0, assignments=0, max_vio=math.nan, tokens_effective=math.nan)
     found = headline(unknown, layers, WINDOWS, subjects, NO_SPECIALIZATION)
     assert found.uneven == found.least_used == found.idle == "No token was counted."
 
@@ -249,11 +261,13 @@ def test_one_document_has_no_chance_to_compare_with(planted: Any) -> None:
     experts, layers, _ = planted
     experts = experts.assign(ci_low=math.nan, ci_high=math.nan, tier="not certified")
     layers = layers.assign(
-        tokens_effective=math.nan, certifiable_load=math.nan, max_vio_noise=math.nan, tokens=400
+        tokens_effective=math.nan, certifiable_load=math.nan, max_vio_noise=math.nan
     )
+    layers = layers.assign(tokens=400, assignments=400 * TOP_K, documents=1, uniform_p=math.nan)
     found = headline(experts, layers, WINDOWS[1:], NO_SUBJECTS, NO_SPECIALIZATION)
     assert found.uneven.startswith("There are too few documents to tell unevenness from chance")
-    assert "95% interval an unknown part to" in found.least_used
+    assert "of its fair share (one document gives no interval)" in found.least_used
+    assert "unknown" not in found.least_used
     assert "chance" not in found.least_used
     assert found.idle == "The trace is too short to tell a long idle run from chance."
 
@@ -268,8 +282,8 @@ def test_little_text_certifies_no_low_load(planted: Any) -> None:
 def windows_in_passes(expected_fair: float) -> pd.DataFrame:
     """Of two experts, at windows of 10 passes, 100 and one that no stream has room for."""
     facts = {10: (40.0, 1.0), 100: (400.0, expected_fair), 5_000: (math.nan, 0.0)}
-    rows = [(w, t, fair / 2) for w, (t, fair) in facts.items() for _ in range(2)]
-    return pd.DataFrame(rows, columns=["window", "window_tokens", "expected_runs_fair"])
+    rows = [(7, w, t, fair / 2) for w, (t, fair) in facts.items() for _ in range(2)]
+    return pd.DataFrame(rows, columns=["layer", "window", "window_tokens", "expected_runs_fair"])
 
 
 def test_sentence_in_forward_passes(planted: Any) -> None:

@@ -1,0 +1,77 @@
+"""The sentence on how unevenly experts are loaded.
+
+Shape suffixes: L layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.analysis.findings.wording import CHANCE
+from moe_probe.analysis.metrics.tiers import RARE
+
+_INDICES = {
+    "max_vio": "MaxVio, by how much a layer's busiest expert exceeds its fair share,",
+    "cv": "CV, the standard deviation of a layer's loads over their mean,",
+}
+_DIGITS = {"max_vio": 2, "cv": 3}
+_NOTHING_TO_TELL = "Every token selects every expert, so no load can be uneven."
+
+
+def unevenness(
+    experts: pd.DataFrame, layers: pd.DataFrame, low_L: np.ndarray, high_L: np.ndarray
+) -> str:
+    """Say in how many layers loads are less even than chance explains, and by how much.
+
+    A layer is uneven if one of its experts is outside the limits, which finds single ones, or by
+    `uniform_p` below 1 in 2,000, shared out over the layers (Bonferroni), which finds many that
+    differ a little.
+
+    Args:
+        experts: layer, relative_load, ci_high.
+        layers: All with selections: layer, num_experts, tokens, assignments, tokens_effective,
+            documents, uniform_p, and max_vio and cv, each with `_null` and `_noise`.
+        low_L, high_L: Relative loads that fair routing keeps experts between in all but one of
+            2,000 traces; NaN where that is unknown.
+    """
+    least_L = experts.groupby("layer")["relative_load"].min().reindex(layers["layer"]).to_numpy()
+    is_busier_L = layers["max_vio"].to_numpy() + 1 > high_L
+    is_unlikely_L = layers["uniform_p"].to_numpy() * len(layers) < CHANCE / 2
+    uneven = int((is_busier_L | (least_L < low_L) | is_unlikely_L).sum())
+    if uneven:
+        values = _values(layers, "max_vio" if is_busier_L.any() else "cv")
+        return f"Yes, beyond chance in {uneven} of {len(layers)} layers: {values}."
+    most_L = (layers["tokens"] * layers["num_experts"] / layers["assignments"]).to_numpy()
+    if (most_L == 1).all():
+        return _NOTHING_TO_TELL
+    verdict = "No layer is loaded more unevenly than chance explains"
+    if not ((low_L > 0) | (high_L < most_L)).any():
+        verdict = _why_unknown(layers)
+    if (experts["ci_high"] < RARE).any():
+        verdict = "There are too few documents to tell more than intervals of single experts do"
+    return f"{verdict}: {_values(layers, 'max_vio')}."
+
+
+def _why_unknown(layers: pd.DataFrame) -> str:
+    if layers["documents"].isna().all():
+        return "Counts alone do not know documents, so unevenness cannot be told from chance"
+    if (layers["documents"] > 1).any() and layers["tokens_effective"].isna().all():
+        return "All documents have the same loads, which leaves no chance to compare with"
+    return "There are too few documents to tell unevenness from chance"
+
+
+def _values(layers: pd.DataFrame, index: str) -> str:
+    digits, ordered = _DIGITS[index], layers.sort_values(index, kind="stable")
+    least, most = ordered.iloc[0], ordered.iloc[-1]
+    text = (
+        f"{_INDICES[index]} is {least[index]:.{digits}f} (layer {int(least['layer'])}) to "
+        f"{most[index]:.{digits}f} (layer {int(most['layer'])}); "
+        f"random routing gives about {layers[f'{index}_null'].mean():.{digits}f}"
+    )
+    noise = layers[f"{index}_noise"].mean()
+    if not math.isnan(noise):
+        text += f", and another draw of the documents moves it by about {noise:.{digits}f}"
+    return text
