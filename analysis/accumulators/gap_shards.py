@@ -51,24 +51,27 @@ def _add_seams(
     add_windows(joined["windows_W3N"], np.array(windows, np.int64), expert, run)
 
 
-def local_runs(arrays: Arrays, state: Arrays, current_N: np.ndarray, window_W: np.ndarray) -> None:
+def local_runs(
+    arrays: Arrays, state: Arrays, window_W: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Complete the state of runs inside documents: no run crosses the end of one.
 
-    The longest run and the windows get the runs at both ends of documents. `current_N` becomes the
-    last document's.
+    The longest run and the windows get the runs at both ends of documents.
+
+    Returns:
+        The longest run at the beginning, and at the end, of any document: int64 [N]. One that
+        never selects the expert is such a run.
     """
     after_CN, n_C = arrays["after_CN"].astype(np.int64), arrays["next_C"]
-    first_CN = arrays["first_CN"].astype(np.int64)
-    cluster, expert = np.nonzero(after_CN > 0)
-    lead = first_CN[cluster, expert]
+    seen_CN = after_CN > 0
+    lead_CN = np.where(seen_CN, arrays["first_CN"], n_C[:, None])
     trail_CN = n_C[:, None] - after_CN
+    cluster, expert = np.nonzero(seen_CN)
     experts = np.tile(np.arange(after_CN.shape[1]), len(n_C))
-    for run, where in ((lead, expert), (trail_CN.ravel(), experts)):
+    for run, where in ((lead_CN[cluster, expert], expert), (trail_CN.ravel(), experts)):
         np.maximum.at(state["longest_N"], where, run)
         add_windows(state["windows_W3N"], window_W, where, run)
-    if len(n_C):
-        last = int(np.argmax(np.where(n_C > 0, arrays["begin_C"], -1)))
-        current_N[:] = trail_CN[last]
+    return lead_CN.max(axis=0, initial=0), trail_CN.max(axis=0, initial=0)
 
 
 def _bins(run: np.ndarray) -> np.ndarray:

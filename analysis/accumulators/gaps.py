@@ -47,7 +47,7 @@ class IdleRuns:
     current_N: np.ndarray
     """Tokens after the last selection: the run that is still going on."""
     first_seen_N: np.ndarray
-    """Index of the first token that selects the expert; -1 if none does."""
+    """Index of the first token that selects the expert; -1 if none does, or inside documents."""
     gap_number_N: np.ndarray
     """Runs between two selections, those of length 0 included."""
     gap_sum_N: np.ndarray
@@ -133,7 +133,8 @@ class Gaps(TableAccumulator):
         """Return the idle runs of one layer in one token order.
 
         In the order `request-local` no run crosses the end of a document; those at its beginning or
-        end, cut short by it, count in `longest_N` and the windows, in nothing else.
+        end, cut short by it, count in `longest_N` and the windows, and the longest of each kind is
+        `leading_N` and `current_N`.
 
         Args:
             layer: Which layer.
@@ -147,10 +148,10 @@ class Gaps(TableAccumulator):
         first_seen_N = np.full(len(counts_N), -1, np.int64)
         current_N = np.zeros(len(counts_N), np.int64)
         if order.kind == "request-local":
-            local_runs(arrays, state, current_N, np.array(self.windows, np.int64))
+            ends = local_runs(arrays, state, np.array(self.windows, np.int64))
             gaps_N = counts_N - (arrays["after_CN"] > 0).sum(axis=0)
             span_N = arrays["after_CN"].sum(axis=0, dtype=np.int64) - _sum_first(arrays) - counts_N
-            return _as_runs(state, arrays, gaps_N, span_N, first_seen_N, current_N)
+            return _as_runs(state, arrays, gaps_N, span_N, first_seen_N, *ends)
         kernels.join_documents(
             arrays["first_CN"],
             arrays["after_CN"],
@@ -167,7 +168,8 @@ class Gaps(TableAccumulator):
         gaps_N = np.maximum(counts_N - 1, 0)
         idle_N = int(arrays["next_C"].sum()) - first_seen_N - current_N - counts_N
         span_N = np.where(counts_N > 0, idle_N, 0)
-        return _as_runs(state, arrays, gaps_N, span_N, first_seen_N, current_N)
+        leading_N = np.where(first_seen_N < 0, arrays["next_C"].sum(), first_seen_N)
+        return _as_runs(state, arrays, gaps_N, span_N, first_seen_N, leading_N, current_N)
 
     def longest(
         self, layer: int, orders: Sequence[Order], counts_N: np.ndarray, kernels: ModuleType
@@ -210,16 +212,16 @@ def _as_runs(
     gaps_N: np.ndarray,
     span_N: np.ndarray,
     first_seen_N: np.ndarray,
+    leading_N: np.ndarray,
     current_N: np.ndarray,
 ) -> IdleRuns:
-    tokens = int(arrays["next_C"].sum())
     # The loops sum squares of inter-arrival times, which are one more than the runs between.
     square_sum_N = state["square_sum_N"] - 2 * span_N - gaps_N
     windows_W3N = state["windows_W3N"]
     return IdleRuns(
-        tokens=tokens,
+        tokens=int(arrays["next_C"].sum()),
         longest_N=state["longest_N"],
-        leading_N=np.where(first_seen_N < 0, tokens, first_seen_N),
+        leading_N=leading_N,
         current_N=current_N,
         first_seen_N=first_seen_N,
         gap_number_N=gaps_N,

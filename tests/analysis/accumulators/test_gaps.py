@@ -119,7 +119,8 @@ def test_runs_inside_documents(tmp_path: Path, seed: int) -> None:
                 naive([expert in token.experts[spec.layer] for token in document])
                 for document in documents
             ]
-            assert runs.longest_N[expert] == max(part["longest_N"] for part in parts)
+            for name in ("longest_N", "leading_N", "current_N"):
+                assert getattr(runs, name)[expert] == max(part[name] for part in parts), name
             for name in ("gap_number_N", "gap_sum_N", "gap_square_sum_N", "runs_WN", "sliding_WN"):
                 total = np.sum([part[name] for part in parts], axis=0)
                 assert getattr(runs, name)[..., expert].tolist() == total.tolist(), name
