@@ -14,6 +14,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from moe_probe.analysis.statistics.undefined import positive
+
+LEAST_EXPECTED = 5.0
+"""Fewer expected tokens give no ratio and no z: one token more would make both huge."""
+
 
 def conditional(pairs_NN: np.ndarray, counts_N: np.ndarray) -> np.ndarray:
     """Return c_ij / c_i, the share of expert i's tokens that also select expert j.
@@ -89,7 +94,7 @@ def coactivation_table(
     deff: float,
     most: int,
 ) -> pd.DataFrame:
-    """Tabulate pairs of experts: all of them, or the `most` that deviate most from chance.
+    """Tabulate pairs of experts: all of them, or the `most` that are furthest from chance.
 
     Args:
         pairs_NN: Tokens that select both i and j, symmetric with a zero diagonal.
@@ -97,7 +102,7 @@ def coactivation_table(
         tokens: T.
         top_k: k, the slots of a token.
         deff: Design effect of the documents: how many times the variance of independent tokens.
-        most: Pairs to keep, those of largest |z|.
+        most: Pairs to keep, those of largest `deviance`.
 
     Returns:
         Two rows per pair, one for each direction, by expert and other; none where k is 1.
@@ -106,9 +111,9 @@ def coactivation_table(
         conditional  c_ij / c_i, the share of the expert's tokens; fair value (k - 1) / (N - 1)
         jaccard  c_ij / (c_i + c_j - c_ij)
         expected  E of quasi-independence, in tokens
-        ratio  count / expected; null where nothing is expected
-        z  (count - expected) / sqrt(expected deff); null where nothing is expected. The
-            variance is that of a rare pair, so |z| is too small where k is close to N
+        ratio  count / expected; null where fewer than 5 are expected
+        z  (count - expected) / sqrt(expected deff); null likewise. The variance is that of a rare
+            pair, so |z| is too small where k is close to N
 
     Raises:
         ValueError: there are more pairs than T tokens can select.
@@ -118,10 +123,11 @@ def coactivation_table(
     num_experts = len(counts_N) if top_k > 1 else 0
     first_P, second_P = np.triu_indices(num_experts, 1)
     expected_NN = expected_pairs(pairs_NN)
-    ratio_NN = _off_diagonal(pairs_NN, expected_NN)
-    z_NN = _off_diagonal(pairs_NN - expected_NN, np.sqrt(expected_NN * deff))
+    enough_NN = np.where(expected_NN >= LEAST_EXPECTED, expected_NN, np.nan)
+    pair_P = first_P, second_P
     # NaN sorts last: undefined pairs are kept only where there is room for them.
-    chosen_P = np.argsort(-np.abs(z_NN[first_P, second_P]), kind="stable")[:most]
+    beyond_P = deviance(pairs_NN[pair_P], expected_NN[pair_P])
+    chosen_P = np.argsort(-beyond_P, kind="stable")[:most]
     first_P, second_P = first_P[chosen_P], second_P[chosen_P]
     expert_P = np.concatenate([first_P, second_P])
     other_P = np.concatenate([second_P, first_P])
@@ -135,10 +141,31 @@ def coactivation_table(
             "conditional": conditional(pairs_NN, counts_N)[at],
             "jaccard": jaccard(pairs_NN, counts_N)[at],
             "expected": expected_NN[at],
-            "ratio": ratio_NN[at],
-            "z": z_NN[at],
+            "ratio": pairs_NN[at] / enough_NN[at],
+            "z": (pairs_NN[at] - expected_NN[at]) / np.sqrt(enough_NN[at] * deff),
         }
     )
+
+
+def deviance(count_P: np.ndarray, expected_P: np.ndarray) -> np.ndarray:
+    """Return 2 (c ln(c / E) - (c - E)), how far counts are from what is expected.
+
+    The chance of a Poisson variable to be as far on that side is at most exp(-deviance / 2), and
+    near it, however small E is; the square of z is not.
+
+    Args:
+        count_P: c.
+        expected_P: E.
+
+    Returns:
+        float64 [P], not negative, about z^2 where E is large; NaN where nothing is expected.
+        Source: Chernoff (1952).
+    """
+    expected_P = positive(expected_P)
+    # 1 in place of an impossible logarithm, which is taken 0 times.
+    ratio_P = np.where(count_P > 0, count_P / expected_P, 1.0)
+    apart_P = 2 * (count_P * np.log(ratio_P) - (count_P - expected_P))
+    return np.asarray(np.maximum(apart_P, 0.0))
 
 
 def groups_hit(ids_TK: np.ndarray, num_experts: int, groups: int) -> float:

@@ -29,13 +29,13 @@ from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, median_deff
 
 MOST_PAIRS = 2016
-"""Pairs of a layer in `coactivation`: all of 64 experts; of more, those of largest |z|."""
+"""Pairs of a layer in `coactivation`: all of 64 experts; of more, those furthest from chance."""
 
 
 def coactivation(sums: Sums) -> pd.DataFrame:
     """Tabulate pairs of experts that one token selects: `coactivation_table`.
 
-    Both directions of all pairs, or of the 2,016 with the largest |z| where a layer has more.
+    Both directions of all pairs, or of the 2,016 furthest from chance where a layer has more.
     """
 
     def table(layer: int) -> pd.DataFrame:

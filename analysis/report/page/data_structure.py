@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from moe_probe.analysis.metrics.coactivation import deviance
 from moe_probe.analysis.metrics.locality import first_choice_null_own
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload, round_float32
@@ -50,8 +51,9 @@ def _pairs(contents: Contents, payload: Payload) -> None:
     kept = []
     for place, (layer, spec) in enumerate(sums.specs.items()):
         found = table[table["layer"] == layer]
-        strongest = found["z"].abs().sort_values(ascending=False, kind="stable").index[:most]
-        found = found.loc[np.sort(strongest)].assign(layer=place)
+        beyond = deviance(found["count"].to_numpy(), found["expected"].to_numpy())
+        strongest = np.sort(np.argsort(-beyond, kind="stable")[:most])
+        found = found.iloc[strongest].assign(layer=place)
         order_LN[place, : spec.num_experts] = expert_order(found, spec.num_experts)
         kept.append(found[["layer", "expert", "other", "count", "expected"]])
     payload.table("pairs", pd.concat(kept, ignore_index=True), digits=_PAIR_DIGITS)
@@ -64,7 +66,7 @@ def expert_order(pairs: pd.DataFrame, num_experts: int) -> np.ndarray:
     """Return the experts of one layer, those that meet more often than expected side by side.
 
     Average linkage of the distance 1 / (1 + count / expected), where a pair that is not given, or
-    of which nothing is expected, is at 1/2 as one that meets as often as expected.
+    of which fewer than 5 are expected, is at 1/2 as one that meets as often as expected.
 
     Args:
         pairs: expert, other, ratio.

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import poisson
 
 from moe_probe.analysis.metrics.coactivation import (
     coactivation_table,
     conditional,
+    deviance,
     expected_pairs,
     groups_hit,
     jaccard,
@@ -88,7 +90,7 @@ def test_one_expert_in_almost_every_pair() -> None:
 
 
 def test_equal_experts_are_as_often_together_as_chance_says() -> None:
-    sets = [set(chosen) for chosen in combinations(range(5), 3)]
+    sets = [set(chosen) for chosen in combinations(range(5), 3)] * 2
     table = coactivation_table(*pairs_of(sets, 5), len(sets), 3, 1.0, 100)
     assert len(table) == 20
     assert table["conditional"].to_numpy() == pytest.approx(2 / 4)
@@ -124,8 +126,42 @@ def test_table_keeps_the_pairs_furthest_from_chance() -> None:
     some = coactivation_table(pairs_NN, counts_N, 500, 3, 1.0, 4)
     assert len(some) == 8
     assert {2, 7} in [{row.expert, row.other} for row in some.itertuples()]
-    smallest = some["z"].abs().min()
-    assert (whole["z"].abs() >= smallest - 1e-12).sum() == 8
+    far = deviance(whole["count"].to_numpy(), whole["expected"].to_numpy())
+    kept = whole.merge(some[["expert", "other"]])
+    smallest = deviance(kept["count"].to_numpy(), kept["expected"].to_numpy()).min()
+    assert (far >= smallest - 1e-12).sum() == 8
+
+
+def test_one_token_of_rare_experts_is_not_the_strongest_pair() -> None:
+    """Experts 6 and 7 meet once where .0004 tokens are expected: z would be 51."""
+    rng = np.random.default_rng(7)
+    sets = [set(rng.choice(6, 2, replace=False).tolist()) for _ in range(3000)]
+    sets += [{0, 3}] * 300 + [{6, 7}, {6, 1}]
+    pairs_NN, counts_N = pairs_of(sets, 8)
+    table = coactivation_table(pairs_NN, counts_N, len(sets), 2, 1.0, 1)
+    assert table[["expert", "other"]].to_numpy().tolist() == [[0, 3], [3, 0]]
+    whole = coactivation_table(pairs_NN, counts_N, len(sets), 2, 1.0, 100)
+    rare = whole[whole["expected"] < 5]
+    lone = rare.query("expert == 6 and other == 7").iloc[0]
+    assert lone["count"] == 1
+    assert (1 - lone["expected"]) / lone["expected"] ** 0.5 > 30
+    assert rare[["ratio", "z"]].isna().all(axis=None)
+    assert whole.loc[whole["expected"] >= 5, ["ratio", "z"]].notna().all(axis=None)
+
+
+def test_deviance_against_tails_of_poisson() -> None:
+    """Chernoff: the chance is at most exp(-deviance / 2), and not much less."""
+    for expected in (0.00065, 0.3, 4.0, 60.0, 900.0):
+        count_P = np.unique(np.rint(expected * np.geomspace(0.6, 1.5, 9)).astype(int))
+        count_P = np.unique([*count_P, 0, 1, 5])
+        above, below = poisson.sf(count_P - 1, expected), poisson.cdf(count_P, expected)
+        tail_P = np.where(count_P > expected, above, below)
+        found = deviance(count_P, np.full(len(count_P), expected))
+        known = tail_P > 1e-250
+        bound_P = np.exp(-found[known] / 2)
+        assert (tail_P[known] <= bound_P * (1 + 1e-9)).all()
+        assert (np.log(bound_P / tail_P[known]) < 5).all()
+    assert np.isnan(deviance(np.array([0]), np.array([0.0]))).all()
 
 
 def test_one_expert_per_token_has_no_pairs() -> None:

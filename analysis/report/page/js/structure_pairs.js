@@ -36,7 +36,7 @@ function noPairs() {
 /**
  * Pairs of a layer that the page has, with the columns of the table `coactivation`.
  * @returns {{expert: number, other: number, count: number, expected: number, ratio: number,
- *   z: number, jaccard: number}[]} expert < other; NaN where nothing is expected
+ *   z: number, jaccard: number}[]} expert < other; NaN below 5 expected
  */
 const pairsOf = memo((l) => {
   const { table, counts, N, array } = page.data;
@@ -48,7 +48,7 @@ const pairsOf = memo((l) => {
   const found = [];
   for (let i = 0; i < pairs.length; i++) {
     if (layer[i] !== l) continue;
-    const [c, E] = [count[i], expected[i] > 0 ? expected[i] : NaN];
+    const [c, E] = [count[i], expected[i] >= 5 ? expected[i] : NaN];
     found.push({
       expert: expert[i], other: other[i], count: c, expected: expected[i],
       ratio: c / E, z: (c - E) / Math.sqrt(E * deff),
@@ -164,7 +164,7 @@ function pairsWords(l) {
   const { layer, num_experts } = page.data.layers[l];
   const pairs = pairsOf(l);
   const all = (num_experts * (num_experts - 1)) / 2;
-  const kept = pairs.length < all ? `${format(pairs.length)} of ${format(all)} pairs, those of largest |z|. ` : "";
+  const kept = pairs.length < all ? `${format(pairs.length)} of ${format(all)} pairs, those furthest from chance. ` : "";
   const known = pairs.filter(({ z }) => !Number.isNaN(z)).sort((a, b) => a.z - b.z);
   if (!known.length) return `Layer ${layer}: no expert is selected with another one.`;
   const say = ({ expert, other, ratio, z }) => `${expert} and ${other} (${format(ratio, 3)} times chance, z ${format(z, 3)})`;
