@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from moe_probe.analysis.accumulators.structure import refuse_large
 from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.default_scan import DefaultScan
 from moe_probe.analysis.index import subject_names
@@ -21,6 +22,7 @@ from moe_probe.analysis.scan import Progress, chunks, default_threads, scan_laye
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.source import Source
 from moe_probe.analysis.sums import Sums
+from moe_probe.memory import available_memory
 from moe_probe.trace import Capture, Trace, open_trace
 
 
@@ -45,11 +47,14 @@ def gather(
     Raises:
         TraceError: the trace is damaged, or does not have what the rule needs.
         UsageError: the trace does not say what the order needs.
+        MoeProbeError: its layers have so many experts that tables of pairs need more memory than
+            there is.
     """
     opened = trace if isinstance(trace, Trace) else open_trace(trace)
     chosen = settings or Settings(rule=default_rule(opened))
     if opened.capture is Capture.COUNTS or not opened.layers:
         return _from_tables(opened, chosen)
+    refuse_large(opened.layers, available_memory())
     source = Source(opened)
     loops = kernels or kernels_for(source.num_selections)
     state = DefaultScan(source, chosen, loops)

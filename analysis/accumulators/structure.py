@@ -6,17 +6,23 @@ P pieces.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from types import ModuleType
 
 import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, TableAccumulator
 from moe_probe.analysis.source import Rows
+from moe_probe.errors import MoeProbeError
+from moe_probe.memory import gib
 from moe_probe.trace import LayerSpec
 from moe_probe.trace.schema import MAX_SEQUENCE_TOKENS
 
 POSITION_BINS = MAX_SEQUENCE_TOKENS.bit_length() + 1
 """Positions 0, 1, 2-3, 4-7, ...: bin b begins at position 2^(b-1)."""
+# Tables of the same size that `metrics.coactivation.coactivation_table` has at once.
+_COPIES = 6
 
 
 class SlotCounts(TableAccumulator):
@@ -74,6 +80,25 @@ class FlowCounts(LayerAccumulator):
             to_T = rows.topk_ids(following.layer)[:, 0]
             table_NM = self.arrays[layer]["flows_NM"]
             kernels.count_flows(table_NM, from_T, to_T, rows.pieces(self.rule))
+
+
+def refuse_large(layers: Mapping[int, LayerSpec], available: int) -> None:
+    """Raise MoeProbeError where pairs and flows of all layers need more than `available` bytes.
+
+    Counted are their tables, which exist at the same time, and the copies that evaluating the
+    largest one takes.
+    """
+    experts = [layers[number].num_experts for number in sorted(layers)]
+    entries = sum(n * n for n in experts) + sum(n * m for n, m in itertools.pairwise(experts))
+    entries += _COPIES * max(experts, default=0) ** 2
+    need = entries * np.dtype(np.int64).itemsize
+    if need > available:
+        number = f"{len(experts)} MoE layer" + "s" * (len(experts) > 1)
+        raise MoeProbeError(
+            f"Tables of pairs and flows of {max(experts)} experts in {number} need {gib(need)} "
+            f"with what is computed of them, and this process may take {gib(available)}. Use a "
+            "machine with more memory, or count alone: moe-probe export TRACE --format counts -o counts.csv"
+        )
 
 
 class PositionCounts(LayerAccumulator):

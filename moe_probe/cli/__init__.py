@@ -66,6 +66,13 @@ def main() -> None:
     except MoeProbeError as error:
         output.error(str(error))
         sys.exit(error.exit_code)
+    except MemoryError as error:
+        cause = str(error).strip().rstrip(".")
+        output.error(
+            f"Memory ran out{': ' + cause if cause else ''}. Use a machine with more memory, or "
+            "fewer --threads where the command has them."
+        )
+        sys.exit(1)
     except BrokenPipeError:
         # The reader of a pipe (`| head`) went away: not an error of ours.
         sys.stderr.close()

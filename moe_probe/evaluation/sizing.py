@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_probe import memory
 from moe_probe.errors import MoeProbeError
+from moe_probe.memory import gib
 from moe_probe.trace.schema import Capture, LayerSpec
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class MemoryNeed:
         weights = self.num_parameters * self.bytes_per_parameter
         return (
             f"{_count(self.num_parameters)} parameters x {self.bytes_per_parameter:g} bytes "
-            f"({self.dtype}) = {_gib(weights)} + {ALLOWANCE:.0%} = {_gib(self.num_bytes)}"
+            f"({self.dtype}) = {gib(weights)} + {ALLOWANCE:.0%} = {gib(self.num_bytes)}"
         )
 
 
@@ -77,11 +77,11 @@ def estimate_memory(config: PreTrainedConfig, dtype: str | torch.dtype = "auto")
 def available_memory(device: str, *, all_devices: bool = False) -> int:
     """Return the bytes a model can still take on a device.
 
-    For "cuda", what the driver reports free, of every GPU with `all_devices`; otherwise the
-    machine's available memory, less where a control group limits it.
+    For "cuda", what the driver reports free, of every GPU with `all_devices`; otherwise what this
+    process may take of the machine's memory.
     """
     if not device.startswith("cuda"):
-        return min([_machine_available(), *_cgroup_available()])
+        return memory.available_memory()
     import torch
 
     devices: Iterable[Any] = range(torch.cuda.device_count()) if all_devices else [device]
@@ -98,7 +98,7 @@ def check_fits(need: MemoryNeed, available: int, *, device: str) -> None:
     if device.startswith("cuda"):
         advice += ", or several GPUs with --model-args parallelize=True"
     raise MoeProbeError(
-        f"The model needs {need}, but {device} has {_gib(available)} free. {advice}."
+        f"The model needs {need}, but {device} has {gib(available)} free. {advice}."
     )
 
 
@@ -128,52 +128,5 @@ def _quantised(config: PreTrainedConfig) -> tuple[str, float] | None:
     return (method, float(bits or 8) / 8)
 
 
-def _machine_available() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup_available(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> Iterator[int]:
-    """Yield what each control group around this process still allows, versions 2 and 1."""
-    lines = membership.read_text().splitlines() if membership.is_file() else []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, limit, usage = root, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            top, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top):
-                yield from _group_available(folder, limit, usage)
-
-
-def _group_available(folder: Path, limit_file: str, usage_file: str) -> Iterator[int]:
-    try:
-        limit = int((folder / limit_file).read_text())
-        usage = int((folder / usage_file).read_text())
-        statistics = dict(
-            line.split() for line in (folder / "memory.stat").read_text().splitlines()
-        )
-    except (OSError, ValueError):
-        # No such group, or its limit is "max".
-        return
-    # Cached file pages count as used, and the kernel gives them up on demand.
-    yield max(0, limit - usage + int(statistics.get("inactive_file", 0)))
-
-
 def _count(number: int) -> str:
     return f"{number / 1e9:.1f}B" if number >= 1e8 else f"{number / 1e6:.1f}M"
-
-
-def _gib(num_bytes: float) -> str:
-    small = num_bytes < 2**27
-    return f"{num_bytes / 2**20:.1f} MiB" if small else f"{num_bytes / 2**30:.1f} GiB"

@@ -104,6 +104,8 @@ def _readable(path: Path, footer: pq.FileMetaData | None = None) -> Iterator[pq.
         # Not pq.read_table: it would make columns of directories named like "task=mmlu".
         with pq.ParquetFile(path, metadata=footer) as file:
             yield file
+    except MemoryError:
+        raise  # pyarrow's is one of its own errors too, and says nothing of the file
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise TraceError(f"{path} cannot be read as part of a trace: {reason}.") from error

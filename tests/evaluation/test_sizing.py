@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, MixtralConfig, Qwen3MoeConfig
 
 from moe_probe.errors import MoeProbeError
-from moe_probe.evaluation import sizing
 from moe_probe.evaluation.sizing import (
     MemoryNeed,
-    available_memory,
     check_fits,
     estimate_memory,
     estimate_trace_bytes,
@@ -94,45 +91,6 @@ def test_smaller_type_is_proposed_where_there_is_one() -> None:
     need = MemoryNeed(num_parameters=10**9, bytes_per_parameter=4, dtype="float32")
     with pytest.raises(MoeProbeError, match=r"smaller model or --dtype bfloat16\.$"):
         check_fits(need, 2**30, device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("membership", "folder", "limit", "usage"),
-    [
-        ("0::/job/step\n", "job", "memory.max", "memory.current"),
-        (
-            "4:cpu:/\n3:memory:/job/step\n",
-            "memory/job",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-        ),
-    ],
-)
-def test_limit_of_an_outer_control_group_counts(
-    tmp_path: Path, membership: str, folder: str, limit: str, usage: str
-) -> None:
-    (tmp_path / "membership").write_text(membership)
-    group = tmp_path / folder
-    (group / "step").mkdir(parents=True)
-    (group / limit).write_text("1000\n")
-    (group / usage).write_text("700\n")
-    (group / "memory.stat").write_text("anon 500\ninactive_file 200\n")
-    assert list(sizing._cgroup_available(tmp_path, tmp_path / "membership")) == [500]
-
-
-def test_unlimited_control_group_does_not(tmp_path: Path) -> None:
-    (tmp_path / "membership").write_text("0::/\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert list(sizing._cgroup_available(tmp_path, tmp_path / "membership")) == []
-
-
-def test_available_memory_is_below_the_machines() -> None:
-    total = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemTotal:")
-    )
-    assert 0 < available_memory("cpu") < total
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""The memory that this process may still take."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def available_memory() -> int:
+    """Return the bytes that the machine, control groups and resource limits leave."""
+    return min([_machine_available(), *_cgroup_available(), *_limits_available()])
+
+
+def gib(num_bytes: float) -> str:
+    """Write a size in GiB, or MiB where it is small."""
+    small = num_bytes < 2**27
+    return f"{num_bytes / 2**20:.1f} MiB" if small else f"{num_bytes / 2**30:.1f} GiB"
+
+
+def _machine_available() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _limits_available(statm: Path = Path("/proc/self/statm")) -> Iterator[int]:
+    """Yield what each resource limit, such as that of `ulimit -v`, leaves."""
+    words = statm.read_text().split() if statm.is_file() else ["0"] * 7
+    used = {resource.RLIMIT_AS: words[0], resource.RLIMIT_DATA: words[5]}
+    for name, pages in used.items():
+        soft, _ = resource.getrlimit(name)
+        if soft != resource.RLIM_INFINITY:
+            yield max(0, soft - int(pages) * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _cgroup_available(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> Iterator[int]:
+    """Yield what each control group around this process still allows, versions 2 and 1."""
+    lines = membership.read_text().splitlines() if membership.is_file() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, limit, usage = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                yield from _group_available(folder, limit, usage)
+
+
+def _group_available(folder: Path, limit_file: str, usage_file: str) -> Iterator[int]:
+    try:
+        limit = int((folder / limit_file).read_text())
+        usage = int((folder / usage_file).read_text())
+        statistics = dict(
+            line.split() for line in (folder / "memory.stat").read_text().splitlines()
+        )
+    except (OSError, ValueError):
+        # No such group, or its limit is "max".
+        return
+    # Cached file pages count as used, and the kernel gives them up on demand.
+    yield max(0, limit - usage + int(statistics.get("inactive_file", 0)))
