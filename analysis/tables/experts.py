@@ -63,6 +63,7 @@ def experts_table(sums: Sums) -> pd.DataFrame:
         idle_unit  of idle runs: tokens, or forward passes if the order is of them. Then the
             longest run is that of any rank, what is measured in shuffled orders is null, and
             longest_idle_expected, p_own, q_own and p_fair are of the same passes
+        q_fair  p_fair, adjusted over all experts
     """
     table = pd.concat([_layer(sums, layer) for layer in sums.specs], ignore_index=True)
     table["q_own"] = benjamini_hochberg(table["p_own"].to_numpy(np.float64))
@@ -70,7 +71,8 @@ def experts_table(sums: Sums) -> pd.DataFrame:
     table["information_q"] = benjamini_hochberg(p_values)
     columns = list(table.columns)
     columns.insert(columns.index("p_own") + 1, columns.pop(columns.index("q_own")))
-    return table[columns]
+    table["q_fair"] = benjamini_hochberg(table["p_fair"].to_numpy(np.float64))
+    return table[[*columns, "q_fair"]]
 
 
 def deffs(state: LayerState | None, num_experts: int) -> np.ndarray:

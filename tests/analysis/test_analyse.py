@@ -27,7 +27,7 @@ BY_ORDER = {
 IDLE = [
     *("longest_idle", "current_idle", "leading_idle", "rate_deficit", "burstiness"),
     *("longest_idle_shuffled", "longest_idle_expected", "burstiness_index"),
-    *("burstiness_index_null", "p_own", "q_own", "p_fair"),
+    *("burstiness_index_null", "p_own", "q_own", "p_fair", "q_fair"),
 ]
 """Columns of experts that need an order of tokens."""
 

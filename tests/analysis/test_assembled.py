@@ -160,6 +160,18 @@ def test_runs_against_chance(case: Case) -> None:
         assert same(row["p_fair"], float(p_longest_at_least(fair, tokens, longest)))
 
 
+@pytest.mark.parametrize("rate", ["own", "fair"])
+def test_gap_tests_are_adjusted_over_all_experts(case: Case, rate: str) -> None:
+    # The definition: of all p from this one on, the least number of tests times p over its rank.
+    known = case.found.experts.dropna(subset=f"p_{rate}")
+    for _, row in known.iterrows():
+        above = [p for p in known[f"p_{rate}"] if p >= row[f"p_{rate}"]]
+        ranks = [(known[f"p_{rate}"] <= p).sum() for p in above]
+        q = min(len(known) * p / rank for p, rank in zip(above, ranks, strict=True))
+        assert same(row[f"q_{rate}"], q)
+    assert case.found.experts[f"q_{rate}"].notna().sum() == len(known) > 0
+
+
 def test_idle_windows(case: Case) -> None:
     for layer, row in case.rows("idle_windows"):
         tokens, window = len(layer.tokens), row["window"]

@@ -151,7 +151,7 @@ function burstinessTable() {
   const { layers, table, meta } = page.data;
   const names = [
     "relative_load", "rate_deficit", "burstiness", "longest_idle_shuffled", "longest_idle_expected",
-    "burstiness_index", "burstiness_index_null", "p_own", "q_own", "p_fair", "tier",
+    "burstiness_index", "burstiness_index_null", "p_own", "q_own", "p_fair", "q_fair", "tier",
   ];
   const rows = burstinessRows().rows.sort((a, b) => a - b);
   const values = names.map((name) => table("experts").column(name));

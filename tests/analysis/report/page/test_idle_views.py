@@ -188,7 +188,7 @@ def test_dots_are_all_experts_or_those_of_one_layer(open_page: Open, plain: Path
     page, experts = open_page(plain), read(plain, "experts")
     found = shown(page, "burstiness")
     assert len(found) == len(experts)
-    names = ["rate_deficit", "burstiness", "q_own", "p_fair"]
+    names = ["rate_deficit", "burstiness", "q_own", "p_fair", "q_fair"]
     np.testing.assert_allclose(found[names].astype(float), experts[names], rtol=1e-4, atol=1e-6)
     high = found["burstiness"].astype(float) > math.log(5)
     assert found["quarter"].str.contains("reserved").tolist() == high.tolist()
