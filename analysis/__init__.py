@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
+    from moe_probe.analysis.accumulators.document_sums import DocumentMoments, Replicates
     from moe_probe.analysis.accumulators.documents import DocumentCounts
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
     from moe_probe.analysis.accumulators.pass_experts import PassExperts
@@ -47,12 +48,14 @@ __all__ = [
     "Check",
     "Counts",
     "DocumentCounts",
+    "DocumentMoments",
     "Gaps",
     "IdleRuns",
     "LayerCounts",
     "Order",
     "PassExperts",
     "PassTable",
+    "Replicates",
     "Rows",
     "Rule",
     "Settings",
@@ -81,12 +84,14 @@ _MODULES = {
     "Check": "quality",
     "Counts": "accumulators.counts",
     "DocumentCounts": "accumulators.documents",
+    "DocumentMoments": "accumulators.document_sums",
     "Gaps": "accumulators.gaps",
     "IdleRuns": "accumulators.gaps",
     "LayerCounts": "accumulators.counts",
     "Order": "orders",
     "PassExperts": "accumulators.pass_experts",
     "PassTable": "passes",
+    "Replicates": "accumulators.document_sums",
     "Rows": "source",
     "Rule": "rules",
     "Settings": "settings",

@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, TableAccumulator
+from moe_probe.analysis.accumulators.base import (
+    Arrays,
+    LayerAccumulator,
+    TableAccumulator,
+    joined_bounds,
+)
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.plain import add_batch
 from moe_probe.analysis.kernels.tables import OverlapTables
@@ -138,12 +143,8 @@ class BatchStats(LayerAccumulator):
 
     def joined(self, mine: Arrays, theirs: Arrays) -> Arrays:
         """Put the other shard's tokens after ours; raises ValueError if they do not follow."""
-        (begin, seam), (start, stop) = mine["bounds"], theirs["bounds"]
-        if start != seam:
-            raise ValueError(
-                f"batches of a stream from token {start} on do not follow those up to {seam}; the "
-                f"shard that does has before={seam}"
-            )
+        bounds = joined_bounds(mine, theirs)
+        (begin, seam), stop = mine["bounds"], theirs["bounds"][1]
         size_B = np.array(self.sizes, np.int64)
         open_BN, tail_BN = (side["current_BN"].cumsum(axis=0) for side in (mine, theirs))
         stats_B4, head_BN = mine["stats_B4"] + theirs["stats_B4"], mine["head_BN"].copy()
@@ -159,7 +160,7 @@ class BatchStats(LayerAccumulator):
             "stats_B4": stats_B4,
             "head_BN": head_BN,
             "current_BN": np.diff(tail_BN, axis=0, prepend=0),
-            "bounds": np.array([begin, stop], np.int64),
+            "bounds": bounds,
         }
 
     def settings(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
+from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, joined_bounds
 from moe_probe.analysis.accumulators.counted import Counted
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.rules import Rule
@@ -21,15 +21,17 @@ from moe_probe.trace import LayerSpec
 
 
 class WindowCounts(LayerAccumulator):
-    """Selections `windows_VN` int64 in windows of W tokens in recording order, and tokens `tokens`.
+    """Selections `windows_VN` int64 in windows of W tokens in recording order.
 
-    Memory grows with the number of windows. Of two shards the windows that are not full are lost.
+    Windows are those of the whole stream, wherever it is cut into shards; `bounds` int64 [2] says
+    which tokens of the stream a shard has. Memory grows with the number of windows.
 
     Args:
         layers: The layers to fill.
         rule: Which tokens count; each at most once.
         index: Of the trace.
         window: W, in tokens.
+        before: Counted tokens of the stream before this shard.
 
     Raises:
         UsageError: when rows are added that the rule counts more than once.
@@ -38,14 +40,24 @@ class WindowCounts(LayerAccumulator):
     kind = "windows"
 
     def __init__(
-        self, layers: Mapping[int, LayerSpec], rule: Rule, index: TraceIndex, *, window: int
+        self,
+        layers: Mapping[int, LayerSpec],
+        rule: Rule,
+        index: TraceIndex,
+        *,
+        window: int,
+        before: int = 0,
     ) -> None:
         self.window = window
+        self._before = before
         super().__init__(layers, rule, index)
 
     def empty(self, spec: LayerSpec) -> Arrays:
         shape = (0, spec.num_experts)
-        return {"windows_VN": np.zeros(shape, np.int64), "tokens": np.zeros(1, np.int64)}
+        return {
+            "windows_VN": np.zeros(shape, np.int64),
+            "bounds": np.full(2, self._before, np.int64),
+        }
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         counted, arrays = Counted.of(rows.pieces(self.rule)), self.arrays[layer]
@@ -54,26 +66,30 @@ class WindowCounts(LayerAccumulator):
                 "Windows need every token once, but this trace stores tokens once that the model "
                 f"ran several times, and the rule {self.rule} counts them all. Use the rule unique."
             )
-        experts, done = self.layers[layer].num_experts, int(arrays["tokens"][0])
-        first, stop = done // self.window, -(-(done + len(counted.row_T)) // self.window)
-        window_T = (done + np.arange(len(counted.row_T))) // self.window - first
+        experts, (begin, seam) = self.layers[layer].num_experts, arrays["bounds"].tolist()
+        stop = seam + len(counted.row_T)
+        first = seam // self.window
+        window_T = np.arange(seam, stop) // self.window - first
         ids_TK = rows.topk_ids(layer)[counted.row_T]
         flat_TK = window_T[:, None] * experts + ids_TK
-        found = np.bincount(flat_TK[ids_TK < experts], minlength=(stop - first) * experts)
-        table_VN = np.zeros((max(stop, len(arrays["windows_VN"])), experts), np.int64)
-        table_VN[: len(arrays["windows_VN"])] = arrays["windows_VN"]
-        table_VN[first:stop] += found.reshape(-1, experts)
-        arrays["windows_VN"] = table_VN
-        arrays["tokens"] += len(counted.row_T)
+        windows = -(-stop // self.window) - first if stop > seam else 0
+        found = np.bincount(flat_TK[ids_TK < experts], minlength=windows * experts)
+        found_VN = found.reshape(windows, experts)
+        arrays["windows_VN"] = self._chained(seam, arrays["windows_VN"], found_VN)
+        arrays["bounds"] = np.array([begin, stop], np.int64)
 
     def full(self, layer: int) -> np.ndarray:
         """Return the windows that have all their tokens: int64 [V, N]."""
-        return self._full(self.arrays[layer])
+        windows_VN, (begin, stop) = self.arrays[layer]["windows_VN"], self.arrays[layer]["bounds"]
+        begin_V = (begin // self.window + np.arange(len(windows_VN))) * self.window
+        return np.asarray(windows_VN[(begin_V >= begin) & (begin_V + self.window <= stop)])
 
     def joined(self, mine: Arrays, theirs: Arrays) -> Arrays:
-        """Put the other shard's windows after ours."""
-        windows_VN = np.concatenate([self._full(mine), self._full(theirs)])
-        return {"windows_VN": windows_VN, "tokens": np.array([len(windows_VN) * self.window])}
+        """Put the other shard's tokens after ours; raises ValueError if they do not follow."""
+        bounds = joined_bounds(mine, theirs)
+        seam = int(mine["bounds"][1])
+        windows_VN = self._chained(seam, mine["windows_VN"], theirs["windows_VN"])
+        return {"windows_VN": windows_VN, "bounds": bounds}
 
     def settings(self) -> dict[str, Any]:
         return {"window": self.window}
@@ -81,5 +97,9 @@ class WindowCounts(LayerAccumulator):
     def restore(self, header: dict[str, Any]) -> None:
         self.window = header["window"]
 
-    def _full(self, arrays: Arrays) -> np.ndarray:
-        return arrays["windows_VN"][: int(arrays["tokens"][0]) // self.window]
+    def _chained(self, seam: int, mine_VN: np.ndarray, later_VN: np.ndarray) -> np.ndarray:
+        """Put windows after others; what a seam cuts is one window."""
+        if not seam % self.window or not len(mine_VN) or not len(later_VN):
+            return np.concatenate([mine_VN, later_VN])
+        both_1N = mine_VN[-1:] + later_VN[:1]
+        return np.concatenate([mine_VN[:-1], both_1N, later_VN[1:]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,126 +13,179 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.counts import Counts
+from moe_probe.analysis.accumulators.document_sums import DocumentMoments, Replicates
 from moe_probe.analysis.accumulators.documents import DocumentCounts, cluster_moments
-from moe_probe.analysis.accumulators.fanout import DeviceFanout
 from moe_probe.analysis.accumulators.gaps import Gaps
-from moe_probe.analysis.accumulators.locality import Overlaps
-from moe_probe.analysis.accumulators.set_flows import SetFlows
-from moe_probe.analysis.accumulators.structure import (
-    FlowCounts,
-    PairCounts,
-    PositionCounts,
-    SlotCounts,
-)
-from moe_probe.analysis.accumulators.vocabulary import TokenCounts
-from moe_probe.analysis.accumulators.windows import WindowCounts
-from moe_probe.analysis.accumulators.working_sets import WorkingSets
+from moe_probe.analysis.accumulators.locality import BatchStats, Overlaps
 from moe_probe.analysis.kernels import plain
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import scan
 from moe_probe.analysis.source import Source
+from moe_probe.analysis.statistics.clusters import poisson_weights
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
+from tests.analysis.accumulators.shards import (
+    IN_ORDER,
+    LARGE,
+    SMALL,
+    Stream,
+    assert_same,
+    filled,
+    write,
+)
 from tests.analysis.streams import make_stream
 
-KINDS: list[tuple[type[LayerAccumulator], dict[str, Any]]] = [
-    (Counts, {}),
-    (SlotCounts, {}),
-    (PairCounts, {}),
-    (FlowCounts, {}),
-    (PositionCounts, {}),
-    (Overlaps, {"lags": (1, 3), "other_tokens": True}),
-    (DeviceFanout, {"devices": (1, 2, 5)}),
-    (SetFlows, {}),
-    (TokenCounts, {"token_ids_X": np.arange(4), "most": 10_000}),
-    (WorkingSets, {"windows": (1, 3, 7)}),
-    (DocumentCounts, {"most": 400}),
-    (Gaps, {"most": 400, "windows": (2, 6)}),
-]
-
-
-@cache
-def source_of(path: Path) -> Source:
-    return Source(make_stream(path, 3, documents=60)[0])
+Shard = dict[str, Any]
+EXAMPLES = settings(max_examples=8, deadline=None)
+GENERATORS = st.integers(0, 2**32).map(np.random.default_rng)
+every_rule = pytest.mark.parametrize("rule", list(Rule))
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """A trace of many parts."""
-    found = source_of(tmp_path_factory.mktemp("merge") / "trace")
-    assert len(found.parts) > 5
+def streams(tmp_path_factory: pytest.TempPathFactory) -> list[Stream]:
+    """Traces of few and of many experts, of one document, and of one expert per token."""
+    path = tmp_path_factory.mktemp("merge")
+    shapes = [(14, SMALL), (14, SMALL), (7, LARGE), (1, SMALL), (12, SMALL[1:2])]
+    found = [Stream.of(path / f"{n}", n, *shape) for n, shape in enumerate(shapes)]
+    assert all(len(stream.parts) > 4 for stream in found if stream is not found[3])
     return found
 
 
-def filled(source: Source, parts: list[int]) -> list[LayerAccumulator]:
-    """Scan some parts of a trace."""
-    shard = copy.copy(source)
-    shard.parts = [source.parts[number] for number in parts]
-    found = [kind(source.layers, Rule.UNIQUE, source.index, **options) for kind, options in KINDS]
-    scan(shard, found, kernels=plain)
-    return found
+@pytest.fixture(scope="module")
+def from_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
+    """Write an accumulator to a file and read it, if its kind has one."""
+    path = tmp_path_factory.mktemp("files") / "shard.npz"
 
-
-def assert_same(merged: LayerAccumulator, whole: LayerAccumulator) -> None:
-    for layer, arrays in whole.arrays.items():
-        for name, array in arrays.items():
-            assert merged.arrays[layer][name].tolist() == array.tolist(), (whole.kind, layer, name)
-
-
-@settings(max_examples=8, deadline=None)
-@given(cuts=st.lists(st.integers(0, 8), max_size=3))
-def test_shards_in_order(source: Source, cuts: list[int]) -> None:
-    """Documents may be cut apart, since parts are; what is first stays first."""
-    bounds = [0, *sorted(min(cut, len(source.parts)) for cut in cuts), len(source.parts)]
-    whole = filled(source, list(range(len(source.parts))))
-    shards = [filled(source, list(range(a, b))) for a, b in itertools.pairwise(bounds)]
-    for number, accumulator in enumerate(whole):
-        merged = shards[0][number]
-        for shard in shards[1:]:
-            merged.merge(shard[number])
-        if accumulator.kind == "gaps":
-            _assert_same_runs(merged, accumulator, whole[0])  # type: ignore[arg-type]
-        else:
-            assert_same(merged, accumulator)
-
-
-def _assert_same_runs(merged: Gaps, whole: Gaps, counts: Counts) -> None:
-    for layer in whole.layers:
-        counts_N = counts.layer(layer).counts_N
-        for name in ("canonical", "execution", "request-local", "shuffle-docs:2"):
-            order = Order.parse(name)
-            found = merged.runs(layer, order, counts_N, plain)
-            expected = whole.runs(layer, order, counts_N, plain)
-            for field, value in vars(expected).items():
-                assert np.array_equal(getattr(found, field), value), (layer, name, field)
-
-
-@settings(max_examples=8, deadline=None)
-@given(data=st.data())
-def test_sums_do_not_depend_on_order(source: Source, data: st.DataObject) -> None:
-    parts = len(source.parts)
-    shard_of = data.draw(st.lists(st.integers(0, 2), min_size=parts, max_size=parts))
-    whole = filled(source, list(range(parts)))[:-1]
-    shards = [filled(source, [p for p in range(parts) if shard_of[p] == s]) for s in range(3)]
-    for number, accumulator in enumerate(whole):
-        merged = shards[2][number]
-        merged.merge(shards[0][number])
-        merged.merge(shards[1][number])
-        assert_same(merged, accumulator)
-
-
-def test_files(source: Source, tmp_path: Path) -> None:
-    for accumulator in filled(source, [0, 1]):
-        path = tmp_path / f"{accumulator.kind}.npz"
+    def through(accumulator: Any) -> Any:
+        if not hasattr(accumulator, "save"):
+            return accumulator
         accumulator.save(path)
-        loaded = type(accumulator).load(path)
+        return type(accumulator).load(path)
+
+    return through
+
+
+def merged(shards: list[Any], rng: np.random.Generator, from_file: Callable[[Any], Any]) -> Any:
+    """Merge neighbours, whichever first, until one is left; some go through a file before."""
+    while len(shards) > 1:
+        place = int(rng.integers(len(shards) - 1))
+        if rng.random() < 0.3:
+            shards[place : place + 2] = map(from_file, shards[place : place + 2])
+        shards[place].merge(shards.pop(place + 1))
+    return from_file(shards[0]) if rng.random() < 0.3 else shards[0]
+
+
+@every_rule
+@EXAMPLES
+@given(data=st.data())
+def test_shards_in_order_of_recording(
+    streams: list[Stream], from_file: Callable[[Any], Any], rule: Rule, data: st.DataObject
+) -> None:
+    """Parts are cut anywhere, so a document may lie in several shards; some shards are empty."""
+    stream = data.draw(st.sampled_from(streams))
+    parts = len(stream.parts)
+    bounds = [0, *sorted(data.draw(st.lists(st.integers(0, parts), max_size=3))), parts]
+    rng = data.draw(GENERATORS)
+    shards = [stream.filled(rule, range(a, b), first=a) for a, b in itertools.pairwise(bounds)]
+    starts = {block[0] for block in stream.documents(rule)} | {0, parts}
+    whole = stream.filled(rule, stream.parts)
+    for kind, expected in whole.items():
+        if kind == "moments" and not starts.issuperset(bounds):
+            continue
+        found = merged([shard[kind] for shard in shards], rng, from_file)
+        assert_same(found, expected, whole["counts"])
+
+
+@every_rule
+@pytest.mark.parametrize("documents", [True, False], ids=["documents", "parts"])
+@EXAMPLES
+@given(data=st.data())
+def test_shards_in_any_order(
+    streams: list[Stream],
+    from_file: Callable[[Any], Any],
+    rule: Rule,
+    documents: bool,
+    data: st.DataObject,
+) -> None:
+    """Whole documents, or any parts, are dealt to shards that are merged in any order."""
+    stream = data.draw(st.sampled_from(streams))
+    blocks = stream.documents(rule) if documents else [[part] for part in stream.parts]
+    shard_of = data.draw(st.lists(st.integers(0, 2), min_size=len(blocks), max_size=len(blocks)))
+    dealt = [
+        [
+            part
+            for block, shard in zip(blocks, shard_of, strict=True)
+            if shard == s
+            for part in block
+        ]
+        for s in range(3)
+    ]
+    shards = [stream.filled(rule, parts) for parts in data.draw(st.permutations(dealt))]
+    rng = data.draw(GENERATORS)
+    whole = stream.filled(rule, stream.parts)
+    for kind in whole.keys() - {*IN_ORDER, *(() if documents else ("gaps", "moments"))}:
+        found = merged([shard[kind] for shard in shards], rng, from_file)
+        assert_same(found, whole[kind], whole["counts"])
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Rule], tuple[Shard, list[Shard]]]:
+    """One trace of nine documents, and one of each, scanned."""
+    path = tmp_path_factory.mktemp("traces")
+    documents = range(9)
+    for name, some in [("all", documents), *((f"{n}", [n]) for n in documents)]:
+        write(path / name, 5, list(some), layers=SMALL)
+    opened = [Source(open_trace(path / name)) for name in ("all", *map(str, documents))]
+    scanned: dict[Rule, tuple[Shard, list[Shard]]] = {}
+
+    def scan_all(rule: Rule) -> tuple[Shard, list[Shard]]:
+        if rule not in scanned:
+            flows = Stream(opened[0]).flows(rule)
+            whole, *shards = (filled(source, rule, flows) for source in opened)
+            scanned[rule] = whole, shards
+        return copy.deepcopy(scanned[rule])
+
+    return scan_all
+
+
+@pytest.mark.parametrize("rule", [rule for rule in Rule if rule is not Rule.NO_TEMPLATE])
+@EXAMPLES
+@given(rng=GENERATORS)
+def test_traces_of_some_documents_each(
+    traces: Callable[[Rule], tuple[Shard, list[Shard]]],
+    from_file: Callable[[Any], Any],
+    rule: Rule,
+    rng: np.random.Generator,
+) -> None:
+    """Every shard knows its own subject and document only, and what the template is, not at all."""
+    whole, shards = traces(rule)
+    order = [shards[number] for number in rng.permutation(len(shards))]
+    # Streams of passes and repeated prompts are those of one recording.
+    for kind in whole.keys() - {*IN_ORDER, "passes", "repeats"}:
+        found = merged([shard[kind] for shard in order], rng, from_file)
+        assert_same(found, whole[kind], whole["counts"])
+
+
+@pytest.mark.parametrize("rule", [Rule.UNIQUE, Rule.RAW])
+def test_files(streams: list[Stream], tmp_path: Path, rule: Rule) -> None:
+    with_files = {
+        kind: accumulator
+        for kind, accumulator in streams[0].filled(rule, [0, 1]).items()
+        if hasattr(accumulator, "save")
+    }
+    assert len(with_files) >= 17
+    for kind, accumulator in with_files.items():
+        accumulator.save(tmp_path / f"{kind}.npz")
+        loaded = type(accumulator).load(tmp_path / f"{kind}.npz")
         assert (loaded.layers, loaded.rule) == (accumulator.layers, accumulator.rule)
         assert (loaded.axes, loaded.settings()) == (accumulator.axes, accumulator.settings())
-        assert_same(loaded, accumulator)
-        loaded.merge(accumulator)
+        assert_same(loaded, accumulator, with_files["counts"])
+        for layer, arrays in accumulator.arrays.items():
+            assert [a.dtype for a in loaded.arrays[layer].values()] == [
+                a.dtype for a in arrays.values()
+            ]
     with pytest.raises(TraceError, match="is not a file of counts"):
         Counts.load(tmp_path / "pairs.npz")
     (tmp_path / "bad.npz").write_bytes(b"no")
@@ -189,32 +242,42 @@ def test_moments_of_disjoint_documents_add_up() -> None:
         assert np.array_equal(getattr(left.merged(right), name), array), name
 
 
-def test_other_layers_or_rules_do_not_merge(source: Source) -> None:
+def test_sums_over_documents(tmp_path: Path) -> None:
+    """S15 and S16 are what the table of documents gives."""
+    source = Source(make_stream(tmp_path / "trace", 1)[0])
+    facts: Any = (source.layers, Rule.UNIQUE, source.index)
+    documents = DocumentCounts(*facts, most=400)
+    moments, replicates = DocumentMoments(*facts, most=400), Replicates(*facts, replicates=9)
+    scan(source, [documents, moments, replicates], kernels=plain)
+    clusters = source.index.clusters
+    weights_BC = poisson_weights(clusters.keys, 9).astype(int)
+    for layer in source.layers:
+        counts_CN, tokens_C = (documents.arrays[layer][n] for n in ("counts_CN", "tokens_C"))
+        expected = vars(cluster_moments(counts_CN, tokens_C, clusters.group_C, 2))
+        for name, array in vars(moments.moments(layer)).items():
+            assert array.tolist() == expected[name].tolist(), name
+        found = replicates.arrays[layer]
+        assert found["replicates_BN"].tolist() == (weights_BC @ counts_CN).tolist()
+        assert found["tokens_B"].tolist() == (weights_BC @ tokens_C).tolist()
+
+
+def test_shards_that_do_not_follow_one_another(tmp_path: Path) -> None:
+    source = Source(make_stream(tmp_path / "trace", 1)[0])
+    facts: Any = (source.layers, Rule.UNIQUE, source.index)
+    first, second = (BatchStats(*facts, sizes=(5, 20)) for _ in range(2))
+    scan(source, [first], kernels=plain)
+    tokens = int(first.arrays[1]["bounds"][1])
+    with pytest.raises(ValueError, match=f"fill it with before={tokens}"):
+        first.merge(second)
+
+
+def test_other_layers_rules_or_settings_do_not_merge(tmp_path: Path) -> None:
+    source = Source(make_stream(tmp_path / "trace", 1)[0])
     counts = Counts(source.layers, Rule.UNIQUE, source.index)
     with pytest.raises(ValueError, match="different layers or rules"):
         counts.merge(Counts(source.layers, Rule.RAW, source.index))
     with pytest.raises(ValueError, match="different layers or rules"):
         counts.merge(Counts({}, Rule.UNIQUE, source.index))
-
-
-@settings(max_examples=8, deadline=None)
-@given(cuts=st.lists(st.integers(0, 8), max_size=3))
-def test_windows_of_shards_are_joined_in_order(source: Source, cuts: list[int]) -> None:
-    """Each shard's full windows, one after the other; what is left of a shard is lost."""
-
-    def windows(parts: list[Any]) -> WindowCounts:
-        shard = copy.copy(source)
-        shard.parts = parts
-        found = WindowCounts(source.layers, Rule.UNIQUE, source.index, window=16)
-        scan(shard, [found], kernels=plain)
-        return found
-
-    bounds = [0, *sorted(min(cut, len(source.parts)) for cut in cuts), len(source.parts)]
-    shards = [windows(source.parts[a:b]) for a, b in itertools.pairwise(bounds)]
-    expected = {n: np.concatenate([shard.full(n) for shard in shards]) for n in source.layers}
-    merged = shards[0]
-    for shard in shards[1:]:
-        merged.merge(shard)
-    for layer in source.layers:
-        assert merged.full(layer).tolist() == expected[layer].tolist()
-        assert len(merged.full(layer)) > 5
+    lags = [Overlaps(source.layers, Rule.UNIQUE, source.index, lags=lags) for lags in [(1,), (2,)]]
+    with pytest.raises(ValueError, match=r"overlaps with .*'lags': \(1,\).* and with .*\(2,\)"):
+        lags[0].merge(lags[1])

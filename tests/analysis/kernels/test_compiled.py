@@ -31,7 +31,7 @@ from moe_probe.analysis.pieces import Pieces
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import scan
 from moe_probe.analysis.source import Source
-from tests.analysis.accumulators.test_merge import KINDS, assert_same
+from tests.analysis.accumulators.shards import assert_same, made
 from tests.analysis.streams import make_stream
 
 pytestmark = pytest.mark.compiled
@@ -46,26 +46,21 @@ def compiled() -> Any:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_accumulator(tmp_path: Path, compiled: Any, seed: int) -> None:
     source = Source(make_stream(tmp_path / "trace", seed, documents=90)[0])
-    # One that begins at a batch, and one that begins within batches of all sizes.
-    batches = [(BatchStats, {}), (BatchStats, {"sizes": (5, 20, 60), "before": 127})]
-    kinds: list[tuple[Any, dict[str, Any]]] = [*KINDS, *batches]
 
     def filled(kernels: Any, threads: int) -> list[LayerAccumulator]:
-        found = [kind(source.layers, Rule.UNIQUE, source.index, **more) for kind, more in kinds]
+        # Batches begin with the stream, and within batches of all sizes.
+        usual = BatchStats(source.layers, Rule.UNIQUE, source.index)
+        found = [usual, *made(source, Rule.UNIQUE, before=127)]
         scan(source, found, kernels=kernels, threads=threads)
         return found
 
     expected, found = filled(plain, 1), filled(compiled, 3)
+    counts = next(accumulator for accumulator in expected if isinstance(accumulator, Counts))
     for one, other in zip(found, expected, strict=True):
-        if one.kind in ("gaps", "batches"):
-            continue
-        assert_same(one, other)
-    for one, other in zip(found[-2:], expected[-2:], strict=True):
-        assert one.arrays[1]["stats_B4"][0, 0] > 1
-        for layer, arrays in other.arrays.items():
-            for name, array in arrays.items():
-                np.testing.assert_allclose(one.arrays[layer][name], array, rtol=1e-12)
-    assert found[-1].arrays[1]["head_BN"].sum(axis=1).tolist() == [6, 26, 106]
+        assert_same(one, other, counts)
+    for batches in (a for a in found if isinstance(a, BatchStats)):
+        assert batches.arrays[1]["stats_B4"][0, 0] > 1
+    assert batches.arrays[1]["head_BN"].sum(axis=1).tolist() == [6, 26, 106]
     _assert_same_runs(compiled, found, expected)
 
 
