@@ -97,7 +97,8 @@ def refuse_large(layers: Mapping[int, LayerSpec], available: int) -> None:
         raise MoeProbeError(
             f"Tables of pairs and flows of {max(experts)} experts in {number} need {gib(need)} "
             f"with what is computed of them, and this process may take {gib(available)}. Use a "
-            "machine with more memory, or count alone: moe-probe export TRACE --format counts -o counts.csv"
+            "machine with more memory, or count alone: "
+            "moe-probe export TRACE --format counts -o counts.csv"
         )
 
 

@@ -94,7 +94,7 @@ def measure(plan: RecordPlan) -> RunSize:
     lm = _CountingLM(tokenizer, max_length)
     simple_evaluate(
         model=lm,
-        tasks=plan.tasks.load(),
+        tasks=plan.tasks.load(plan.num_fewshot),
         task_manager=plan.tasks.manager,
         num_fewshot=plan.num_fewshot,
         limit=options.limit,

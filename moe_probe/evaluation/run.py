@@ -51,7 +51,7 @@ def run_recording(plan: RecordPlan) -> RunResult:
     prior = _prior_run(plan.options)
     for name in ("lm_eval", "transformers", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    items = plan.tasks.load()
+    items = plan.tasks.load(plan.num_fewshot)
     lm = backend_of(plan.options).load(plan.options)
     return record_evaluation(plan, lm, items, prior=prior)
 

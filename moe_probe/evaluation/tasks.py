@@ -52,11 +52,12 @@ class TaskPlan:
     facts: dict[str, TaskFacts]
     """Every leaf task, by the name that lm-eval gives its requests."""
 
-    def load(self) -> list[Task | Group]:
+    def load(self, num_fewshot: int | None = None) -> list[Task | Group]:
         """Load the data sets and return the tasks, which `simple_evaluate` takes in place of names.
 
-        Raises UsageError where a data set is neither on this machine nor reachable, and for the
-        rare group whose tasks lm-eval runs under another name.
+        Raises UsageError where a data set is neither on this machine nor reachable, or has fewer
+        examples than `num_fewshot`, and for the rare group whose tasks lm-eval runs under another
+        name.
         """
         try:
             with _without_progress_bars():
@@ -78,9 +79,26 @@ class TaskPlan:
                 f"lm-eval runs {', '.join(self.names)} as {', '.join(sorted(unnamed))}, "
                 "which does not say what the tasks are. Name the tasks themselves."
             )
+        for name, task in loaded["tasks"].items():
+            _refuse_fewshot(name, task, num_fewshot or 0)
         inner = {child for group in loaded.get("group_map", {}).values() for child in group}
         top = {**loaded["tasks"], **loaded.get("groups", {})}
         return [item for name, item in top.items() if name not in inner]
+
+
+def _refuse_fewshot(name: str, task: Task, number: int) -> None:
+    sampler = getattr(task, "sampler", None)
+    # A task of no examples has none, whatever is asked for.
+    if sampler is None or task.get_config("num_fewshot") == 0:
+        return
+    # A document is no example of itself.
+    is_among = task.fewshot_cfg.split == task.config.test_split
+    most = max(len(sampler.df) - is_among, 0)
+    if number > most:
+        raise UsageError(
+            f"--num-fewshot {number} is more than the {most} examples that {name} has. "
+            "Ask for fewer."
+        )
 
 
 def load_tasks(

@@ -96,6 +96,8 @@ def test_model_that_cannot_fit_shows_the_arithmetic(
         ),
         (["-t", "toy_beta", "--backend", "vllm", "--batch-size", "auto:2"], "from 1 on nor auto"),
         (["-t", "toy_beta", "--num-fewshot", "-1"], "--num-fewshot"),
+        (["-t", "mmlu_sample", "--num-fewshot", "6"], "6 is more than the 5 examples that mmlu_"),
+        (["-t", "mmlu_sample", "--num-fewshot", "9" * 20, "--dry-run"], "more than the 5 examples"),
         (["-t", "toy_beta", "--dtype", "float33"], "No dtype is called 'float33'"),
         (["-t", "toy_beta", "-a", "use_cache=x.db"], "use_cache cannot be combined"),
         (["-t", "toy_beta", "-a", "parallelize"], "which is not key=value"),
