@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from moe_probe.analysis.metrics.variance_partition import variance_table
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.clusters import ClusterMoments, halves, replicate_sums
+from moe_probe.analysis.statistics.moderated import interval_deffs
 from moe_probe.trace import LayerSpec
 
 
@@ -95,6 +97,11 @@ class LayerState:
     """None for rules that count tokens more than once."""
     passes: PassRuns | None
     """Idle runs in forward passes, if the order asks for them; None likewise."""
+
+    @cached_property
+    def interval_deffs_N(self) -> np.ndarray:
+        """`interval_deffs` of all text: float64, NaN where undefined."""
+        return np.asarray(interval_deffs(self.moments.pooled())[0])
 
     @property
     def is_grouped(self) -> bool:

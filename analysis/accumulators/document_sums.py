@@ -49,10 +49,7 @@ class DocumentMoments(TableAccumulator):
         super().__init__(layers, rule, index)
 
     def empty(self, spec: LayerSpec) -> Arrays:
-        groups = self.axes.length("S")
-        numbers = {name: np.zeros(groups) for name in ("clusters_S", "n_S", "n_square_S")}
-        shape = (groups, spec.num_experts)
-        return numbers | {name: np.zeros(shape) for name in ("c_SN", "c_square_SN", "cn_SN")}
+        return dict(vars(ClusterMoments.zeros(self.axes.length("S"), spec.num_experts)))
 
     def table(self, rows: Rows, layer: int) -> np.ndarray:
         assert self._documents is not None, "rows are added before the sums are made"

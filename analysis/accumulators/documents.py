@@ -82,15 +82,12 @@ class DocumentCounts(TableAccumulator):
 def cluster_moments(
     counts_CN: np.ndarray, tokens_C: np.ndarray, group_C: np.ndarray, groups: int
 ) -> ClusterMoments:
-    """S15: sum n, n^2, c, c^2 and c n over the documents of each group.
+    """S15: sum n to n^5, c, c^2 and c n over the documents of each group.
 
     They give the variance of every ratio of counts with documents as the unit of sampling, without
     a table of documents, and add up over shards that share no document.
     """
-    sums = ClusterMoments(
-        *(np.zeros(groups) for _ in range(3)),
-        *(np.zeros((groups, counts_CN.shape[1])) for _ in range(3)),
-    )
+    sums = ClusterMoments.zeros(groups, counts_CN.shape[1])
     member_C = np.flatnonzero((group_C >= 0) & (group_C < groups))
     for start in range(0, len(member_C), _CHUNK):
         some_C = member_C[start : start + _CHUNK]
@@ -101,6 +98,7 @@ def cluster_moments(
                 clusters_S=np.bincount(group, n_C > 0, groups),
                 n_S=np.bincount(group, n_C, groups),
                 n_square_S=np.bincount(group, n_C * n_C, groups),
+                n_power_SP=sums_by_label(n_C[:, None] ** (3, 4, 5), group, groups),
                 c_SN=sums_by_label(c_CN, group, groups),
                 c_square_SN=sums_by_label(c_CN * c_CN, group, groups),
                 cn_SN=sums_by_label(c_CN * n_C[:, None], group, groups),

@@ -4,7 +4,7 @@ Tokens of one document route alike, so they are worth fewer independent tokens: 
 variances, from sums over documents (S15), and the bootstrap replicates (S16) add up over shards.
 
 Shape suffixes: S subjects, N experts of a layer, C clusters (documents), B replicates, Q quantiles,
-P values a Poisson weight can take.
+P powers of a document's tokens, or values a Poisson weight can take.
 """
 
 from __future__ import annotations
@@ -30,14 +30,27 @@ class ClusterMoments:
     """m: number of documents."""
     n_S: np.ndarray
     n_square_S: np.ndarray
+    n_power_SP: np.ndarray
+    """Sums of n^3, n^4 and n^5."""
     c_SN: np.ndarray
     c_square_SN: np.ndarray
     cn_SN: np.ndarray
+
+    @classmethod
+    def zeros(cls, subjects: int, num_experts: int) -> ClusterMoments:
+        """Those of no documents, float64."""
+        number, table = (subjects,), (subjects, num_experts)
+        shapes = (number, number, number, (subjects, 3), table, table, table)
+        return cls(*(np.zeros(shape) for shape in shapes))
 
     def merged(self, other: ClusterMoments) -> ClusterMoments:
         """Add those of other documents of the same subjects."""
         mine = vars(self).items()
         return ClusterMoments(**{name: sums + getattr(other, name) for name, sums in mine})
+
+    def of(self, chosen_S: np.ndarray) -> ClusterMoments:
+        """Those of some subjects, named by number or by a mask."""
+        return ClusterMoments(**{name: sums[chosen_S] for name, sums in vars(self).items()})
 
     def pooled(self) -> ClusterMoments:
         """Sum over the subjects, which leaves one (S = 1)."""
@@ -45,10 +58,27 @@ class ClusterMoments:
             self.clusters_S.sum(keepdims=True),
             self.n_S.sum(keepdims=True),
             self.n_square_S.sum(keepdims=True),
+            self.n_power_SP.sum(axis=0, keepdims=True),
             self.c_SN.sum(axis=0, keepdims=True),
             self.c_square_SN.sum(axis=0, keepdims=True),
             self.cn_SN.sum(axis=0, keepdims=True),
         )
+
+
+def squared_residuals(moments: ClusterMoments, share_SN: np.ndarray) -> np.ndarray:
+    """Return sum (c - p n)^2 over the documents: float64 [S, N], >= 0.
+
+    Args:
+        moments: Sums over the documents of each subject.
+        share_SN: p, broadcast against [S, N].
+    """
+    squares_SN = (
+        moments.c_square_SN
+        - 2 * share_SN * moments.cn_SN
+        + share_SN**2 * moments.n_square_S[:, None]
+    )
+    # Rounding must not make it negative.
+    return np.asarray(np.maximum(squares_SN, 0.0))
 
 
 def cluster_variance(moments: ClusterMoments) -> np.ndarray:
@@ -64,7 +94,7 @@ def cluster_variance(moments: ClusterMoments) -> np.ndarray:
     clusters_S, n_S = moments.clusters_S, positive(moments.n_S)
     share_SN = moments.c_SN / n_S[:, None]
     factor_S = clusters_S / np.where(clusters_S > 1, clusters_S - 1, np.nan) / n_S**2
-    return np.asarray(factor_S[:, None] * _squares(moments, share_SN))
+    return np.asarray(factor_S[:, None] * squared_residuals(moments, share_SN))
 
 
 def stratified_variance(moments: ClusterMoments) -> np.ndarray:
@@ -79,7 +109,7 @@ def stratified_variance(moments: ClusterMoments) -> np.ndarray:
     pooled = moments.pooled()
     tokens = positive(pooled.n_S)
     within_SN = cluster_variance(moments) * (moments.n_S[:, None] / tokens) ** 2
-    lone_SN = _squares(moments, pooled.c_SN / tokens) / tokens**2
+    lone_SN = squared_residuals(moments, pooled.c_SN / tokens) / tokens**2
     total_N = np.where(moments.clusters_S[:, None] > 1, within_SN, lone_SN).sum(
         axis=0, where=(moments.clusters_S > 0)[:, None]
     )
@@ -175,13 +205,3 @@ def percentile_interval(values_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     low, high = np.quantile(values_B, (0.025, 0.975), axis=0)
     return low, high
-
-
-def _squares(moments: ClusterMoments, share_SN: np.ndarray) -> np.ndarray:
-    """Sum (c - p n)^2 over the documents; rounding must not make it negative."""
-    squares_SN = (
-        moments.c_square_SN
-        - 2 * share_SN * moments.cn_SN
-        + share_SN**2 * moments.n_square_S[:, None]
-    )
-    return np.asarray(np.maximum(squares_SN, 0.0))

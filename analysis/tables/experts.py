@@ -16,7 +16,7 @@ from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
 from moe_probe.analysis.metrics.ranking import bottom_probability, rank_interval
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.statistics.clusters import layer_quantiles, pooled_design_effect
-from moe_probe.analysis.statistics.intervals import few_documents, share_interval
+from moe_probe.analysis.statistics.intervals import share_interval
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.sums import Sums
 
@@ -87,6 +87,11 @@ def median_deff(deff_N: np.ndarray) -> float:
     return float(layer_quantiles(deff_N, (0.5,))[0])
 
 
+def widened_deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
+    """Return the `interval_deffs` of all text: float64 [N], NaN where undefined."""
+    return np.full(num_experts, np.nan) if state is None else state.interval_deffs_N
+
+
 def num_documents(state: LayerState | None) -> int:
     """Return the documents, shared prefixes included, that the design effects are of.
 
@@ -99,9 +104,8 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
     spec, state = sums.specs[layer], sums.layers.get(layer)
     counts_SN, tokens_S = sums.by_group(layer)
     counts_N, tokens = counts_SN.sum(axis=0), int(tokens_S.sum())
-    deff_N = deffs(state, spec.num_experts)
+    wide_N = widened_deffs(state, spec.num_experts)
     to_load = spec.num_experts * tokens / max(int(counts_N.sum()), 1)
-    few = few_documents(num_documents(state))
     in_tokens = idle = _idle_in_tokens(state, counts_N)
     if state is not None and state.passes is not None and sums.pass_null is not None:
         idle = idle_pass_table(counts_N, tokens, state.passes, sums.pass_null)
@@ -109,7 +113,7 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
     idle = idle.astype(dict.fromkeys(_IDLE_FIRST[:3], "Int64"))
     # Of shuffled tokens, whatever the order.
     ratio_N = in_tokens["longest_idle_shuffled"] / in_tokens["longest_idle_expected"]
-    low_N, high_N = share_interval(counts_N, tokens, deff_N * few, median_deff(deff_N) * few)
+    low_N, high_N = share_interval(counts_N, tokens, wide_N, median_deff(wide_N))
     return pd.DataFrame(
         {
             "layer": layer,
@@ -121,7 +125,7 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
             "ci_high": high_N * to_load,
             "tier": tiers(counts_SN, high_N * to_load, ratio_N.to_numpy(np.float64)),
             **{name: idle[name] for name in _IDLE_FIRST},
-            "deff": deff_N,
+            "deff": deffs(state, spec.num_experts),
             **_ranks(state, spec.num_experts),
             **{name: idle[name] for name in _IDLE_COLUMNS if name not in _IDLE_FIRST},
             **_presence(state, counts_SN),

@@ -22,11 +22,11 @@ from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.ranking import experts_to_cover
 from moe_probe.analysis.metrics.stability import spearman, split_divergence, split_null
 from moe_probe.analysis.statistics.clusters import effective_tokens, layer_quantiles
-from moe_probe.analysis.statistics.intervals import few_documents, rate_certifiable
+from moe_probe.analysis.statistics.intervals import rate_certifiable
 from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.sums import Sums
-from moe_probe.analysis.tables.experts import deffs, num_documents
+from moe_probe.analysis.tables.experts import deffs, median_deff, num_documents, widened_deffs
 
 INDICES = (
     "max_vio",
@@ -94,8 +94,9 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         row[f"{name}_noise"] = _noise(state, index)
     deff_N = deffs(state, spec.num_experts)
     low, median, high = layer_quantiles(deff_N, (0.05, 0.5, 0.95)).tolist()
-    effective, few = float(effective_tokens(tokens, median)), few_documents(num_documents(state))
-    certain = effective_tokens(tokens, np.maximum(median * few, 1))
+    effective = float(effective_tokens(tokens, median))
+    wide = median_deff(widened_deffs(state, spec.num_experts))
+    certain = effective_tokens(tokens, np.maximum(wide, 1))
     row |= {
         "deff_low": low,
         "deff_median": median,

@@ -12,6 +12,7 @@ from itertools import groupby
 import numpy as np
 
 from moe_probe.trace import LayerSpec
+from tests.analysis.statistics.moderated_oracle import naive_interval_deffs
 from tests.analysis.streams import Token, canonical
 
 Document = tuple[str, tuple[int, int]]
@@ -93,6 +94,11 @@ class NaiveLayer:
         squares = sum((self.count(expert, part) - p * len(part)) ** 2 for part in parts)
         variance = len(parts) / (len(parts) - 1) * squares / total**2
         return variance / (p * (1 - p) / total)
+
+    def interval_deffs(self) -> np.ndarray:
+        parts = list(self.documents.values())
+        counts = [[self.count(expert, part) for expert in self.experts] for part in parts]
+        return naive_interval_deffs(np.array(counts), np.array([len(part) for part in parts]))
 
     def median_deff(self, documents: Sequence[list[Token]] | None = None) -> float:
         found = [self.deff(expert, documents) for expert in self.experts]

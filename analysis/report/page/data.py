@@ -8,6 +8,7 @@ from pathlib import Path
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.data_core import counts, facts, tables
 from moe_probe.analysis.report.page.data_documents import documents
+from moe_probe.analysis.report.page.data_intervals import intervals
 from moe_probe.analysis.report.page.data_load import load
 from moe_probe.analysis.report.page.data_structure import structure
 from moe_probe.analysis.report.page.data_subjects import subjects
@@ -17,6 +18,7 @@ SECTIONS: tuple[Callable[[Contents, Payload], None], ...] = (
     facts,
     counts,
     tables,
+    intervals,
     load,
     subjects,
     structure,

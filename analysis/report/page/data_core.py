@@ -6,15 +6,12 @@ widest layer.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from moe_probe import __version__
 from moe_probe.analysis.metrics.idle_passes import WHY_LEFT_OUT
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload
-from moe_probe.analysis.statistics.intervals import few_documents
 from moe_probe.trace import SEGMENTS
 
 TABLES = (
@@ -36,7 +33,6 @@ def facts(contents: Contents, payload: Payload) -> None:
     settings, subjects = sums.settings, sums.counts.axes.groups
     effective = contents.layers["tokens_effective"].median()
     documents = int(contents.layers["documents"].fillna(0).max())
-    named = zip(subjects, sums.subjects, _few(sums.documents_S), strict=True)
     payload.meta |= {
         "version": __version__,
         "run": contents.run,
@@ -49,14 +45,13 @@ def facts(contents: Contents, payload: Payload) -> None:
         "T": contents.tokens,
         "T_eff": float(effective) if effective > 0 else None,
         "documents": documents,
-        "few": _few(documents)[0],
         "findings": contents.findings(),
         "warnings": contents.warnings(),
         "windows": list(settings.windows),
         "shuffles": settings.shuffles,
         "subjects": [
-            {"task": task, "subject": subject, "area": area, "name": name, "few": few}
-            for (task, subject, area), name, few in named
+            {"task": task, "subject": subject, "area": area, "name": name}
+            for (task, subject, area), name in zip(subjects, sums.subjects, strict=True)
         ],
         "segments": list(SEGMENTS),
         "rules": [{"name": str(rule), "description": rule.description} for rule in sums.by_rule],
@@ -102,9 +97,3 @@ def tables(contents: Contents, payload: Payload) -> None:
     """The tables that need no form of their own."""
     for name in TABLES:
         payload.table(name, contents.analysis.table(name))
-
-
-def _few(documents_S: Any) -> list[float | None]:
-    """By how much design effects are larger where few documents were counted; None if unknown."""
-    factors = np.atleast_1d(few_documents(documents_S))
-    return [None if np.isnan(factor) else float(factor) for factor in factors]

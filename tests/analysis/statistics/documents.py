@@ -31,6 +31,7 @@ class Documents:
             clusters_S=np.array([len(n_C) for _, n_C in parts]),
             n_S=np.array([float(n_C.sum()) for _, n_C in parts]),
             n_square_S=np.array([float((n_C**2).sum()) for _, n_C in parts]),
+            n_power_SP=np.array([[(n_C**p).sum() for p in (3.0, 4.0, 5.0)] for _, n_C in parts]),
             c_SN=np.stack([c_CN.sum(axis=0) for c_CN, _ in parts]),
             c_square_SN=np.stack([(c_CN**2).sum(axis=0) for c_CN, _ in parts]),
             cn_SN=np.stack([(c_CN * n_C[:, None]).sum(axis=0) for c_CN, n_C in parts]),

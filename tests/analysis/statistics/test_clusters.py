@@ -113,14 +113,14 @@ def test_undefined_variances() -> None:
     found = random_documents(3, 6)
     moments = found.moments(np.array([0, 0, 1]))
     assert np.isnan(cluster_variance(moments)).tolist() == [[False] * 4, [True] * 4]
-    none = ClusterMoments(*(np.zeros(2) for _ in range(3)), *(np.zeros((2, 4)) for _ in range(3)))
+    none = ClusterMoments.zeros(2, 4)
     assert np.isnan(cluster_variance(none)).all()
     assert np.isnan(stratified_variance(none)).all()
     assert np.isnan(stratified_variance(random_documents(1, 0).moments())).all()
     # A subject without documents adds nothing.
+    pairs = ((name, getattr(moments, name)) for name in vars(moments))
     empty = ClusterMoments(
-        *(np.append(getattr(moments, n), 0) for n in ("clusters_S", "n_S", "n_square_S")),
-        *(np.vstack([getattr(moments, n), np.zeros(4)]) for n in ("c_SN", "c_square_SN", "cn_SN")),
+        **{name: np.concatenate([sums, np.zeros((1, *sums.shape[1:]))]) for name, sums in pairs}
     )
     assert stratified_variance(empty).tolist() == stratified_variance(moments).tolist()
 

@@ -1,4 +1,4 @@
-"""Intervals against published ones, binomial tails and clustered documents.
+"""Intervals against published ones and binomial tails.
 
 Shape suffixes: N experts.
 """
@@ -6,18 +6,12 @@ Shape suffixes: N experts.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_probe.analysis.statistics.clusters import (
-    cluster_variance,
-    design_effect,
-    layer_quantiles,
-)
 from moe_probe.analysis.statistics.intervals import (
     clopper_pearson,
     few_documents,
@@ -27,7 +21,6 @@ from moe_probe.analysis.statistics.intervals import (
     tokens_to_estimate,
     wilson,
 )
-from tests.analysis.statistics.documents import dirichlet_multinomial
 
 
 def binomial_tail(hits: int, trials: int, p: float) -> float:
@@ -103,27 +96,6 @@ def test_layers_and_subjects_in_one_call() -> None:
         assert high_LN[layer].tolist() == high_N.tolist()
 
 
-@pytest.mark.parametrize(
-    ("documents", "spread"), [(2, 0.0), (3, 0.0), (6, 0.0), (6, 0.7), (20, 0.7)]
-)
-def test_coverage_with_few_documents(documents: int, spread: float) -> None:
-    """Half a selection of a token on average, in documents that differ."""
-    rng = np.random.default_rng(3)
-    is_held: list[bool] = []
-    is_held_without: list[bool] = []
-    for _ in range(1500):
-        rate_C = 0.5 + spread * rng.uniform(-0.5, 0.5, documents)
-        count_C = rng.binomial(100, rate_C)
-        share = count_C.mean() / 100
-        deff = np.array([count_C.var(ddof=1) / 100 / (share * (1 - share))])
-        for factor, held in ((few_documents(documents), is_held), (1.0, is_held_without)):
-            bounds = share_interval(count_C[None].sum(1), 100 * documents, deff * factor, math.nan)
-            held.append(float(bounds[0][0]) <= 0.5 <= float(bounds[1][0]))
-    # With two documents the few that agree by chance have too short an interval, or none.
-    assert 0.92 <= np.mean(is_held) <= 0.98
-    assert np.mean(is_held_without) < np.mean(is_held)
-
-
 def test_few_documents_have_quantiles_of_student() -> None:
     """Tabulated: 12.706, 2.262 and 1.984 for 1, 9 and 99 degrees of freedom."""
     expected = [(t / 1.95996) ** 2 for t in (12.706, 2.262, 1.984)]
@@ -146,33 +118,6 @@ def test_no_design_effect_no_interval() -> None:
     bounds = share_interval(counts_N, 100, np.full(3, np.nan), np.nan)
     assert np.isnan(np.stack(bounds)[:, 1:]).all()
     assert np.isnan(bounds[1][0])
-
-
-@pytest.mark.parametrize(
-    ("documents", "concentration", "evenness"), [(60, 20.0, 1.0), (300, 10.0, 0.2), (300, 40.0, 5)]
-)
-def test_coverage_with_a_design_effect_from_the_same_documents(
-    documents: int, concentration: float, evenness: float
-) -> None:
-    rng = np.random.default_rng(7)
-    share_N = rng.dirichlet(np.full(48, evenness))
-    is_held: dict[str, list[bool]] = defaultdict(list)
-    for _ in range(150):
-        found = dirichlet_multinomial(share_N, documents, concentration, rng)
-        counts_N, tokens = found.counts_CN.sum(axis=0), int(found.tokens_C.sum())
-        variance_N = cluster_variance(found.moments())[0]
-        deff_N = design_effect(variance_N, counts_N / tokens, tokens)
-        median = float(layer_quantiles(deff_N, (0.5,))[0])
-        low_N, high_N = share_interval(counts_N, tokens, deff_N, median)
-        naive_low_N, naive_high_N = wilson(counts_N / tokens, tokens)
-        is_used_N = documents * 70 * share_N > 10
-        is_held["all"] += ((low_N <= share_N) & (share_N <= high_N)).tolist()
-        is_held["rare"] += ((low_N <= share_N) & (share_N <= high_N))[~is_used_N].tolist()
-        is_held["naive"] += ((naive_low_N <= share_N) & (share_N <= naive_high_N)).tolist()
-    assert 0.93 <= np.mean(is_held["all"]) <= 0.97
-    assert np.mean(is_held["naive"]) < 0.85
-    if is_held["rare"]:
-        assert np.mean(is_held["rare"]) >= 0.93
 
 
 def test_how_much_data_is_enough() -> None:

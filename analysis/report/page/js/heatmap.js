@@ -4,7 +4,7 @@
    step of the colour bar. Below, a colour says less than it shows. */
 const FEWEST_EXPECTED = 16;
 
-/* What the intervals of a part of the text take for its own. */
+/* What the intervals of a segment or rule take for their own. */
 const OF_ALL_TEXT = "design effect of all text";
 
 /** The choice in force: all, area:NAME, subject:S, segment:G or rule:NAME. */
@@ -20,18 +20,16 @@ function chooseText(choice) {
   else page.set({ slice: choice });
 }
 
-/**
- * What a choice of text is: counts [L*N], tokens [L], and by how much design effects are larger
- * where few documents were counted.
- */
+/** What a choice of text is: counts [L*N], tokens [L], and which part its design effects are of. */
 function textOf(choice) {
-  const { counts, meta } = page.data;
+  const { counts, meta, areas } = page.data;
   const at = choice.indexOf(":");
   const kind = at < 0 ? choice : choice.slice(0, at);
   const name = choice.slice(at + 1);
   const key = kind === "subject" || kind === "segment" ? Number(name) : name;
-  const few = kind === "subject" ? meta.subjects[key].few : meta.few;
-  return { kind, key, counts: counts[kind](key), tokens: counts.tokens[kind](key), few };
+  const part = kind === "subject" ? 1 + key
+    : kind === "area" ? 1 + meta.subjects.length + areas.indexOf(key) : 0;
+  return { kind, key, counts: counts[kind](key), tokens: counts.tokens[kind](key), part };
 }
 
 /**
@@ -73,13 +71,18 @@ function shownLoad() {
   return { ...chosen, load, order: expertOrder(load, page.state.expertOrder === "load") };
 }
 
-/** Design effects of a text: that of the layer's median expert, and of one expert. */
-function designEffects(shown, l, e) {
-  const { table, expertRow } = page.data;
-  const few = shown.few ?? NaN;
-  const median = table("layers").column("deff_median")[l] * few;
-  return { median, own: table("experts").column("deff")[expertRow(l, e)] * few };
+/** Design effects for intervals of a text: that of the layer's median expert, and of one expert. */
+function designEffects({ part }, l, e) {
+  const { array, N } = page.data;
+  const { values, shape } = array("intervals.median");
+  const median = values[l * shape[1] + part];
+  const own = part ? median * array("intervals.within").values[l * N + e]
+    : array("intervals.all").values[l * N + e];
+  return { median, own };
 }
+
+/** Whether a text has design effects of its own. */
+const hasOwnEffects = ({ kind }) => kind !== "segment" && kind !== "rule";
 
 /** Numbers of one cell: count, tokens, r with its interval, and the band of fair routing. */
 function cellFacts(shown, l, e) {
@@ -99,7 +102,7 @@ function cellFacts(shown, l, e) {
 /** The lines that pointer and status show. */
 function cellText(shown, l, e) {
   const facts = cellFacts(shown, l, e);
-  const effect = shown.kind === "all" ? "" : ` (${OF_ALL_TEXT})`;
+  const effect = hasOwnEffects(shown) ? "" : ` (${OF_ALL_TEXT})`;
   const lines = [
     `layer ${page.data.layers[l].layer}, expert ${e}`,
     `${format(facts.count)} selections by ${format(facts.tokens)} tokens`,
@@ -131,6 +134,6 @@ function heatmapTable() {
     }
   });
   const columns = names.map((name) => ({ name, label: name.replaceAll("_", " ") }));
-  const effect = shown.kind === "all" ? "" : `; intervals with the ${OF_ALL_TEXT}`;
+  const effect = hasOwnEffects(shown) ? "" : `; intervals with the ${OF_ALL_TEXT}`;
   return { columns, rows, caption: `Relative load, ${textName(shown)}${effect}; ${meta.caption}` };
 }
