@@ -25,7 +25,6 @@ from moe_probe.analysis.figures.style import (
     new_figure,
     styled,
 )
-from moe_probe.analysis.metrics.locality import first_choice_null_own
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +58,7 @@ def repeats(analysis: Analysis) -> Figure:
     _over_layers(overlap, _overlap_lines(near), near["layer"])
     _subjects(overlap, near_by_subject, "overlap_ratio")
     overlap.set_title("common experts / k")
-    _over_layers(first, _first_choice_lines(analysis, near), near["layer"])
+    _over_layers(first, _first_choice_lines(near), near["layer"])
     _subjects(first, near_by_subject, "first_choice")
     first.set_title("equal first choice")
     _distant(distant, pooled)
@@ -85,18 +84,13 @@ def _overlap_lines(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def _first_choice_lines(analysis: Analysis, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    slots, experts = analysis.table("slots"), analysis.layers.set_index("layer")["num_experts"]
+def _first_choice_lines(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     # Without known slots there are no first choices either: an empty panel says so.
-    own = {}
-    if len(slots):
-        firsts = slots[slots["slot"] == 1].groupby("layer")["count"]
-        own = {layer: first_choice_null_own(first.to_numpy()) for layer, first in firsts}
     return {
         "all": rows["first_choice"].to_numpy(),
         "other": rows["other_token_first_choice"].to_numpy(),
-        "own": rows["layer"].map(own).to_numpy(np.float64),
-        "fair": 1 / rows["layer"].map(experts).to_numpy(np.float64),
+        "own": rows["first_choice_null_own"].to_numpy(),
+        "fair": rows["first_choice_null"].to_numpy(),
     }
 
 

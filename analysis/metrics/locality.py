@@ -49,15 +49,21 @@ def overlap_null_own(counts_SN: np.ndarray, tokens_S: np.ndarray) -> np.ndarray:
     return np.asarray(square_S / np.where(whole_S > 0, whole_S, np.nan))
 
 
-def first_choice_null_own(first_N: np.ndarray) -> float:
-    """Return sum p_e^2 over first choices: that two tokens agree in theirs under N1.
+def first_choice_nulls(first_N: np.ndarray, tokens: int) -> tuple[float, float]:
+    """Return how often two tokens agree in their first choice under N0 and under N1.
 
-    Under N0 it is 1 / N.
+    (f / T)^2 / N and sum (f_e / T)^2, with f the tokens that have a first choice: 1 / N under N0
+    where all have.
 
     Args:
-        first_N: Tokens whose first choice each expert is.
+        first_N: Tokens whose first choice each expert is, f_e.
+        tokens: T.
+
+    Returns:
+        Both in [0, 1]; NaN without tokens.
     """
-    return float(overlap_null_own(first_N, first_N.sum()))
+    share_N = first_N / tokens if tokens else np.full(len(first_N), np.nan)
+    return float(share_N.sum() ** 2 / len(first_N)), float((share_N**2).sum())
 
 
 def repeats_table(

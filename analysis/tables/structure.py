@@ -14,7 +14,7 @@ import pandas as pd
 from moe_probe.analysis.accumulators.base import Arrays
 from moe_probe.analysis.metrics.coactivation import coactivation_table
 from moe_probe.analysis.metrics.confidence import confidence_table
-from moe_probe.analysis.metrics.locality import repeats_table
+from moe_probe.analysis.metrics.locality import first_choice_nulls, repeats_table
 from moe_probe.analysis.metrics.positions import positions_table
 from moe_probe.analysis.metrics.ranking import rank_frequency
 from moe_probe.analysis.metrics.transitions import layer_information
@@ -24,6 +24,7 @@ from moe_probe.analysis.metrics.weights import (
     contribution,
     gate_share,
 )
+from moe_probe.analysis.statistics.random_sets import any_shared, own_rate_any
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, median_deff
@@ -81,7 +82,14 @@ def slots(sums: Sums) -> pd.DataFrame:
 
 
 def repeats(sums: Sums) -> pd.DataFrame:
-    """Tabulate how often tokens repeat the experts of earlier ones: `repeats_table`."""
+    """Tabulate how often tokens repeat the experts of earlier ones: `repeats_table`.
+
+    Also, in the rows of all subjects together and null in the others:
+        first_choice_null, first_choice_null_own  first_choice of two independent tokens, at the
+            fair rate, 1/N where every first slot is filled, and at the experts' own rates
+        any_overlap_null, any_overlap_null_own  any_overlap of the same; null where slots are empty
+    """
+    nulls = _repeat_nulls(sums)
 
     def table(layer: int) -> pd.DataFrame:
         assert sums.overlaps is not None
@@ -92,9 +100,37 @@ def repeats(sums: Sums) -> pd.DataFrame:
         if not sums.has_ranks:
             for name in ("first_choice", "other_token_first_choice"):
                 found[name] = np.nan
-        return found
+        is_all = found["subject"] == ""
+        return found.assign(
+            **{name: np.where(is_all, by[layer], np.nan) for name, by in nulls.items()}
+        )
 
     return _by_layer(sums, table) if sums.overlaps is not None else _nothing()
+
+
+def _repeat_nulls(sums: Sums) -> dict[str, dict[int, float]]:
+    """Return nulls of rates of repeats, each by layer; NaN where they are unknown."""
+    names = [
+        f"{rate}_null{own}" for rate in ("first_choice", "any_overlap") for own in ("", "_own")
+    ]
+    nulls = {name: dict.fromkeys(sums.specs, np.nan) for name in names}
+    alike: dict[tuple[int, int], dict[int, np.ndarray]] = {}
+    for layer, spec in sums.specs.items():
+        counts = sums.counts.layer(layer)
+        if sums.slots is not None and sums.has_ranks:
+            first_N = sums.slots.arrays[layer]["slot_counts_KN"][0]
+            fair, own = first_choice_nulls(first_N, counts.tokens)
+            nulls["first_choice_null"][layer], nulls["first_choice_null_own"][layer] = fair, own
+        # Of sets of k: not where some slots are empty.
+        if counts.tokens and counts.assignments == counts.tokens * spec.top_k:
+            nulls["any_overlap_null"][layer] = any_shared(spec.num_experts, spec.top_k)
+            frequencies = alike.setdefault((spec.num_experts, spec.top_k), {})
+            frequencies[layer] = counts.counts_N / counts.tokens
+    # Layers of one shape at once, which takes a third of the time.
+    for (_, top_k), frequencies in alike.items():
+        own_L = own_rate_any(np.stack([*frequencies.values()]), top_k)
+        nulls["any_overlap_null_own"] |= zip(frequencies, own_L.tolist(), strict=True)
+    return nulls
 
 
 def transitions(sums: Sums) -> pd.DataFrame:

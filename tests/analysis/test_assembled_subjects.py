@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from itertools import combinations, permutations
 from pathlib import Path
@@ -226,6 +227,34 @@ def test_repeats(case: Case) -> None:
                 assert same(row[f"{prefix}first_choice"], float(np.mean(first)) if chosen else mean)
                 any_common = [number > 0 for number in common]
                 assert same(row[f"{prefix}any_overlap"], np.mean(any_common) if chosen else mean)
+
+
+def test_nulls_of_repeats(case: Case) -> None:
+    """Of two tokens drawn at random, with replacement, and of two random sets of k."""
+    for layer in case.layers:
+        experts, top_k = layer.spec.num_experts, layer.spec.top_k
+        table = case.table("repeats", layer)
+        nulls = table.filter(regex="(first_choice|any_overlap)_null")
+        assert nulls.shape[1] == 4
+        assert nulls[table["subject"] != ""].isna().all(axis=None)
+        found = nulls[table["subject"] == ""]
+        assert len(found.drop_duplicates()) == 1
+        row = found.iloc[0]
+        firsts = Counter(slots[0] for slots in map(layer.slots, layer.tokens) if slots)
+        total = len(layer.tokens)
+        assert same(row["first_choice_null"], (sum(firsts.values()) / total) ** 2 / experts)
+        own = sum((number / total) ** 2 for number in firsts.values())
+        assert same(row["first_choice_null_own"], own)
+        if layer.spec.empty_slots:
+            assert row[["any_overlap_null", "any_overlap_null_own"]].isna().all()
+        elif experts < 10:
+            sets = list(combinations(range(experts), top_k))
+            fair = np.mean([bool(set(sets[0]) & set(other)) for other in sets])
+            assert same(row["any_overlap_null"], fair)
+            if top_k == 1:
+                assert row["any_overlap_null_own"] == pytest.approx(own, abs=1e-6)
+            else:
+                assert fair <= row["any_overlap_null_own"] <= 1
 
 
 def test_coactivation(case: Case) -> None:

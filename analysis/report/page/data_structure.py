@@ -10,12 +10,8 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.metrics.coactivation import deviance
-from moe_probe.analysis.metrics.locality import first_choice_null_own
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload, round_float32
-from moe_probe.analysis.statistics.random_sets import any_shared, own_rate_any
-from moe_probe.analysis.statistics.undefined import positive
-from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.structure import layer_deff
 
 MOST_PAIRS = 30_000
@@ -24,6 +20,7 @@ _RATE_DIGITS = 4
 _PAIR_DIGITS = 6
 """z is of the difference of count and expectation, which may be small."""
 _RATES = ("first_choice", "any_overlap", "overlap_ratio")
+_NULLS = ("first_choice", "any_overlap", "overlap")
 
 
 def structure(contents: Contents, payload: Payload) -> None:
@@ -88,18 +85,18 @@ def expert_order(pairs: pd.DataFrame, num_experts: int) -> np.ndarray:
 
 
 def _repeats(contents: Contents, payload: Payload) -> None:
-    """Add the table `repeats`, of single subjects the overlap ratio only, and nulls.
+    """Add the table `repeats`, of single subjects the overlap ratio only.
 
     Table `repeats`: the rows of all subjects together. Arrays repeats.lags int [X];
-    repeats.subject_pairs int and repeats.subject_overlap float32 [L, S, X];
-    repeats.any_null, repeats.any_null_own and repeats.first_null_own float64 [L].
+    repeats.subject_pairs int and repeats.subject_overlap float32 [L, S, X].
     """
     sums = contents.analysis.sums
     assert sums.overlaps is not None
     table, lags = contents.analysis.table("repeats"), sums.overlaps.lags
     payload.array("repeats.lags", np.array(lags))
     rates = [f"{prefix}{name}" for prefix in ("", "other_token_") for name in _RATES]
-    counted = ["pairs", "other_token_pairs", "overlap_null", "overlap_null_own"]
+    counted = ["pairs", "other_token_pairs"]
+    counted += [f"{name}_null{own}" for name in _NULLS for own in ("", "_own")]
     pooled = table[table["subject"] == ""]
     payload.table("repeats", pooled[["layer", "lag", *counted, *rates]])
     # Rows come by layer, lag and subject.
@@ -109,26 +106,3 @@ def _repeats(contents: Contents, payload: Payload) -> None:
         if name == "overlap":
             values_LSX = round_float32(values_LSX, _RATE_DIGITS)
         payload.array(f"repeats.subject_{name}", values_LSX)
-    for name, values_L in _repeat_nulls(sums).items():
-        payload.array(f"repeats.{name}", values_L)
-
-
-def _repeat_nulls(sums: Sums) -> dict[str, np.ndarray]:
-    """Nulls that the table `repeats` does not have, float64 [L]; NaN where they are unknown."""
-    layers = len(sums.specs)
-    any_L, any_own_L, first_own_L = (np.full(layers, np.nan) for _ in range(3))
-    alike: dict[tuple[int, int], dict[int, np.ndarray]] = {}
-    for place, (layer, spec) in enumerate(sums.specs.items()):
-        any_L[place] = any_shared(spec.num_experts, spec.top_k)
-        counts = sums.counts.layer(layer)
-        # A set of k at the experts' own rates: not where some slots are empty.
-        if counts.tokens and counts.assignments == counts.tokens * spec.top_k:
-            frequencies = alike.setdefault((spec.num_experts, spec.top_k), {})
-            frequencies[place] = counts.counts_N / positive(np.array(counts.tokens))
-        if sums.slots is not None and sums.has_ranks:
-            first_N = sums.slots.arrays[layer]["slot_counts_KN"][0]
-            first_own_L[place] = first_choice_null_own(first_N)
-    # Layers of one shape at once, which takes a third of the time.
-    for (_, top_k), frequencies in alike.items():
-        any_own_L[list(frequencies)] = own_rate_any(np.stack([*frequencies.values()]), top_k)
-    return {"any_null": any_L, "any_null_own": any_own_L, "first_null_own": first_own_L}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from moe_probe.analysis.metrics.locality import (
     SUMS,
     excess,
-    first_choice_null_own,
+    first_choice_nulls,
     overlap_null_own,
     repeats_table,
     working_set,
@@ -115,12 +115,15 @@ def test_own_null_is_the_overlap_of_two_tokens_at_random(
     assert ids_TK.shape[1] / num_experts - 1e-12 <= null <= 1 + 1e-12
     first_N = counts_of(ids_TK[:, :1], num_experts)
     agree = np.mean([ids_TK[a, 0] == ids_TK[b, 0] for a, b in pairs])
-    assert first_choice_null_own(first_N) == pytest.approx(agree)
+    assert first_choice_nulls(first_N, tokens) == pytest.approx((1 / num_experts, agree))
+    # As many tokens again without a first choice agree with none.
+    halved = (0.25 / num_experts, agree / 4)
+    assert first_choice_nulls(first_N, 2 * tokens) == pytest.approx(halved)
 
 
 def test_no_tokens_give_null() -> None:
     assert np.isnan(overlap_null_own(np.zeros((2, 3), np.int64), np.zeros(2, np.int64))).all()
-    assert math.isnan(first_choice_null_own(np.zeros(3, np.int64)))
+    assert np.isnan(first_choice_nulls(np.zeros(3, np.int64), 0)).all()
 
 
 @settings(deadline=None, max_examples=60)

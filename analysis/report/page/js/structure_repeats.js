@@ -48,15 +48,11 @@ function shownRepeats() {
   const repeats = table("repeats");
   const column = (name) => repeats.column(name);
   const { layer, num_experts } = layers[l];
-  const nulls = {
-    overlap_ratio: (i) => [column("overlap_null")[i], column("overlap_null_own")[i]],
-    first_choice: () => [1 / num_experts, array("repeats.first_null_own").values[l]],
-    any_overlap: () => [array("repeats.any_null").values[l], array("repeats.any_null_own").values[l]],
-  };
+  const null_ = rate === "overlap_ratio" ? "overlap_null" : `${rate}_null`;
   const rows = [];
   for (let i = 0; i < repeats.length; i++) {
     if (column("layer")[i] !== layer) continue;
-    const [chance, own] = nulls[rate](i);
+    const [chance, own] = [column(null_)[i], column(`${null_}_own`)[i]];
     rows.push({
       layer, lag: column("lag")[i], subject: "", pairs: column("pairs")[i], value: column(rate)[i],
       other: column(`other_token_${rate}`)[i], otherPairs: column("other_token_pairs")[i], chance, own,

@@ -151,12 +151,13 @@ def test_nulls_of_one_expert_per_token(contents: Contents) -> None:
     payload = Kept()
     structure(contents, payload)
     place = next(place for place, spec in enumerate(LAYERS) if spec.top_k == 1)
-    counts = contents.counts[place]
+    table, counts = payload.tables["repeats"], contents.counts[place]
+    table = table[table["layer"] == LAYERS[place].layer]
     share_N = counts.counts_N / counts.tokens
-    for name in ("any_null_own", "first_null_own"):
-        found = payload.arrays[f"repeats.{name}"][place]
-        assert found == pytest.approx((share_N**2).sum(), rel=1e-6)
-    assert payload.arrays["repeats.any_null"][place] == pytest.approx(1 / len(share_N))
+    for name in ("first_choice", "any_overlap"):
+        found = table[f"{name}_null_own"].to_numpy()
+        assert found == pytest.approx((share_N**2).sum(), rel=1e-4)
+        assert table[f"{name}_null"].to_numpy() == pytest.approx(1 / len(share_N), rel=1e-4)
 
 
 def test_counts_alone_have_no_pairs(tmp_path: Path) -> None:
