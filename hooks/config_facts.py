@@ -40,6 +40,21 @@ def top_k(config: Any) -> int:
     return _most(text_config(config), _TOP_K, 1)
 
 
+def recorded_facts(config: Any) -> dict[str, Any]:
+    """Return which layers a recording must have, and how many experts per token: for run.json.
+
+    None where the configuration does not say; `top_k_by_layer` unless it gives one number for all.
+    """
+    layers, text = expected_moe_layers(config), text_config(config)
+    by_layer = _first(text, _TOP_K)
+    return {
+        "num_moe_layers": None if layers is None else len(layers),
+        "moe_layers": layers,
+        "top_k": top_k(config),
+        "top_k_by_layer": list(by_layer) if isinstance(by_layer, list | tuple) else None,
+    }
+
+
 def layer_facts(config: Any) -> dict[str, Any]:
     """Return what holds for every MoE layer: shared experts, groups, scoring; absent if unset."""
     text = text_config(config)

@@ -1,11 +1,10 @@
 """Checks of the counts: Q5, bounds and sums, and Q15, the load of expert 0.
 
-Shape suffixes: N experts of a layer.
+Shape suffixes: N experts of a layer, F frequencies, R sums of ranks.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,11 +13,14 @@ import pyarrow.compute as pc
 from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
 from moe_probe.analysis.accumulators.tables import table_totals
 from moe_probe.analysis.metrics.frequency import relative_load
+from moe_probe.analysis.metrics.ranking import rank_from_least
 from moe_probe.analysis.quality.outcome import Check, Status, pass_if, some
 from moe_probe.trace import Trace
 
-# Deviations of a standard normal: one trace in 700, one in 3 million.
-_NOTE_DEVIATIONS, _FAIL_DEVIATIONS = 3.0, 5.0
+# One trace in 700, and one in 3 million.
+_NOTE, _FAIL = 1 / 700, 1 / 3_000_000
+_ALONE = 3.0
+"""Load of expert 0 over that of any other expert of a layer, from which it is noted."""
 
 
 def count_bounds(trace: Trace, counts: Counts, *, scanned: bool) -> Check:
@@ -49,24 +51,46 @@ def _differ(tables_N: np.ndarray, rows_N: np.ndarray, is_whole: bool) -> bool:
 
 
 def expert_zero(layers: Iterable[LayerCounts]) -> Check:
-    """Compare expert 0's rank with chance: an expert's index means nothing to a trained router.
+    """Compare expert 0 with the others: an expert's index means nothing to a trained router.
 
-    Rows of zeros raise the load of expert 0 in every layer, so its mean rank over the layers goes
-    up before it stands out in any of them. Under exchangeable experts a rank (0, 1] is uniform.
+    Rows of zeros raise the load of expert 0 in every layer, so that the sum of its ranks over the
+    layers goes up before it stands out in any of them. Under exchangeable experts each rank is
+    that of a random expert, and the chance of so large a sum exact; of N^-L where it is the
+    busiest in all L layers, so that in two or three layers nothing is certain enough to fail.
+    Whatever its rank elsewhere, a layer where it has several times the load of any other is noted.
     """
     name = "expert 0 loaded like the others"
-    ranks, variance, loads = [], 0.0, []
+    doubled: list[np.ndarray] = []
+    loads, alone = [], []
     for layer in layers:
-        if layer.assignments:
+        if layer.assignments and layer.spec.num_experts > 1:
             load_N = relative_load(layer.counts_N)
-            below, equal = (load_N < load_N[0]).sum(), (load_N == load_N[0]).sum()
-            ranks.append((below + equal / 2) / len(load_N))
-            variance += (1 - 1 / len(load_N) ** 2) / 12
+            # Twice the rank, for equal loads the mean of theirs: whole numbers.
+            from_busiest_N = rank_from_least(-load_N)
+            doubled.append(rank_from_least(load_N) + len(load_N) + 1 - from_busiest_N)
             loads.append(load_N[0])
-    if not variance:
+            if load_N[0] > _ALONE * load_N[1:].max():
+                alone.append(f"{load_N[0]:.1f} in layer {layer.spec.layer}")
+    if not doubled:
         return Check("Q15", name, Status.SKIP, reason="no selections among several experts")
-    deviations = (np.mean(ranks) - 0.5) * len(ranks) / math.sqrt(variance)
-    is_odd, is_wrong = deviations > _NOTE_DEVIATIONS, deviations > _FAIL_DEVIATIONS
-    status = Status.FAIL if is_wrong else Status.NOTE if is_odd else Status.PASS
-    value = f"mean rank {np.mean(ranks):.2f}, median load {np.median(loads):.2f}"
-    return Check("Q15", name, status, value, f"0.50, < {_FAIL_DEVIATIONS:.0f} sd above")
+    chance = _chance(doubled)
+    is_odd = bool(chance < _NOTE or alone)
+    status = Status.FAIL if chance < _FAIL else Status.NOTE if is_odd else Status.PASS
+    mean = np.mean([(rank_N[0] - 1) / (2 * len(rank_N)) for rank_N in doubled])
+    value = f"mean rank {mean:.2f}, median load {np.median(loads):.2f}"
+    value += f"; load {some(alone)}, {_ALONE:.0f} times any other" if alone else ""
+    return Check("Q15", name, status, value, f"0.50; chance >= 1 in {1 / _FAIL:,.0f}")
+
+
+def _chance(doubled: list[np.ndarray]) -> float:
+    """Return the chance that random experts, one of each layer, have as large a sum of ranks.
+
+    Args:
+        doubled: Twice the ranks of the experts of each layer, int64 [N].
+    """
+    length = sum(int(rank_N.max()) for rank_N in doubled) + 1
+    spectrum_F = np.ones(length // 2 + 1, np.complex128)
+    for rank_N in doubled:
+        spectrum_F *= np.fft.rfft(np.bincount(rank_N) / len(rank_N), length)
+    chance_R = np.fft.irfft(spectrum_F, length)
+    return float(chance_R[sum(int(rank_N[0]) for rank_N in doubled) :].sum())

@@ -41,6 +41,16 @@ def fact(trace: Trace, name: str) -> int | None:
     return None if facts.get(name) is None else integers(facts, name)[0]
 
 
+def listed(trace: Trace, name: str) -> list[int] | None:
+    """Return a fact of the model that is a list of whole numbers; None where nothing says it."""
+    found = table(trace.run, "model_facts").get(name)
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(isinstance(value, int) for value in found):
+        raise TraceError(f"{name} in run.json is {found!r}, not a list of numbers. Record again.")
+    return found
+
+
 def table(facts: dict[str, Any], name: str) -> dict[str, Any]:
     table = facts.get(name) or {}
     if not isinstance(table, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow.compute as pc
 
-from moe_probe.analysis.quality.outcome import Check, Status, fact, integers, pass_if, some
+from moe_probe.analysis.quality.outcome import Check, Status, fact, integers, listed, pass_if, some
 from moe_probe.analysis.quality.outcome import table as table_of
 from moe_probe.trace import Trace
 
@@ -30,22 +30,47 @@ def completeness(trace: Trace) -> Check:
 
 
 def recorded_layers(trace: Trace) -> Check:
+    """Compare the recorded layers with the model's MoE layers: each by its index where it is known.
+
+    Layers behind the last decoder layer, which predict further tokens, are none of the model.
+    """
     name = "recorded layers"
-    expected = fact(trace, "num_moe_layers")
-    if expected is None:
+    expected, depth = fact(trace, "num_moe_layers"), fact(trace, "num_layers")
+    known = listed(trace, "moe_layers")
+    if expected is None and known is None:
         return Check("Q7", name, Status.SKIP, reason="run.json has no number of MoE layers")
-    found = len(trace.layers)
-    return Check("Q7", name, pass_if(found == expected), str(found), f"{expected} MoE layers")
+    found = list(trace.layers)
+    lacking = sorted(set(known or ()) - set(found))
+    limit = depth if known is None else None
+    others = sorted(set(found) - set(known)) if known is not None else []
+    others += [layer for layer in found if limit is not None and layer >= limit]
+    number = expected if known is None else len(known)
+    value = str(len(found))
+    value += f"; without {some(list(map(str, lacking)))}" if lacking else ""
+    value += f"; also {some(list(map(str, others)))}, none of them" if others else ""
+    is_good = len(found) == number and not lacking and not others
+    return Check("Q7", name, pass_if(is_good), value, f"{number} MoE layers")
 
 
 def recorded_top_k(trace: Trace) -> Check:
+    """Compare every layer's slots with the experts per token that the configuration names."""
     name = "experts per token"
-    expected = fact(trace, "top_k")
+    expected, by_layer = fact(trace, "top_k"), listed(trace, "top_k_by_layer")
     if expected is None:
         return Check("Q8", name, Status.SKIP, reason="run.json has no top_k of the model")
-    found = sorted({spec.top_k for spec in trace.layers.values()})
-    value = ", ".join(map(str, found))
-    return Check("Q8", name, pass_if(max(found) == expected), value, f"{expected}")
+    wanted = {
+        layer: by_layer[layer] if by_layer and layer < len(by_layer) else expected
+        for layer in trace.layers
+    }
+    wrong = [
+        f"layer {layer}: {spec.top_k}"
+        for layer, spec in trace.layers.items()
+        if spec.top_k != wanted[layer]
+    ]
+    value = ", ".join(map(str, sorted({spec.top_k for spec in trace.layers.values()})))
+    value += f"; {some(wrong)}" if wrong else ""
+    shown = ", ".join(map(str, sorted(set(wanted.values()))))
+    return Check("Q8", name, pass_if(not wrong), value, f"{shown} in every layer")
 
 
 def recomputed_ids() -> Check:

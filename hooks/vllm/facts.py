@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from moe_probe import __version__
-from moe_probe.hooks.config_facts import expected_moe_layers, text_config, top_k
+from moe_probe.hooks.config_facts import recorded_facts, text_config
 
 
 def run_facts(config: Any) -> dict[str, Any]:
@@ -18,15 +18,13 @@ def run_facts(config: Any) -> dict[str, Any]:
         config: Its VllmConfig.
     """
     model, parallel = config.model_config, config.parallel_config
-    layers = expected_moe_layers(model.hf_config)
     return {
         "model": getattr(model, "served_model_name", None) or model.model,
         "model_revision": getattr(model.hf_config, "_commit_hash", None),
         "model_facts": {
             "model_type": model.hf_config.model_type,
             "num_layers": int(text_config(model.hf_config).num_hidden_layers),
-            "num_moe_layers": None if layers is None else len(layers),
-            "top_k": top_k(model.hf_config),
+            **recorded_facts(model.hf_config),
         },
         "engine": {
             "name": "vllm",

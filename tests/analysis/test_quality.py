@@ -6,6 +6,7 @@ Shape suffixes: T tokens, K slots, L layers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.quality import Check, Status, check_trace
+from moe_probe.analysis.quality.loads import _chance, expert_zero
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, RowLayout, Trace, open_trace
 
@@ -106,7 +109,7 @@ def favour_expert_zero(ids_LTK: np.ndarray) -> None:
     ("fault", "failing"),
     [
         (duplicate, {"Q1"}),
-        (zero_fill, {"Q1", "Q2"}),
+        (zero_fill, {"Q1", "Q2", "Q15"}),
         (leave_uninitialised, {"Q3"}),
         (pad, {"Q4", "Q5"}),
         (favour_expert_zero, {"Q15"}),
@@ -195,7 +198,76 @@ def test_incomplete_recording_is_found(check_ids: Any, change: dict[str, Any]) -
 def test_other_number_of_layers_or_slots_is_found(check_ids: Any) -> None:
     checks = check_ids(random_ids(), run={"model_facts": {"num_moe_layers": 17, "top_k": 8}})
     assert checks["Q7"].status is Status.FAIL
-    assert (checks["Q8"].status, checks["Q8"].value) == (Status.FAIL, "4")
+    assert checks["Q8"].status is Status.FAIL
+    assert checks["Q8"].value.startswith("4; layer 3: 4; layer 4: 4; layer 5: 4 and 13 more")
+    assert checks["Q8"].expected == "8 in every layer"
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "value"),
+    [
+        ({"moe_layers": list(range(3, 19))}, Status.PASS, "16"),
+        ({"moe_layers": list(range(2, 18))}, Status.FAIL, "16; without 2; also 18, none of them"),
+        ({"moe_layers": list(range(3, 20))}, Status.FAIL, "16; without 19"),
+        # The layer that predicts the next but one token comes after the last one.
+        ({"num_moe_layers": 16, "num_layers": 19}, Status.PASS, "16"),
+        ({"num_moe_layers": 16, "num_layers": 18}, Status.FAIL, "16; also 18, none of them"),
+    ],
+)
+def test_layers_are_those_of_the_model(
+    check_ids: Any, facts: dict[str, Any], status: Status, value: str
+) -> None:
+    check = check_ids(random_ids(), run={"model_facts": facts})["Q7"]
+    assert (check.status, check.value) == (status, value)
+
+
+def test_every_layer_has_the_experts_per_token_of_the_model(new_trace: Any) -> None:
+    specs = [LayerSpec(layer=n, num_experts=8, top_k=k) for n, k in ((1, 2), (2, 4), (3, 4))]
+    rows_TB = np.array([[0, 1, *range(4), *range(4, 8)], [5, 2, *range(3, 7), *range(4)]], np.uint8)
+    for facts, status in (
+        ({"top_k": 4}, Status.FAIL),
+        ({"top_k": 4, "top_k_by_layer": [1, 2, 4, 4]}, Status.PASS),
+        ({"top_k": 4, "top_k_by_layer": [1, 4, 2, 4]}, Status.FAIL),
+    ):
+        check = found(new_trace(specs, [rows_TB], run={"model_facts": facts}))["Q8"]
+        assert check.status is status, facts
+    assert check.value == "2, 4; layer 1: 2; layer 2: 4"
+
+
+def loads(name: int, counts_N: list[int]) -> LayerCounts:
+    spec = LayerSpec(layer=name, num_experts=len(counts_N), top_k=1)
+    return LayerCounts(spec, np.array(counts_N), sum(counts_N))
+
+
+@pytest.mark.parametrize(
+    ("layers", "factor", "status"),
+    [(1, 15, "note"), (2, 15, "note"), (4, 15, "fail"), (8, 15, "fail"), (8, 1.2, "fail")],
+)
+def test_expert_zero_stands_out_in_few_layers(layers: int, factor: float, status: str) -> None:
+    rng = np.random.default_rng(layers)
+    made = []
+    for number in range(layers):
+        counts_N = rng.integers(900, 1100, 64)
+        counts_N[0] = factor * 1100
+        made.append(loads(number, counts_N.tolist()))
+    assert expert_zero(made).status == status
+    fair = [loads(n, rng.permutation(np.arange(900, 964)).tolist()) for n in range(layers)]
+    assert expert_zero(fair).status == Status.PASS
+
+
+def test_chance_of_expert_zero_is_that_of_all_choices() -> None:
+    """One expert of each of four layers, ties included: as large a sum of ranks in 1 of 700."""
+    by_layer = [[9, 1, 2, 5, 5], [7, 7, 1, 0, 7], [4, 4, 1, 2, 3], [8, 1, 2, 3, 4]]
+    rank_LN = [
+        [sum(b < a for b in counts) + sum(b == a for b in counts) / 2 for a in counts]
+        for counts in by_layer
+    ]
+    sums = [sum(chosen) for chosen in product(*rank_LN)]
+    exact = sum(total >= sum(rank_N[0] for rank_N in rank_LN) for total in sums) / len(sums)
+    doubled = [np.array([round(2 * rank) for rank in rank_N]) for rank_N in rank_LN]
+    assert _chance(doubled) == pytest.approx(exact)
+    assert exact > 1 / 700
+    assert expert_zero(loads(n, c) for n, c in enumerate(by_layer)).status == Status.PASS
 
 
 def test_prefix_that_is_routed_otherwise_is_found(check_ids: Any) -> None:

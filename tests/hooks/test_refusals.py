@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from moe_probe.errors import CaptureError
-from moe_probe.hooks.config_facts import expected_moe_layers, num_experts
+from moe_probe.hooks.config_facts import expected_moe_layers, num_experts, recorded_facts
 from moe_probe.hooks.transformers import TransformersCapture
 from tests.hooks.zoo import ZOO, build_anew, config_of, padded_batch
 
@@ -233,3 +233,9 @@ def test_the_configuration_agrees_with_the_model_where_it_says_anything(name: st
     config = config_of(name)
     assert expected_moe_layers(config) in (None, list(ZOO[name].layers))
     assert num_experts(config) == ZOO[name].num_experts
+    facts = recorded_facts(config)
+    by_layer = facts["top_k_by_layer"]
+    assert (by_layer is None) == (name != "hunyuan_v1_moe")
+    slots = by_layer or [facts["top_k"]] * (max(ZOO[name].layers) + 1)
+    assert {slots[layer] for layer in ZOO[name].layers} == {ZOO[name].top_k}
+    assert facts["moe_layers"] in (None, list(ZOO[name].layers))

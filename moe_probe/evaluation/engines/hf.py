@@ -15,7 +15,7 @@ from moe_probe.errors import UsageError
 from moe_probe.evaluation.engines.backend import Closed, Correct, run_facts
 from moe_probe.evaluation.engines.hf_model import MoeProbeHF
 from moe_probe.evaluation.plan import RecordOptions, RecordPlan
-from moe_probe.hooks.config_facts import expected_moe_layers, text_config, top_k
+from moe_probe.hooks.config_facts import recorded_facts, text_config
 from moe_probe.hooks.transformers import TransformersCapture
 from moe_probe.recording.prior import PriorRun
 from moe_probe.recording.recorder import Progress, Recorder
@@ -91,15 +91,13 @@ class _Recording:
 
 def _run_facts(plan: RecordPlan, lm: MoeProbeHF) -> dict[str, Any]:
     config = plan.config
-    layers = expected_moe_layers(config)
     return {
         **run_facts(plan),
         "model_revision": getattr(config, "_commit_hash", None),
         "model_facts": {
             "model_type": config.model_type,
             "num_layers": int(text_config(config).num_hidden_layers),
-            "num_moe_layers": None if layers is None else len(layers),
-            "top_k": top_k(config),
+            **recorded_facts(config),
             "num_parameters": plan.memory.num_parameters,
         },
         "tokenizer": type(lm.tokenizer).__name__,
