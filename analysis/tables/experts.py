@@ -12,6 +12,7 @@ from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
 from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table
 from moe_probe.analysis.metrics.idle_passes import idle_pass_table, idle_pass_windows_table
+from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
 from moe_probe.analysis.metrics.ranking import bottom_probability, rank_interval
 from moe_probe.analysis.metrics.tiers import tiers
@@ -67,8 +68,12 @@ def experts_table(sums: Sums) -> pd.DataFrame:
     """
     table = pd.concat([_layer(sums, layer) for layer in sums.specs], ignore_index=True)
     table["q_own"] = benjamini_hochberg(table["p_own"].to_numpy(np.float64))
-    p_values = table.pop("information_p").to_numpy(np.float64)
-    table["information_q"] = benjamini_hochberg(p_values)
+    states = [state.information for state in sums.layers.values() if state.information is not None]
+    table["information_q"] = permutation_q_values(
+        table.pop("information_p").to_numpy(np.float64),
+        [information.expert_excess for information in states],
+        sums.settings.permutations,
+    )
     columns = list(table.columns)
     columns.insert(columns.index("p_own") + 1, columns.pop(columns.index("q_own")))
     table["q_fair"] = benjamini_hochberg(table["p_fair"].to_numpy(np.float64))

@@ -20,6 +20,7 @@ from moe_probe.analysis.metrics.information import (
     mutual_information,
     uncertainty_coefficient,
 )
+from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.segments import segments_table
 from moe_probe.analysis.metrics.sensitivity import rules_table
 from moe_probe.analysis.metrics.subjects import subjects_table
@@ -105,8 +106,16 @@ def specialization(sums: Sums) -> pd.DataFrame:
         decodability, decodability_null  share of documents whose subject naive Bayes finds from
             their selections, cross-validated, and by always saying the most frequent one
         balanced_decodability, balanced_decodability_null  the mean over subjects, and 1 / S
+        q_value  p_value, adjusted over all layers: `permutation_q_values`
     """
-    return pd.DataFrame([_information_row(sums, layer) for layer in sums.specs])
+    table = pd.DataFrame([_information_row(sums, layer) for layer in sums.specs])
+    states = [state.information for state in sums.layers.values() if state.information is not None]
+    table["q_value"] = permutation_q_values(
+        table["p_value"].to_numpy(np.float64),
+        [information.excess for information in states],
+        sums.settings.permutations,
+    )
+    return table
 
 
 def _information_row(sums: Sums, layer: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Permuted labels: both loops against single permutations, and honest p-values.
 
-Shape suffixes: C documents, N experts, R permutations.
+Shape suffixes: C documents, S subjects, N experts, R permutations, M tests.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from moe_probe.analysis.metrics.information import (
     mutual_information,
 )
 from moe_probe.analysis.metrics.permutation import (
+    PermutedInformation,
     permutation_p_value,
+    permutation_q_values,
     permute_labels,
+    permuted_excess,
     permuted_expert_information,
     permuted_information,
+    pooled_p_values,
 )
+from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from tests.analysis.documents import IDLE, deepseek_documents, needs_data, random_documents
 
 
@@ -141,6 +146,119 @@ def test_subjects_that_differ_are_found() -> None:
     found = permuted_information(data.counts_CN, data.subject_C, permuted_RC)
     assert found.p_value == 1 / 100
     assert found.information > 5 * found.null_R.mean()
+
+
+def test_excess_is_over_the_other_permutations() -> None:
+    rng = np.random.default_rng(0)
+    null_RN, observed_N = rng.gamma(3, 1, (25, 4)), np.array([1.0, 9.0, 3.0, 30.0])
+    found = permuted_excess(observed_N, null_RN)
+    expected_N = (observed_N - null_RN.mean(axis=0)) / null_RN.std(axis=0, ddof=1)
+    assert found.observed_N == pytest.approx(expected_N)
+    assert found.permuted_KN.shape == (10, 4)
+    for expert, null_R in enumerate(null_RN.T):
+        order = np.argsort(null_R)[-10:]
+        others = [np.delete(null_R, place) for place in order]
+        expected = [
+            (null_R[place] - other.mean()) / other.std(ddof=1)
+            for place, other in zip(order, others, strict=True)
+        ]
+        assert np.sort(found.permuted_KN[:, expert]) == pytest.approx(np.sort(expected))
+
+
+def test_excess_without_spread_is_finite() -> None:
+    """What one permutation alone has is as unusual as what the observed labels alone have."""
+    null_RN = np.full((30, 2), 0.5)
+    null_RN[7, 1] = 0.9
+    found = permuted_excess(np.array([0.9, 0.5]), null_RN)
+    assert found.permuted_KN[:, 1].max() == pytest.approx(found.observed_N[0])
+    assert np.count_nonzero(found.permuted_KN[:, 0]) == 0
+    assert abs(found.observed_N[1]) < 1
+
+
+def test_pooled_p_values() -> None:
+    rng = np.random.default_rng(3)
+    null_RM = rng.gamma(2, 1, (40, 9)) * np.arange(1, 10)
+    observed_M = np.arange(1, 10) * np.array([0.5, 1, 2, 4, 5, 6, 7, 9, 30])
+    own_M = permutation_p_value(observed_M, null_RM)
+    own_M[4] = np.nan
+    parts = [
+        permuted_excess(observed_M[part], null_RM[:, part]) for part in np.split(np.arange(9), 3)
+    ]
+    pool = np.delete(np.concatenate([part.permuted_KN for part in parts], axis=1), 4, axis=1)
+    excess_M = np.concatenate([part.observed_N for part in parts])
+    pooled_M = [(1 + (pool >= excess).sum()) / (1 + 40 * 8) for excess in excess_M]
+    expected_M = np.where(own_M <= 10 / 41, pooled_M, own_M)
+    found_M = pooled_p_values(own_M, parts, 40)
+    assert found_M == pytest.approx(expected_M, nan_ok=True)
+    assert found_M[-1] == 1 / 321
+    assert 1 < (own_M > 10 / 41).sum() < 7
+    q_value_M = permutation_q_values(own_M, parts, 40)
+    expected_M = np.maximum(benjamini_hochberg(expected_M), 1 / 41)
+    assert q_value_M == pytest.approx(expected_M, nan_ok=True)
+
+
+def test_nothing_to_pool() -> None:
+    own_M = np.array([1.0, np.nan])
+    for permutations in (0, 1):
+        null_RN = np.ones((permutations, 2))
+        found_M = permutation_q_values(own_M, [permuted_excess(own_M, null_RN)], permutations)
+        assert found_M == pytest.approx(own_M, nan_ok=True)
+    assert np.isnan(permutation_q_values(own_M[1:], [], 200)).all()
+
+
+def fair_layers(seed: int, layers: int, spread: float) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return counts [C, 16] of 10 subjects' 100 documents per layer, and the subjects.
+
+    Every fourth expert is used in one to five documents only; each document prefers experts of its
+    own where `spread`, the sd of the log of their weights, is not 0.
+    """
+    rng = np.random.default_rng(seed)
+    counts = []
+    for _ in range(layers):
+        weight_CN = np.exp(spread * rng.normal(size=(100, 16)))
+        weight_CN[:, ::4] *= rng.random((100, 4)) < rng.uniform(0.01, 0.05, 4)
+        share_CN = weight_CN / weight_CN.sum(axis=1, keepdims=True)
+        counts.append(rng.multinomial(rng.integers(60, 101, 100), share_CN))
+    return counts, np.arange(100) % 10
+
+
+def all_layers(
+    counts: list[np.ndarray], subject_C: np.ndarray, permutations: int, seed: int
+) -> tuple[np.ndarray, list[PermutedInformation]]:
+    permuted_RC = permute_labels(subject_C, permutations, np.random.default_rng(seed))
+    found = [permuted_information(counts_CN, subject_C, permuted_RC) for counts_CN in counts]
+    return np.concatenate([each.expert_p_value_N for each in found]), found
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_pooled_p_values_are_uniform_far_into_the_tail(spread: float) -> None:
+    """Of fair experts, among them some used in a few documents only, which chance makes extreme."""
+    p_values, smallest = [], []
+    for seed in range(20):
+        own_M, found = all_layers(*fair_layers(seed, 25, spread), 60, 1000 + seed)
+        p_value_M = pooled_p_values(own_M, [each.expert_excess for each in found], 60)
+        p_values.append(p_value_M[np.isfinite(p_value_M)])
+        smallest.append(np.nanmin(own_M))
+    pooled = np.concatenate(p_values)
+    assert len(pooled) > 7000
+    assert min(smallest) == 1 / 61
+    for level in (0.05, 0.01, 0.003, 0.001):
+        assert (pooled <= level).mean() == pytest.approx(
+            level, abs=3 * (level * (1 - level) / len(pooled)) ** 0.5
+        )
+
+
+def test_a_lone_expert_of_many_is_found() -> None:
+    """320 experts, one of them used on one of ten subjects only."""
+    counts, subject_C = fair_layers(5, 20, 0.5)
+    counts[3][:, 5] = np.where(subject_C == 4, 6, 0)
+    own_M, found = all_layers(counts, subject_C, 200, 0)
+    q_value_M = permutation_q_values(own_M, [each.expert_excess for each in found], 200)
+    assert own_M[3 * 16 + 5] == 1 / 201
+    assert benjamini_hochberg(own_M)[3 * 16 + 5] > 0.05
+    assert q_value_M[3 * 16 + 5] < 0.01
+    others_M = np.delete(q_value_M, np.arange(3 * 16, 4 * 16))
+    assert (others_M[np.isfinite(others_M)] > 0.05).all()
 
 
 def test_no_selections() -> None:
