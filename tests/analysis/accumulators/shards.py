@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_probe.analysis.accumulators.arrivals import ArrivalPairs
 from moe_probe.analysis.accumulators.base import LayerAccumulator, spread
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.document_sums import DocumentMoments, Replicates
@@ -55,9 +56,9 @@ LARGE = [
 ]
 VOCABULARY = 4
 MOST = 10_000
-IN_ORDER = ("batches", "windows")
+IN_ORDER = ("arrivals", "batches", "windows")
 """Kinds that join in order of recording only."""
-ONCE = ("gaps", "passes", "windows")
+ONCE = ("arrivals", "gaps", "passes", "windows")
 """Kinds that refuse rows counted more than once."""
 
 
@@ -81,6 +82,7 @@ def made(source: Source, rule: Rule, *, before: int = 0) -> list[LayerAccumulato
         BatchStats(*facts, sizes=(5, 20, 60), before=before),
         Gaps(*facts, most=400, windows=(2, 6)),
         WindowCounts(*facts, window=16, before=before),
+        ArrivalPairs(*facts, before=before),
     ]
 
 
@@ -216,7 +218,7 @@ def write(
     tokens that a subject's documents share, which the first of them stores.
     """
     owners: dict[str, int] = {}
-    facts: Any = {"capture": "weights", "run": {"start": "0"}, "segment_tokens": 32}
+    facts: Any = {"capture": "weights", "run": {"start": "0"}, "segment_tokens": 24}
     with TraceWriter(path, layers=layers, **facts) as writer:
         for number in documents:
             rng = np.random.default_rng([seed, number])
@@ -247,12 +249,12 @@ def _rows(
         "question_end": question,
         "cue_end": cue,
     }
-    for choice in range(int(rng.integers(1, 4))):
-        stop = cue + int(rng.integers(1, 3))
+    for choice in range(int(rng.integers(1, 5))):
+        stop = cue + int(rng.integers(1, 4))
         begin = cue if choice else prefix if owner >= 0 else 0
         row = Row(
             sequence_id=writer.next_sequence_id(),
-            num_tokens=stop + int(rng.integers(0, 3)),
+            num_tokens=stop + int(rng.integers(0, 5)),
             choice_end=stop,
             prefix_id=(first if choice else owner) if begin else -1,
             prefix_tokens=begin,
