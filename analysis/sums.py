@@ -23,6 +23,7 @@ from moe_probe.analysis.quality import Check
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.pass_null import PassNull
+from moe_probe.analysis.statistics.set_sizes import SetSizes
 from moe_probe.trace import LayerSpec, Trace
 
 
@@ -66,3 +67,8 @@ class Sums:
     def by_group(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Selections int64 [S, N] and tokens int64 [S] of one layer."""
         return self.counts.by_group(layer)
+
+    def set_sizes(self, layer: int) -> SetSizes:
+        """How many experts a token of one layer selects: what all nulls of the layer are of."""
+        pairs_NN = None if self.pairs is None else self.pairs.arrays[layer]["pairs_NN"]
+        return self.counts.layer(layer).set_sizes(pairs_NN)

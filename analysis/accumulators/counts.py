@@ -13,6 +13,7 @@ import numpy as np
 from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
 from moe_probe.analysis.kernels.tables import CountTables
 from moe_probe.analysis.source import Rows
+from moe_probe.analysis.statistics.set_sizes import SetSizes
 from moe_probe.trace import SEGMENTS, LayerSpec
 from moe_probe.trace.counting import Stratum
 
@@ -31,6 +32,22 @@ class LayerCounts:
     def assignments(self) -> int:
         """A: selections over all experts, which is T times k where every slot is filled."""
         return int(self.counts_N.sum())
+
+    def set_sizes(self, pairs_NN: np.ndarray | None = None) -> SetSizes:
+        """Return how many experts the counted tokens select.
+
+        Args:
+            pairs_NN: Their pairs, as `PairCounts` has them: they add up to sum k_t (k_t - 1). If
+                unknown, and some slots are empty, all tokens are taken to select A / T experts;
+                the variance of a count is then too large by sum (k_t - A/T)^2 / N^2.
+        """
+        slots, top_k = self.assignments, float(self.spec.top_k)
+        if not self.tokens or slots == self.tokens * self.spec.top_k:
+            return SetSizes(top_k, top_k)
+        mean_k = slots / self.tokens
+        if not slots:
+            return SetSizes(mean_k, top_k)
+        return SetSizes(mean_k, mean_k if pairs_NN is None else 1 + int(pairs_NN.sum()) / slots)
 
 
 class Counts(TableAccumulator):

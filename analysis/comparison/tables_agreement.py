@@ -25,8 +25,8 @@ def agreement_table(found: Gathered) -> pd.DataFrame:
         tokens  that both traces have after the same context, and that the rule counts
         overlap, overlap_low, overlap_high  common experts over the mean number of both, mean over
             tokens; 95 % interval over documents
-        overlap_null, overlap_null_own  k/N; sum of the two frequencies' products over k, if tokens
-            chose independently at the experts' own rates
+        overlap_null, overlap_null_own  k/N, with k the mean number of both; sum of the two
+            frequencies' products over k, if tokens chose independently at the experts' own rates
         same_set, same_set_low, same_set_high  share of tokens with equal sets
         first_choice, first_choice_null  share with equal first slots; 1/N. Null where slots are no
             ranks
@@ -40,13 +40,12 @@ def agreement_table(found: Gathered) -> pd.DataFrame:
     for pair, sums in agreeing(found):
         for layer in sums.layers:
             repeats = [side.repeated.get(layer, np.nan) for side in (found.reference, pair.other)]
-            top_k = found.reference.counts.layers[layer].top_k
-            row = {"trace": pair.other.side.label, "layer": layer, **_layer(sums, layer, top_k)}
+            row = {"trace": pair.other.side.label, "layer": layer, **_layer(sums, layer)}
             rows.append(row | {"repeated_reference": repeats[0], "repeated": repeats[1]})
     return table_of(rows, ["trace", "layer", "tokens", "overlap", "same_set"])
 
 
-def _layer(sums: AgreementSums, layer: int, top_k: int) -> dict[str, Any]:
+def _layer(sums: AgreementSums, layer: int) -> dict[str, Any]:
     found, tokens = sums.layers[layer], sums.tokens
     num_experts = found.counts_2N.shape[1]
     sizes = found.counts_2N.sum(axis=1) / tokens
@@ -59,7 +58,7 @@ def _layer(sums: AgreementSums, layer: int, top_k: int) -> dict[str, Any]:
         row[f"{name}_high"] = min(value + half, 1.0)
     ranks = sums.has_ranks
     return row | {
-        "overlap_null": top_k / num_experts,
+        "overlap_null": float(sizes.mean()) / num_experts,
         "overlap_null_own": float(shared / positive(sizes.mean())),
         "first_choice": found.first_choice / tokens if ranks else np.nan,
         "first_choice_null": 1 / num_experts if ranks else np.nan,

@@ -79,7 +79,8 @@ def indices_table(found: Gathered) -> pd.DataFrame:
         num_experts, top_k, tokens  N, k, T
         tokens_effective  T over the median design effect; null without documents
         max_vio, cv, gini, entropy, effective_experts, kl_uniform, total_variation, unseen  each
-            followed by `<name>_null` and `<name>_noise`, as in the table `layers` of a report
+            followed by `<name>_null` and `<name>_noise`, as in the table `layers` of a report;
+            where tokens differ in k, nulls are of tokens that all have the mean
     """
     return pd.DataFrame(
         [_indices(side, layer) for side in found.sides for layer in side.counts.layers]
@@ -90,7 +91,8 @@ def _indices(side: SideSums, layer: int) -> dict[str, Any]:
     counts, state = side.counts.layer(layer), side.layers.get(layer)
     order = list(side.counts.layers)
     spec, tokens = counts.spec, counts.tokens
-    null = expected_indices(spec.num_experts, spec.top_k, tokens)
+    sizes = counts.set_sizes()
+    null = expected_indices(spec.num_experts, sizes.null_k, sizes.null_tokens(tokens))
     row: dict[str, Any] = {
         "trace": side.side.label,
         "layer": layer,

@@ -27,6 +27,7 @@ from moe_probe.analysis.figures.style import (
     styled,
 )
 from moe_probe.analysis.metrics.devices import device_null
+from moe_probe.analysis.tables.layers import of_fixed_k
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,7 +127,7 @@ def _draw_transfer(axes: Any, table: pd.DataFrame) -> str:
 
 def chance_balance(analysis: Analysis, devices: int) -> float:
     """Return mean over largest device load under N0 at T_eff, the mean over layers."""
-    layers = analysis.layers
+    layers = of_fixed_k(analysis.layers, analysis.sums)
     effective = layers["tokens_effective"].fillna(layers["tokens"])
     rows = zip(layers["num_experts"], layers["top_k"], effective, strict=True)
     found = [1 / (1 + device_null(n, k, devices, max(round(t), 1)).max_vio) for n, k, t in rows]

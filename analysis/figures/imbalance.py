@@ -30,6 +30,7 @@ from moe_probe.analysis.figures.style import (
     styled,
 )
 from moe_probe.analysis.metrics.noise import effective_null
+from moe_probe.analysis.tables.layers import of_fixed_k
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def imbalance_profile(analysis: Analysis) -> Figure:
     figure = new_figure(clamp(4 + len(layers) * 0.12, 7, 10), 5)
     panels = figure.subplots(2, 2, sharex=True).ravel()
     for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
-        drawn = [_own(axes, layers, name, rule)]
+        drawn = [_own(axes, analysis, name, rule)]
         if name in rules:
             drawn += _others(axes, rules, name, rule)
         axes.set_title(title)
@@ -78,7 +79,8 @@ def imbalance_profile(analysis: Analysis) -> Figure:
     return captioned(figure, shown, analysis, null)
 
 
-def _own(axes: Any, layers: pd.DataFrame, name: str, rule: str) -> np.ndarray:
+def _own(axes: Any, analysis: Analysis, name: str, rule: str) -> np.ndarray:
+    layers = analysis.layers
     layer_L, value_L = layers["layer"].to_numpy(), _floats(layers[name])
     noise_L = _TWO_SIDED * _floats(layers[f"{name}_noise"])
     low_L = np.maximum(value_L - noise_L, 0)
@@ -87,7 +89,8 @@ def _own(axes: Any, layers: pd.DataFrame, name: str, rule: str) -> np.ndarray:
     null_L = _floats(layers[f"{name}_null"])
     axes.plot(layer_L, null_L, color=BLACK, label="by chance", **_NULL)
     facts = ("num_experts", "top_k", "tokens", "deff_median")
-    nulls = [effective_null(*row) for row in zip(*(layers[fact] for fact in facts), strict=True)]
+    columns = (of_fixed_k(layers, analysis.sums)[fact] for fact in facts)
+    nulls = [effective_null(*row) for row in zip(*columns, strict=True)]
     effective_L = np.array([getattr(null, name) for null in nulls])
     worn = {**_NULL, "linestyle": "--"}
     axes.plot(layer_L, effective_L, color=GREY, label="by chance at T_eff", **worn)

@@ -23,6 +23,7 @@ from moe_probe.analysis.figures.style import (
     styled,
 )
 from moe_probe.analysis.metrics.load_curve import even_band, load_curve
+from moe_probe.analysis.tables.layers import of_fixed_k
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,12 +63,13 @@ def sorted_load(analysis: Analysis) -> Figure:
 
 
 def _bands(axes: Any, analysis: Analysis) -> None:
-    layers = analysis.layers
-    effective = layers["tokens_effective"].fillna(layers["tokens"])
+    layers, fixed = analysis.layers, of_fixed_k(analysis.layers, analysis.sums)
+    effective = fixed["tokens_effective"].fillna(fixed["tokens"])
     shapes = layers[["num_experts", "top_k"]].drop_duplicates()
     for num_experts, top_k in shapes.to_numpy().tolist():
         is_shape = (layers["num_experts"] == num_experts) & (layers["top_k"] == top_k)
-        low_N, high_N = even_band(num_experts, top_k, float(effective[is_shape].median()))
+        null_k, tokens = (float(of[is_shape].median()) for of in (fixed["top_k"], effective))
+        low_N, high_N = even_band(num_experts, null_k, tokens)
         rank_N = np.arange(1, num_experts + 1)
         label = f"even routing, N = {num_experts}, k = {top_k}"
         axes.fill_between(rank_N, low_N, high_N, color=PALE, linewidth=0, label=label, zorder=1)

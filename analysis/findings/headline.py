@@ -22,6 +22,7 @@ from moe_probe.analysis.findings.wording import CHANCE, favoured_names, listed, 
 from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
 from moe_probe.analysis.orders import PASSES, TOKENS
 from moe_probe.analysis.statistics.intervals import few_documents
+from moe_probe.analysis.tables.layers import mean_k
 
 BEYOND_CHANCE = 2.5
 """Excess of mutual information over chance, in units of that of the 95 % quantile: 4 sd or so."""
@@ -93,20 +94,21 @@ def load_limits(layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return between which relative loads fair routing keeps all experts of all layers.
 
     Quantiles of Binomial(T_eff, k/N) over their mean, shared out over the experts (Bonferroni).
+    k is `mean_k`: tokens of different k vary less than tokens of their mean (Hoeffding 1956).
     T_eff is smaller the fewer documents it rests on (`few_documents`), one token at the least.
 
     Args:
-        layers: num_experts, top_k, tokens_effective, documents.
+        layers: num_experts, top_k, tokens, assignments, tokens_effective, documents.
 
     Returns:
         float64 [L] each; the chance that any expert is outside is at most 1 in 2,000.
         NaN where T_eff is unknown.
     """
-    names = ("tokens_effective", "documents", "top_k", "num_experts")
-    tokens_L, documents_L, top_k_L, experts_L = (
+    names = ("tokens_effective", "documents", "num_experts")
+    tokens_L, documents_L, experts_L = (
         layers[name].to_numpy(np.float64, na_value=np.nan) for name in names
     )
-    rate_L = top_k_L / experts_L
+    rate_L = mean_k(layers) / experts_L
     tail = CHANCE / 4 / experts_L.sum()
     tokens_L = np.maximum(tokens_L / few_documents(documents_L, tail), 1)
     low_L, high_L = (bdtrik(chance, tokens_L, rate_L) for chance in (tail, 1 - tail))

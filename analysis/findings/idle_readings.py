@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.metrics.tiers import LOW
+from moe_probe.analysis.tables.layers import mean_k
 
 SIGNIFICANT = 0.05
 """q-value below which a subject is said to use an expert more than the other subjects do."""
@@ -35,16 +36,16 @@ def idle_readings(
     Args:
         experts: With layer, expert, relative_load, tier, longest_idle, longest_idle_shuffled,
             rate_deficit and burstiness.
-        layers: With layer, num_experts and top_k.
+        layers: With layer, num_experts, top_k, tokens and assignments.
         subjects: With layer, expert, frequency, log_odds and q_value; may be empty.
         window: In tokens.
 
     Returns:
         One of READINGS for every row of `experts`, "" for those that do not idle for so long.
     """
-    fair = layers.set_index("layer")[["top_k", "num_experts"]]
+    fair = layers.assign(mean_k=mean_k(layers)).set_index("layer")[["mean_k", "num_experts"]]
     favoured = favoured_subjects(subjects).join(fair, on="layer")
-    load = favoured["frequency"] * favoured["num_experts"] / favoured["top_k"]
+    load = favoured["frequency"] * favoured["num_experts"] / favoured["mean_k"]
     used = pd.MultiIndex.from_frame(favoured.loc[load >= LOW, ["layer", "expert"]])
     is_used_somewhere = pd.MultiIndex.from_frame(experts[["layer", "expert"]]).isin(used)
     is_locked = experts["tier"].str.contains("subject-locked")

@@ -20,6 +20,7 @@ from moe_probe.analysis.findings.wording import (
 )
 from moe_probe.analysis.orders import TOKENS
 from moe_probe.analysis.statistics.idle_null import p_longest_at_least
+from moe_probe.analysis.tables.layers import mean_k
 
 _READINGS = {
     "order": "only in this order of the documents (once these are shuffled, no run is so long)",
@@ -74,14 +75,14 @@ def telling_window(idle_windows: pd.DataFrame, layers: pd.DataFrame) -> int | No
 
     Args:
         idle_windows: With the column `window`, in tokens.
-        layers: With num_experts, top_k and tokens.
+        layers: With num_experts, top_k, tokens and assignments.
 
     Returns:
         Tokens; None where no window of the table is that telling, or none fits into the trace.
     """
     tokens_L = layers["tokens"].to_numpy(np.float64)
     experts_L = layers["num_experts"].to_numpy(np.float64)
-    rate_L = layers["top_k"].to_numpy(np.float64) / experts_L
+    rate_L = mean_k(layers) / experts_L
     for window in sorted(idle_windows["window"].unique().tolist()):
         expected = (experts_L * p_longest_at_least(rate_L, tokens_L, window)).sum()
         if window <= tokens_L.max(initial=0) and expected < CHANCE:

@@ -15,6 +15,7 @@ import pandas as pd
 from moe_probe.analysis.metrics.frequency import assignment_share
 from moe_probe.analysis.metrics.imbalance import kl_uniform
 from moe_probe.analysis.statistics.nulls import expected_indices
+from moe_probe.analysis.statistics.set_sizes import SetSizes
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def decomposition_null(
 
 
 def batch_imbalance(
-    batch_stats_B4: np.ndarray, tokens_B: Sequence[int], num_experts: int, top_k: int
+    batch_stats_B4: np.ndarray, tokens_B: Sequence[int], num_experts: int, sizes: SetSizes
 ) -> pd.DataFrame:
     """Tabulate MaxVio and CV of batches against their size (D3, D18).
 
@@ -89,7 +90,7 @@ def batch_imbalance(
             of its square, and of CV. float64 [B, 4].
         tokens_B: Tokens per batch of each size.
         num_experts: N.
-        top_k: k.
+        sizes: Experts per token, alike in all batches.
 
     Returns:
         tokens_per_batch, batches
@@ -106,7 +107,10 @@ def batch_imbalance(
     others_B = np.where(number_B > 1, number_B - 1, np.nan)
     mean_B = sum_B / some_B
     variance_B = np.maximum(square_B - number_B * mean_B**2, 0.0) / others_B
-    nulls = [expected_indices(num_experts, top_k, tokens) for tokens in tokens_B]
+    nulls = [
+        expected_indices(num_experts, sizes.null_k, sizes.null_tokens(tokens))
+        for tokens in tokens_B
+    ]
     return pd.DataFrame(
         {
             "tokens_per_batch": np.asarray(tokens_B, np.int64),

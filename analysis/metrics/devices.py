@@ -64,7 +64,7 @@ class DeviceNull:
     """Root of the exact E[CV^2]."""
 
 
-def device_null(num_experts: int, top_k: int, devices: int, tokens: int) -> DeviceNull:
+def device_null(num_experts: int, top_k: float, devices: int, tokens: float) -> DeviceNull:
     """Return the expected imbalance between devices under N0 (exchangeable top-k routing).
 
     A token's selections on one device are hypergeometric: E[CV^2] =

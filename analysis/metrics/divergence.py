@@ -40,7 +40,7 @@ def jensen_shannon(counts_SN: np.ndarray) -> np.ndarray:
 
 
 def divergence_null(
-    assignments_S: np.ndarray, num_experts: int, top_k: int, deff_S: np.ndarray | float = 1.0
+    assignments_S: np.ndarray, num_experts: int, top_k: float, deff_S: np.ndarray | float = 1.0
 ) -> np.ndarray:
     """Return the divergence in bits of strata that differ by noise alone, to first order.
 

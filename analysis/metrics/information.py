@@ -66,7 +66,7 @@ def uncertainty_coefficient(counts_SN: np.ndarray, *, equal_weights: bool = Fals
 def information_null(
     assignments_S: np.ndarray,
     num_experts: int,
-    top_k: int,
+    top_k: float,
     deff_S: np.ndarray | float = 1.0,
     *,
     equal_weights: bool = False,

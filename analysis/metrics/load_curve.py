@@ -19,7 +19,7 @@ def load_curve(counts_N: np.ndarray) -> np.ndarray:
 
 
 def even_band(
-    num_experts: int, top_k: int, tokens: float, *, coverage: float = 0.95
+    num_experts: int, top_k: float, tokens: float, *, coverage: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the band in which each rank of the load curve lies by chance (N0).
 

@@ -20,7 +20,7 @@ MOSTLY = 0.5
 
 
 def positions_table(
-    position_counts_BN: np.ndarray, position_tokens_B: np.ndarray, top_k: int, deff: float
+    position_counts_BN: np.ndarray, position_tokens_B: np.ndarray, top_k: float, deff: float
 ) -> pd.DataFrame:
     """Tabulate each bin of positions against all others.
 

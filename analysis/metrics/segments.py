@@ -31,7 +31,7 @@ def load_shift(counts_N: np.ndarray, other_N: np.ndarray) -> np.ndarray:
 def segments_table(
     counts_GN: np.ndarray,
     segments: Sequence[str],
-    top_k: int,
+    top_k: float,
     deff_G: np.ndarray | float = 1.0,
 ) -> pd.DataFrame:
     """Tabulate every two segments of one layer that have selections.

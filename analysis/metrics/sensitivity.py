@@ -32,7 +32,7 @@ from moe_probe.analysis.metrics.information import (
 from moe_probe.analysis.statistics.nulls import expected_indices
 
 
-def rules_table(counts: Mapping[str, np.ndarray], top_k: int) -> pd.DataFrame:
+def rules_table(counts: Mapping[str, np.ndarray], top_k: int, null_k: float) -> pd.DataFrame:
     """Tabulate one layer under several counting rules.
 
     Compare a value with its null first: rules that count few tokens have large nulls. The nulls
@@ -40,7 +40,8 @@ def rules_table(counts: Mapping[str, np.ndarray], top_k: int) -> pd.DataFrame:
 
     Args:
         counts: Selections by subject, int64 [S, N], under each rule by its name.
-        top_k: k, for the nulls; also the size of the sets of `jaccard`.
+        top_k: k, the size of the sets of `jaccard`.
+        null_k: k of the nulls, `SetSizes.null_k`, under all rules: k where no slot is empty.
 
     Returns:
         rule  name
@@ -53,13 +54,13 @@ def rules_table(counts: Mapping[str, np.ndarray], top_k: int) -> pd.DataFrame:
         All but the first two and `uncertainty` are followed by `<name>_null`, what routing that
             knows nothing gives. Values are null without selections.
     """
-    return pd.DataFrame([_row(rule, counts_SN, top_k) for rule, counts_SN in counts.items()])
+    return pd.DataFrame([_row(*rule, top_k, null_k) for rule in counts.items()])
 
 
-def _row(rule: str, counts_SN: np.ndarray, top_k: int) -> dict[str, Any]:
+def _row(rule: str, counts_SN: np.ndarray, top_k: int, null_k: float) -> dict[str, Any]:
     counts_N, assignments_S = counts_SN.sum(axis=0), counts_SN.sum(axis=1)
     assignments, num_experts = int(counts_N.sum()), len(counts_N)
-    null = expected_indices(num_experts, top_k, round(assignments / top_k))
+    null = expected_indices(num_experts, null_k, assignments / null_k)
     used = int((counts_N > 0).sum())
     return {
         "rule": rule,
@@ -71,10 +72,10 @@ def _row(rule: str, counts_SN: np.ndarray, top_k: int) -> dict[str, Any]:
         "unseen": float(unseen(counts_N)),
         "unseen_null": null.unseen,
         "mutual_information_bits": float(mutual_information(counts_SN)),
-        "mutual_information_bits_null": information_null(assignments_S, used, top_k),
+        "mutual_information_bits_null": information_null(assignments_S, used, null_k),
         "uncertainty": float(uncertainty_coefficient(counts_SN)),
         "divergence_bits": mean_of_pairs(jensen_shannon(counts_SN)),
-        "divergence_bits_null": mean_of_pairs(divergence_null(assignments_S, used, top_k)),
+        "divergence_bits_null": mean_of_pairs(divergence_null(assignments_S, used, null_k)),
         "jaccard": mean_of_pairs(top_jaccard(counts_SN, top_k)),
         "jaccard_null": random_jaccard(num_experts, top_k) if assignments else math.nan,
     }

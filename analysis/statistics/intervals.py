@@ -100,13 +100,14 @@ def share_interval(
     return low_N, np.where(counts_N == 0, none_N, high_N)
 
 
-def rate_certifiable(tokens_effective: Values, num_experts: int, top_k: int) -> np.ndarray:
+def rate_certifiable(tokens_effective: Values, num_experts: int, top_k: float) -> np.ndarray:
     """Return the smallest relative load that no hit in T_eff tokens excludes: 3 N / (k T_eff).
 
-    At most N/k, which excludes nothing; NaN unless T_eff > 0.
+    At most N/k, which excludes nothing; NaN unless T_eff > 0. k is the mean number of experts per
+    token, NaN unless it is above 0.
     """
     share = np.minimum(RULE_OF_THREE / positive(tokens_effective), 1)
-    return np.asarray(share * num_experts / top_k)
+    return np.asarray(share * num_experts / positive(top_k))
 
 
 def tokens_needed(load: Values, num_experts: int, top_k: int, deff: Values) -> np.ndarray:

@@ -1,7 +1,8 @@
 """N0, exchangeable top-k routing: each token draws k of N experts without replacement, uniformly.
 
 What every imbalance index is under N0 after T tokens, and what it can be at most. Documents are
-not exchangeable tokens, so N0 is a lower bound on the noise of real data.
+not exchangeable tokens, so N0 is a lower bound on the noise of real data. Where tokens select
+different numbers of experts, k and T are those of `set_sizes.SetSizes`.
 
 Notation: N num_experts, k top_k, T tokens, CV0 = sqrt((N - k) / (k T)).
 """
@@ -35,7 +36,7 @@ class Indices:
     """In experts."""
 
 
-def expected_indices(num_experts: int, top_k: int, tokens: int) -> Indices:
+def expected_indices(num_experts: int, top_k: float, tokens: float) -> Indices:
     """Return the expectation of every index under N0, never beyond its hard bound.
 
     The forms are for large T and hold within 2 % once an expert is expected 50 times
@@ -43,8 +44,8 @@ def expected_indices(num_experts: int, top_k: int, tokens: int) -> Indices:
 
     Args:
         num_experts: N.
-        top_k: k.
-        tokens: T; all values are NaN where it is 0.
+        top_k: k; `SetSizes.null_k` where tokens differ.
+        tokens: T, then `SetSizes.null_tokens`; all values are NaN where it is 0.
 
     Returns:
         max_vio  CV0 sqrt(N / (N-1)) times the expected maximum of N standard normals, corrected
@@ -55,7 +56,7 @@ def expected_indices(num_experts: int, top_k: int, tokens: int) -> Indices:
         effective_experts  N exp(-(N-k) / (2 T k))
         kl_uniform  (N-k) / (2 T k), the bias of the plug-in entropy
         total_variation  CV0 / sqrt(2 pi)
-        unseen  N (1 - k/N)^T, exact
+        unseen  N (1 - k/N)^T, exact for fixed k
     """
     if tokens == 0:
         return Indices(*[math.nan] * 8)
@@ -77,7 +78,7 @@ def expected_indices(num_experts: int, top_k: int, tokens: int) -> Indices:
     )
 
 
-def bounds(num_experts: int, top_k: int) -> Indices:
+def bounds(num_experts: int, top_k: float) -> Indices:
     """Return how uneven distinct top-k routing can be at most, as every index says it.
 
     `entropy` and `effective_experts` fall with imbalance: theirs are lower bounds, all others
@@ -133,7 +134,7 @@ def uniform_chi_square(
     return statistic, np.asarray(chdtrc(num_experts - 1, statistic))
 
 
-def _skewed_maximum(num_experts: int, top_k: int, tokens: int) -> float:
+def _skewed_maximum(num_experts: int, top_k: float, tokens: float) -> float:
     share = top_k / num_experts
     if share == 1:
         return 0.0

@@ -119,7 +119,7 @@ def own_rate_seen(frequency_N: np.ndarray, tokens_X: np.ndarray) -> np.ndarray:
 
 
 def information_bias(
-    num_experts: int, top_k: int, strata: int, assignments: np.ndarray | int
+    num_experts: int, top_k: float, strata: int, assignments: np.ndarray | int
 ) -> np.ndarray:
     """Return the bias of the plug-in I(expert; stratum) under N0: (S-1)(N-k) / (2 A ln 2), in bits.
 
@@ -129,7 +129,7 @@ def information_bias(
 
 
 def divergence_bias(
-    num_experts: int, top_k: int, first: np.ndarray | int, second: np.ndarray | int
+    num_experts: int, top_k: float, first: np.ndarray | int, second: np.ndarray | int
 ) -> np.ndarray:
     """Return the bias of the equal-weight Jensen-Shannon divergence under N0, in bits.
 

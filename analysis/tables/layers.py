@@ -25,6 +25,7 @@ from moe_probe.analysis.statistics.clusters import effective_tokens, layer_quant
 from moe_probe.analysis.statistics.intervals import rate_certifiable
 from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.analysis.statistics.nulls import expected_indices
+from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, median_deff, num_documents, widened_deffs
 
@@ -79,7 +80,8 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
     spec, state = sums.specs[layer], sums.layers.get(layer)
     counts = sums.counts.layer(layer)
     counts_N, tokens = counts.counts_N, counts.tokens
-    null = expected_indices(spec.num_experts, spec.top_k, tokens)
+    sizes = sums.set_sizes(layer)
+    null = expected_indices(spec.num_experts, sizes.null_k, sizes.null_tokens(tokens))
     row: dict[str, Any] = {
         "layer": layer,
         "num_experts": spec.num_experts,
@@ -103,9 +105,9 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "deff_high": high,
         "tokens_effective": effective,
         "documents": np.nan if state is None else state.documents,
-        "certifiable_load": float(rate_certifiable(certain, spec.num_experts, spec.top_k)),
+        "certifiable_load": float(rate_certifiable(certain, spec.num_experts, sizes.mean_k)),
         "uniform_p": _uniform_p(counts_N, state),
-        **_halves(state, spec.top_k),
+        **_halves(state, sizes.null_k),
         "experts_for_half": float(experts_to_cover(counts_N, (0.5,))[0]),
         "unseen_mass": np.nan
         if state is None or state.is_grouped
@@ -113,6 +115,36 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "chao2": np.nan if state is None else chao2(state.documents_seen_N),
     }
     return row
+
+
+def mean_k(layers: pd.DataFrame) -> np.ndarray:
+    """Return how many experts a token selects, A / T: at most `top_k`, the slots it can fill.
+
+    Args:
+        layers: top_k, tokens, assignments.
+
+    Returns:
+        float64 [L]; `top_k` where nothing was selected.
+    """
+    top_k_L, tokens_L, slots_L = (
+        layers[name].to_numpy(np.float64) for name in ("top_k", "tokens", "assignments")
+    )
+    return np.where(slots_L > 0, slots_L / positive(tokens_L), top_k_L)
+
+
+def of_fixed_k(layers: pd.DataFrame, sums: Sums) -> pd.DataFrame:
+    """Return the table `layers` with those k, T and T_eff at which nulls are taken: `SetSizes`.
+
+    In `top_k`, `tokens` and `tokens_effective`, all as they were where every slot is filled.
+    """
+    sizes = [sums.set_sizes(layer) for layer in layers["layer"]]
+    tokens = zip(sizes, layers["tokens"], strict=True)
+    effective = zip(sizes, layers["tokens_effective"], strict=True)
+    return layers.assign(
+        top_k=[size.null_k for size in sizes],
+        tokens=np.array([round(size.null_tokens(t)) for size, t in tokens], np.int64),
+        tokens_effective=[size.null_tokens(t) for size, t in effective],
+    )
 
 
 def _uniform_p(counts_N: np.ndarray, state: LayerState | None) -> float:
@@ -128,14 +160,14 @@ def _noise(state: LayerState | None, index: Callable[[np.ndarray], np.ndarray]) 
     return float(index_noise(state.replicates_BN, index))
 
 
-def _halves(state: LayerState | None, top_k: int) -> dict[str, float]:
+def _halves(state: LayerState | None, null_k: float) -> dict[str, float]:
     names = ("split_half_spearman", "split_half_divergence", "split_half_divergence_null")
     if state is None or not state.halves_2N.any(axis=1).all():
         return dict.fromkeys(names, np.nan)
     first_N, second_N = state.halves_2N
     used = int(state.halves_2N.any(axis=0).sum())
     sizes = (int(first_N.sum()), int(second_N.sum()))
-    null = split_null(used, min(top_k, used), sizes, 1, state.halves_deff)
+    null = split_null(used, min(null_k, used), sizes, 1, state.halves_deff)
     found = (float(spearman(first_N, second_N)), split_divergence(first_N, second_N))
     return dict(zip(names, (*found, null.divergence), strict=True))
 
@@ -147,7 +179,7 @@ def batches(sums: Sums) -> pd.DataFrame:
     tables = []
     for layer, spec in sums.specs.items():
         stats_B4 = sums.batches.arrays[layer]["stats_B4"]
-        table = batch_imbalance(stats_B4, BATCH_SIZES, spec.num_experts, spec.top_k)
+        table = batch_imbalance(stats_B4, BATCH_SIZES, spec.num_experts, sums.set_sizes(layer))
         table.insert(0, "layer", layer)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

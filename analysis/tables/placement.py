@@ -18,6 +18,7 @@ from moe_probe.analysis.metrics.placement import (
     own_balance,
     placed_balance,
 )
+from moe_probe.analysis.statistics.set_sizes import SetSizes
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, median_deff
 from moe_probe.analysis.tables.layers import fitting_devices
@@ -55,6 +56,7 @@ class _Texts:
     """What one layer counts of all text, of both halves of the documents, and of every subject."""
 
     spec: LayerSpec
+    sizes: SetSizes
     counts_YN: np.ndarray
     effective_Y: np.ndarray
     """T over the design effect; T where none is known."""
@@ -75,6 +77,7 @@ def _texts(sums: Sums, layer: int) -> _Texts:
     tokens_Y = np.array([total, total / 2, total / 2, *tokens_S])
     return _Texts(
         spec=spec,
+        sizes=sums.set_sizes(layer),
         counts_YN=np.concatenate([counts_SN.sum(axis=0)[None], halves_2N, counts_SN]),
         effective_Y=tokens_Y / np.where(deff_Y > 0, deff_Y, 1.0),
     )
@@ -118,7 +121,7 @@ def _mean_over_layers(texts: list[_Texts], devices: int, subjects: int) -> _Bala
     """Return means over the layers that know a value."""
     found = []
     for layer, device_XN in zip(texts, _placements(texts, devices, subjects), strict=True):
-        spec, counts_YN = layer.spec, layer.counts_YN
+        spec, sizes, counts_YN = layer.spec, layer.sizes, layer.counts_YN
         contiguous_N = contiguous_placement(spec.num_experts, devices)
         fixed_XN = np.concatenate([contiguous_N[None], device_XN[:_SUBJECTS]])
         fixed_XY = placed_balance(counts_YN, fixed_XN, devices)
@@ -129,8 +132,8 @@ def _mean_over_layers(texts: list[_Texts], devices: int, subjects: int) -> _Bala
         subject_SS = placed_balance(subject_SN, own_SN, devices)
         subject_SS[~subject_SN.any(axis=1)] = np.nan
         null_Y = [
-            1 / (1 + device_null(spec.num_experts, spec.top_k, devices, tokens).max_vio)
-            for tokens in layer.effective_Y
+            1 / (1 + device_null(spec.num_experts, sizes.null_k, devices, tokens).max_vio)
+            for tokens in map(sizes.null_tokens, layer.effective_Y)
         ]
         all_3 = np.array([fixed_XY[0, _ALL], fixed_XY[1, _ALL], np.mean(halves)])
         contiguous_S = fixed_XY[0, _SUBJECTS : _SUBJECTS + subjects]

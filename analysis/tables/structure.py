@@ -169,9 +169,9 @@ def positions(sums: Sums) -> pd.DataFrame:
 
     def table(layer: int) -> pd.DataFrame:
         assert sums.positions is not None
-        arrays, spec = sums.positions.arrays[layer], sums.specs[layer]
+        arrays, null_k = sums.positions.arrays[layer], sums.set_sizes(layer).null_k
         counts_BN, tokens_B = arrays["position_counts_BN"], arrays["position_tokens_B"]
-        return positions_table(counts_BN, tokens_B, spec.top_k, layer_deff(sums, layer))
+        return positions_table(counts_BN, tokens_B, null_k, layer_deff(sums, layer))
 
     return _by_layer(sums, table) if sums.positions is not None else _nothing()
 

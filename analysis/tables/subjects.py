@@ -127,7 +127,8 @@ def _information_row(sums: Sums, layer: int) -> dict[str, Any]:
     parts = decompose(counts_SN)
     used = int((counts_SN.sum(axis=0) > 0).sum())
     deff_S = subject_deffs(state, len(counts_SN), spec.num_experts)
-    bias = information_null(counts_SN.sum(axis=1), used, spec.top_k, np.nan_to_num(deff_S, nan=1.0))
+    null_k, known_S = sums.set_sizes(layer).null_k, np.nan_to_num(deff_S, nan=1.0)
+    bias = information_null(counts_SN.sum(axis=1), used, null_k, known_S)
     return {
         "layer": layer,
         "mutual_information_bits": parts.information / math.log(2),
@@ -169,7 +170,7 @@ def divergence(sums: Sums) -> pd.DataFrame:
         deff_S = subject_deffs(sums.layers.get(layer), len(counts_SN), spec.num_experts)
         used = int((counts_SN.sum(axis=0) > 0).sum())
         sizes_S, known_S = counts_SN.sum(axis=1), np.nan_to_num(deff_S, nan=1.0)
-        null_SS = divergence_null(sizes_S, used, spec.top_k, known_S)
+        null_SS = divergence_null(sizes_S, used, sums.set_sizes(layer).null_k, known_S)
         columns = {"subject": names[first], "other": names[second]}
         columns["divergence_bits"] = jensen_shannon(counts_SN)[first, second]
         columns["divergence_null_bits"] = null_SS[first, second]
@@ -187,7 +188,8 @@ def segments(sums: Sums) -> pd.DataFrame:
     for layer, spec in sums.specs.items():
         counts_GN = sums.counts.arrays[layer]["counts_GN"]
         by_segment = counts_GN.reshape(-1, len(SEGMENTS), spec.num_experts).sum(axis=0)
-        table = segments_table(by_segment, SEGMENTS, spec.top_k, _segment_deffs(sums, layer))
+        null_k = sums.set_sizes(layer).null_k
+        table = segments_table(by_segment, SEGMENTS, null_k, _segment_deffs(sums, layer))
         table.insert(0, "layer", layer)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -205,7 +207,7 @@ def rules(sums: Sums) -> pd.DataFrame:
     for layer, spec in sums.specs.items():
         found = {str(sums.settings.rule): sums.by_group(layer)[0]}
         found |= {str(rule): counts.by_group(layer)[0] for rule, counts in sums.by_rule.items()}
-        table = rules_table(found, spec.top_k)
+        table = rules_table(found, spec.top_k, sums.set_sizes(layer).null_k)
         table.insert(0, "layer", layer)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -6,6 +6,8 @@ widest layer.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 
 from moe_probe import __version__
@@ -60,6 +62,7 @@ def facts(contents: Contents, payload: Payload) -> None:
                 "layer": layer.spec.layer,
                 "num_experts": layer.spec.num_experts,
                 "top_k": layer.spec.top_k,
+                **asdict(sums.set_sizes(layer.spec.layer)),
                 "tokens": layer.tokens,
             }
             for layer in contents.counts

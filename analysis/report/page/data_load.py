@@ -20,6 +20,7 @@ from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload, round_float32
 from moe_probe.analysis.statistics.idle_null import expected_longest_run
 from moe_probe.analysis.statistics.nulls import expected_indices
+from moe_probe.analysis.tables.layers import mean_k, of_fixed_k
 
 _TRACES = 64
 _SETS = 2000
@@ -29,8 +30,8 @@ _OUTSIDE = 0.025
 
 def load(contents: Contents, payload: Payload) -> None:
     """Nulls at the effective number of tokens, and the idle windows that occur."""
-    layers = contents.layers
-    payload.meta["quadrants"] = quadrants(layers)
+    payload.meta["quadrants"] = quadrants(contents.layers)
+    layers = of_fixed_k(contents.layers, contents.analysis.sums)
     payload.table("layers_chance", layers_chance(layers))
     for number in sorted(set(layers["num_experts"].tolist())):
         payload.array(f"order.{number}", order_scores(number))
@@ -105,6 +106,9 @@ def chance_in_passes(contents: Contents) -> pd.DataFrame:
 def layers_chance(layers: pd.DataFrame) -> pd.DataFrame:
     """Return what N0 gives if only T_eff tokens were counted, T where T_eff is not known.
 
+    Args:
+        layers: From `of_fixed_k`, here and below.
+
     Returns:
         layer; one column for each imbalance index; tokens, the number that was used.
     """
@@ -122,7 +126,7 @@ def quadrants(layers: pd.DataFrame) -> dict[str, float | None]:
         burstiness  of a run 5 times as long as expected
     """
     tokens_L = layers["tokens"].to_numpy()
-    fair_L = (layers["top_k"] / layers["num_experts"]).to_numpy()
+    fair_L = mean_k(layers) / layers["num_experts"].to_numpy()
     rare_L, even_L = (expected_longest_run(load * fair_L, tokens_L) for load in (RARE, 1.0))
     is_defined_L = (rare_L > 0) & (even_L > 0)
     deficit_L = np.log(rare_L[is_defined_L] / even_L[is_defined_L])
@@ -205,7 +209,7 @@ def _simulated(cv_L: np.ndarray, devices: int, rng: np.random.Generator) -> list
     return [*(float(value_R.mean()) for value_R in found), float("nan")]
 
 
-def _facts(layers: pd.DataFrame) -> list[tuple[int, int, int, int]]:
+def _facts(layers: pd.DataFrame) -> list[tuple[int, float, int, int]]:
     """Return N, k, T and T_eff of every layer: T where no design effect is known, 1 at least."""
     columns = (layers[name].tolist() for name in ("num_experts", "top_k", "tokens"))
     return [

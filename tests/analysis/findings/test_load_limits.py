@@ -17,7 +17,8 @@ EXPERTS, TOP_K, LENGTH = 16, 2, 50
 
 
 def test_limits_hold_all_experts_of_fair_routing() -> None:
-    layers = pd.DataFrame({"num_experts": [64], "top_k": [6], "tokens_effective": [2000.0]})
+    facts = {"num_experts": 64, "top_k": 6, "tokens": 100, "assignments": 600}
+    layers = pd.DataFrame([{**facts, "tokens_effective": 2000.0}])
     (low,), (high,) = load_limits(layers.assign(documents=10_000))
     load_RN = np.random.default_rng(4).binomial(2000, 6 / 64, (1000, 64)) / 2000 * 64 / 6
     assert ((load_RN < low) | (load_RN > high)).any(axis=1).mean() <= 0.005
@@ -38,8 +39,10 @@ def test_few_documents_rarely_exceed_chance(documents: int, spread: float) -> No
         p_N = counts_DN.mean(axis=0) / LENGTH
         variance_N = counts_DN.var(axis=0, ddof=1) / LENGTH
         deff = np.nanmedian(variance_N / np.where(p_N > 0, p_N * (1 - p_N), np.nan))
-        facts = {"tokens_effective": documents * LENGTH / deff, "documents": documents}
-        layers = pd.DataFrame([{**facts, "num_experts": EXPERTS, "top_k": TOP_K}])
+        tokens = documents * LENGTH
+        facts = {"tokens_effective": tokens / deff, "documents": documents, "tokens": tokens}
+        facts |= {"assignments": tokens * TOP_K, "num_experts": EXPERTS, "top_k": TOP_K}
+        layers = pd.DataFrame([facts])
         (low,), (high,) = load_limits(layers)
         load_N = p_N * EXPERTS / TOP_K
         outside += (load_N < low).any() or (load_N > high).any()

@@ -25,6 +25,7 @@ from moe_probe.analysis.metrics.decomposition import (
 )
 from moe_probe.analysis.metrics.imbalance import cv, gini, max_vio
 from moe_probe.analysis.statistics.nulls import expected_indices
+from moe_probe.analysis.statistics.set_sizes import SetSizes
 
 DATA = Path(__file__).parents[3] / "../shared/data/deepseek-v2-lite"
 
@@ -103,7 +104,7 @@ def batch_sums(ids_TK: np.ndarray, num_experts: int, sizes: Sequence[int]) -> np
 def test_batches_against_a_loop() -> None:
     ids_TK = route(90, 6, 2, np.random.default_rng(1)) // 2 * np.array([1, 2]) % 6
     sizes = (8, 30, 80, 100)
-    table = batch_imbalance(batch_sums(ids_TK, 6, sizes), sizes, 6, 2)
+    table = batch_imbalance(batch_sums(ids_TK, 6, sizes), sizes, 6, SetSizes(2, 2))
     assert table["tokens_per_batch"].tolist() == list(sizes)
     assert table["batches"].tolist() == [11, 3, 1, 0]
     for row, size in zip(table.to_dict("records"), sizes, strict=True):
@@ -123,7 +124,7 @@ def test_batches_against_a_loop() -> None:
 def test_null_of_batches_holds_in_simulation() -> None:
     sizes = (64, 256)
     sums_B4 = batch_sums(route(256 * 60, 16, 4, np.random.default_rng(2)), 16, sizes)
-    table = batch_imbalance(sums_B4, sizes, 16, 4)
+    table = batch_imbalance(sums_B4, sizes, 16, SetSizes(4, 4))
     error = 3 * table["max_vio_sd"] / np.sqrt(table["batches"])
     assert (abs(table["max_vio"] - table["max_vio_null"]) <= error).all()
     assert table["cv"].to_numpy() == pytest.approx(table["cv_null"].to_numpy(), rel=0.05)
@@ -170,7 +171,7 @@ def test_two_tasks_of_deepseek_v2_lite() -> None:
     assert min(term.pooled_kl for term in found) > 50 * null.pooled_kl
     sizes = (256, 1024, 4096)
     sums_B4 = batch_sums(ids[1][:, 12], 64, sizes)
-    table = batch_imbalance(sums_B4, sizes, 64, 6)
+    table = batch_imbalance(sums_B4, sizes, 64, SetSizes(6, 6))
     # Larger batches are more even, and none comes near chance.
     assert table["max_vio"].is_monotonic_decreasing
     assert (table["max_vio"] > 2 * table["max_vio_null"]).all()

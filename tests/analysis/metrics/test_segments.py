@@ -69,7 +69,7 @@ def test_position_alone_is_no_difference_between_segments() -> None:
 def test_rules_table() -> None:
     counts_SN = random_documents(5, apart=1.0).counts_SN
     nothing_SN = np.zeros_like(counts_SN)
-    table = rules_table({"raw": 3 * counts_SN, "unique": counts_SN, "decision": nothing_SN}, 2)
+    table = rules_table({"raw": 3 * counts_SN, "unique": counts_SN, "decision": nothing_SN}, 2, 2)
     table = table.set_index("rule")
     assert table["assignments"].tolist() == [3 * counts_SN.sum(), counts_SN.sum(), 0]
     raw, unique = table.loc["raw"], table.loc["unique"]
@@ -139,7 +139,7 @@ def test_the_last_token_makes_tasks_look_alike_on_deepseek_v2_lite() -> None:
             counts_SN = np.zeros((2, 64), np.int64)
             np.add.at(counts_SN, (subject_T[:, None], ids_TK[chosen_T]), 1)
             rules[rule] = counts_SN
-        means.append(rules_table(rules, 6)[["jaccard", "unseen"]].to_numpy())
+        means.append(rules_table(rules, 6, 6)[["jaccard", "unseen"]].to_numpy())
     (every, unseen), (last, unseen_last) = np.mean(means, axis=0)
     assert every < 0.15
     assert last > 0.7

@@ -194,9 +194,9 @@ function documentWords(tokens) {
   const number = tokens.filter(({ experts }) => experts.includes(e)).length;
   const everywhere = counts.all()[l * N + e] / counts.tokens.all()[l];
   const percent = (share) => `${format(100 * share, 3)} %`;
-  const { num_experts, top_k } = layers[l];
+  const { num_experts, mean_k } = layers[l];
   return `${shown} Expert ${e} is in any slot of ${format(number)} of them, ${percent(number / tokens.length)}; ` +
-    `of all counted tokens ${percent(everywhere)}, fair ${percent(top_k / num_experts)}.`;
+    `of all counted tokens ${percent(everywhere)}, fair ${percent(mean_k / num_experts)}.`;
 }
 
 function documentTable() {

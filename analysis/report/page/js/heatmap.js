@@ -87,15 +87,15 @@ const hasOwnEffects = ({ kind }) => kind !== "segment" && kind !== "rule";
 /** Numbers of one cell: count, tokens, r with its interval, and the band of fair routing. */
 function cellFacts(shown, l, e) {
   const { layers, N } = page.data;
-  const { num_experts, top_k } = layers[l];
+  const { num_experts, mean_k, null_k } = layers[l];
   const { median, own } = designEffects(shown, l, e);
   const [count, load, tokens] = [shown.counts[l * N + e], shown.load[l * N + e], shown.tokens[l]];
   const [low, high] = shareInterval(count, tokens, own, median);
   // Where slots stay empty a layer has fewer than k selections by token.
-  const scale = count ? (load * tokens) / count : num_experts / top_k;
+  const scale = count ? (load * tokens) / count : num_experts / mean_k;
   const effective = tokens / Math.max(median || 1, 1);
-  const band = fairBand(effective, num_experts, top_k);
-  const isFew = (effective * top_k) / num_experts < FEWEST_EXPECTED;
+  const band = fairBand((effective * mean_k) / null_k, num_experts, null_k);
+  const isFew = (effective * mean_k) / num_experts < FEWEST_EXPECTED;
   return { count, tokens, load, low: low * scale, high: high * scale, band, isFew };
 }
 

@@ -29,11 +29,11 @@ view({
 /** A layer's experts from the least used, their loads, and what chance gives each rank. */
 const sortedLoad = memo((l) => {
   const { layers, table, array } = page.data;
-  const { num_experts, top_k } = layers[l];
+  const { num_experts, null_k } = layers[l];
   const loads = ofLayer("relative_load", l);
   const experts = Array.from(loads, (_, e) => e).sort((a, b) => loads[a] - loads[b] || a - b);
   const tokens = table("layers_chance").column("tokens")[l];
-  const chance = chanceOfOrder(array(`order.${num_experts}`).values, top_k, tokens);
+  const chance = chanceOfOrder(array(`order.${num_experts}`).values, null_k, tokens);
   return { experts, loads: experts.map((e) => loads[e]), chance };
 });
 

@@ -148,7 +148,7 @@ function nameExperts(map, order) {
 }
 
 function pairText(l, expert, other, pair) {
-  const { num_experts, top_k } = page.data.layers[l];
+  const { num_experts, null_k } = page.data.layers[l];
   const lines = [`layer ${page.data.layers[l].layer}, experts ${expert} and ${other}`];
   if (!pair) return [...lines, "close to what chance gives: not kept"];
   const share = conditionalOf(l, pair.count, expert);
@@ -156,7 +156,7 @@ function pairText(l, expert, other, pair) {
     ...lines,
     `${format(pair.count)} tokens select both, expected ${format(pair.expected, 3)}`,
     `ratio ${format(pair.ratio, 3)} (by chance 1), z ${format(pair.z, 3)}`,
-    `${format(100 * share, 3)} % of those of ${expert} select ${other}, fair ${format((100 * (top_k - 1)) / (num_experts - 1), 3)} %`,
+    `${format(100 * share, 3)} % of those of ${expert} select ${other}, fair ${format((100 * (null_k - 1)) / (num_experts - 1), 3)} %`,
   ];
 }
 

@@ -190,7 +190,7 @@ const subjectMath = once(() => {
   function noise(l, s, other) {
     if (l === null) return sum(layers.map((_, one) => noise(one, s, other))) / layers.length;
     const effective = (t) => sizes[t][l] / (deff[l * S + t] || 1);
-    return divergenceNull(used[l], layers[l].top_k, effective(s), effective(other));
+    return divergenceNull(used[l], layers[l].null_k, effective(s), effective(other));
   }
   const critical = once(() => discovery().critical(SIGNIFICANT));
   return { S, hasInference, row, rows, zOf, logQ, critical, divergence, noise };

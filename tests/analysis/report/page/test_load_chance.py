@@ -21,7 +21,8 @@ N, K, T = 16, 2, 3000
 
 
 def layers(effective: float = math.nan, number: int = 2) -> pd.DataFrame:
-    row = {"num_experts": N, "top_k": K, "tokens": T, "tokens_effective": effective}
+    facts = {"num_experts": N, "top_k": K, "tokens": T, "assignments": T * K}
+    row = {**facts, "tokens_effective": effective}
     return pd.DataFrame([{"layer": 3 + place, **row} for place in range(number)])
 
 
