@@ -49,7 +49,7 @@ from moe_probe.analysis.statistics.pass_null import PassNull
 from moe_probe.analysis.sums import Sums
 from moe_probe.trace import Capture
 
-_COMPARED = (Rule.UNIQUE, Rule.QUESTION, Rule.DECISION, Rule.NO_TEMPLATE)
+_COMPARED = (Rule.RAW, Rule.UNIQUE, Rule.QUESTION, Rule.DECISION, Rule.NO_TEMPLATE)
 
 
 class DefaultScan:

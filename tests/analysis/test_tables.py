@@ -62,6 +62,23 @@ def test_experts_equal_naive_loop(run: Any, rule: Rule) -> None:
             assert row["relative_load"] == pytest.approx(number / fair)
 
 
+@pytest.mark.parametrize("rule", [Rule.RAW, Rule.UNIQUE])
+def test_rules_have_the_tokens_that_the_model_ran(run: Any, rule: Rule) -> None:
+    """Whatever the report counts: `raw` beside it, prompts as often as they were run."""
+    table = quick(run.trace, rule=rule).table("rules").set_index(["rule", "layer"])
+    for name in ("raw", "unique", "question", "decision"):
+        found, _ = run.naive(name)
+        for spec in run.layers:
+            counts = [
+                sum(n for (_, _, e), n in found[spec.layer].items() if e == expert)
+                for expert in range(spec.num_experts)
+            ]
+            row = table.loc[name, spec.layer]
+            assert row["assignments"] == sum(counts)
+            assert row["unseen"] == counts.count(0)
+            assert row["max_vio"] == pytest.approx(max(counts) * len(counts) / sum(counts) - 1)
+
+
 def test_layers_of_a_known_trace(new_trace: Any) -> None:
     spec = LayerSpec(layer=7, num_experts=4, top_k=2)
     trace = new_trace([spec], [np.array([[0, 1], [0, 1], [0, 2]], np.uint8)])
