@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.scan import count
     from moe_probe.analysis.settings import Settings
     from moe_probe.analysis.source import Rows, Source
+    from moe_probe.analysis.studies.arrivals import arrival_memory
     from moe_probe.analysis.studies.committees import committees
     from moe_probe.analysis.studies.devices import device_fanout
     from moe_probe.analysis.studies.documents import (
@@ -61,6 +62,7 @@ __all__ = [
     "Settings",
     "Source",
     "analyse",
+    "arrival_memory",
     "check_trace",
     "committees",
     "count",
@@ -97,6 +99,7 @@ _MODULES = {
     "Settings": "settings",
     "Source": "source",
     "analyse": "results",
+    "arrival_memory": "studies.arrivals",
     "check_trace": "quality",
     "count": "scan",
     "committees": "studies.committees",

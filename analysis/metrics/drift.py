@@ -1,4 +1,4 @@
-"""C9, and the Fano factor of C6: how an expert's load changes along the stream.
+"""C9, and Fano factor and memory of C6: how an expert's load changes along the stream.
 
 The stream is cut into V tumbling windows of W tokens each, in a named token order; a shorter rest
 is left out. "Independent" means: the same counts, had the tokens come in random order.
@@ -33,6 +33,24 @@ def fano_factor(counts_VN: np.ndarray) -> np.ndarray:
     if len(counts_VN) < 2:
         return np.full(counts_VN.shape[1], np.nan)
     return np.asarray(counts_VN.var(axis=0, ddof=1) / positive(counts_VN.mean(axis=0)))
+
+
+def memory_coefficient(sums_6N: np.ndarray) -> np.ndarray:
+    """Return the correlation of each expert's inter-arrival times with the next ones (C6).
+
+    Args:
+        sums_6N: Over pairs of inter-arrival times in a row, x and y: their number, and the sums of
+            x, y, x^2, y^2 and x y.
+
+    Returns:
+        float64 [N] in [-1, 1], 0 for independent tokens, above it where long ones follow long ones.
+        NaN with fewer than two pairs and where x or y are all equal. Source: Goh and Barabasi
+        (2008), equation 4.
+    """
+    number_N = positive(sums_6N[0])
+    x_N, y_N, xx_N, yy_N, xy_N = sums_6N[1:] / number_N
+    spread_N = np.maximum(xx_N - x_N**2, 0) * np.maximum(yy_N - y_N**2, 0)
+    return np.asarray((xy_N - x_N * y_N) / np.sqrt(positive(spread_N)))
 
 
 def drift_share(counts_VN: np.ndarray, window: int) -> tuple[np.ndarray, float]:

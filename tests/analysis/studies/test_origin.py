@@ -10,6 +10,7 @@ from moe_probe.trace import open_trace
 from tests.analysis.studies.test_docs import FUNCTIONS
 
 ORDERS = {
+    "arrival_memory": "recording",
     "load_changes": "recording",
     "load_drift": "recording",
     "working_sets": "request-local",
