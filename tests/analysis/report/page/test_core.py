@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moe_probe.analysis import Analysis, analyse
+from moe_probe.analysis.statistics.intervals import share_interval
+from moe_probe.analysis.statistics.moderated import centred_within, interval_deffs
 from tests.analysis.report.page.browser import Opened
 from tests.analysis.report.page.traces import IDLE, LAYERS, SUBJECTS
 
@@ -54,6 +57,34 @@ def test_map_shows_one_subject(open_page: Open, plain: Path, subject: str) -> No
     frequency = found["count"] / found["tokens"]
     np.testing.assert_allclose(frequency, wanted["frequency"])
     assert page.state()["subject"] == sorted(SUBJECTS).index(subject)
+
+
+@pytest.fixture(scope="module")
+def analysis(plain: Path) -> Analysis:
+    return analyse(plain.parent / "trace", shuffles=0, replicates=2, permutations=0)
+
+
+@pytest.mark.parametrize("text", [*SUBJECTS, "stem", "humanities"])
+def test_intervals_of_a_part_are_of_its_own_documents(
+    open_page: Open, plain: Path, analysis: Analysis, text: str
+) -> None:
+    """The level of the part, the pattern of experts inside all subjects."""
+    page = open_page(plain)
+    page.page.locator(f"#{MAP}").get_by_label("Text", exact=True).select_option(label=text)
+    page.wait()
+    rows = pd.DataFrame(page.csv(MAP)).astype(float)
+    chosen = [text in (subject, area) for _, subject, area in analysis.sums.counts.axes.groups]
+    for layer, state in analysis.sums.layers.items():
+        found = rows[rows["layer"] == layer].sort_values("expert")
+        level = np.median(interval_deffs(state.moments.of(np.array(chosen)).pooled()))
+        within_N = interval_deffs(centred_within(state.moments))[0]
+        counts_N, tokens = found["count"].to_numpy(), found["tokens"].iloc[0]
+        own_N = level * within_N / np.median(within_N)
+        to_load = len(counts_N) * tokens / counts_N.sum()
+        for name, bound_N in zip(
+            ("ci_low", "ci_high"), share_interval(counts_N, tokens, own_N, level), strict=True
+        ):
+            np.testing.assert_allclose(found[name], bound_N * to_load, rtol=1e-4, atol=1e-9)
 
 
 def test_areas_are_sums_of_subjects_and_segments_of_all(open_page: Open, plain: Path) -> None:
