@@ -21,6 +21,7 @@ def write(
     *,
     top_k: int,
     seed: int,
+    correct: Sequence[bool] = (),
 ) -> Path:
     """Write one trace of documents whose tokens draw k distinct experts independently.
 
@@ -31,6 +32,7 @@ def write(
         tokens_D: Length of every document.
         top_k: k.
         seed: Of the draws.
+        correct: Whether every document was answered rightly; nothing is known if empty.
     """
     rng = np.random.default_rng(seed)
     layers = [
@@ -41,6 +43,7 @@ def write(
         for number, (subject, tokens) in enumerate(zip(subjects, tokens_D.tolist(), strict=True)):
             ids = [_draw(weight_DN[number], tokens, top_k, rng) for weight_DN in weights.values()]
             writer.add(ids, task="planted", subject=subject, doc_id=number)
+        writer.close(correct={("planted", n): bool(right) for n, right in enumerate(correct)})
     return path
 
 

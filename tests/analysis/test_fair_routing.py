@@ -114,7 +114,8 @@ def test_information_among_permutations(kind: Kind) -> None:
     p_values = [s.information.expert_p_value_N for s in states if s.information is not None]
     assert len(p_values) == kind.layers
     assert_rate(np.concatenate(p_values) <= 2 / 40)
-    assert not (kind.table("experts")["information_q"] < LEVEL).any()
+    found = kind.table("experts").groupby("trace")["information_q"].min() < LEVEL
+    assert_rate(found)
 
 
 def test_gap_test(fair: Kind) -> None:

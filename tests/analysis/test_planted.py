@@ -53,6 +53,7 @@ def test_reserved_expert(planted: Analysis) -> None:
     assert found["rank_high"] == 1
     assert found["burstiness"] > 2
     assert found["information_bits"] > 10 * found["information_null"]
+    assert found["information_q"] < 0.01
     table = planted.subjects
     cells: Any = table[(table["layer"] == 3) & (table["expert"] == 5)].set_index("subject")
     assert cells["z"].idxmax() == "s4"
@@ -86,6 +87,7 @@ def test_bursting_expert(planted: Analysis) -> None:
     assert found["p_own"] < 1e-6
     # In some documents more than in others, but in those of no subject.
     assert found["information_bits"] < 2 * found["information_null"]
+    assert found["information_q"] > 0.05
     table = planted.subjects
     assert (table.loc[(table["layer"] == 7) & (table["expert"] == 11), "q_value"] > 0.05).all()
 
@@ -96,11 +98,15 @@ def test_only_the_reserved_expert_tells_subjects_apart(planted: Analysis) -> Non
     assert (table.loc[[4, 7], "documents_bits"] < table.loc[[4, 7], "null_95"]).all()
     assert table.loc[3, "p_value"] == 1 / 201
     assert (table.loc[[4, 7], "p_value"] > 0.05).all()
+    assert (table["q_value"] < 0.01).tolist() == [True, False, False]
     # q-values below 0.05: s4 in layer 3, where all others lose what it takes; one in 20 at most.
     found = planted.subjects.query("q_value < 0.05")
     is_true = (found["layer"] == 3) & ((found["expert"] == 5) | (found["subject"] == "s4"))
     assert is_true.sum() >= 20
     assert (~is_true).sum() <= 3
+    experts = planted.experts.query("information_q < 0.05")
+    assert (experts["layer"] == 3).sum() >= 10
+    assert (experts["layer"] != 3).sum() <= 1
 
 
 def test_sentences(planted: Analysis) -> None:
