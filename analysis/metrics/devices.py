@@ -3,7 +3,8 @@
 Experts lie on devices in contiguous blocks of equal size, as engines place them before any
 rebalancing and as group-limited routing groups them.
 
-Shape suffixes: L layers, N experts of a layer, D devices; leading axes are kept.
+Shape suffixes: L layers, N experts of a layer, D devices, R simulated traces; leading axes are
+kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import numpy as np
 
 from moe_probe.analysis.metrics.imbalance import all_indices, max_vio
 from moe_probe.analysis.statistics.nulls import Indices, extreme_moments
+
+_TRACES = 64
+"""Simulated by `balancedness_null`: enough for three decimals."""
 
 
 def device_loads(counts_N: np.ndarray, devices: int) -> np.ndarray:
@@ -151,4 +155,38 @@ def balancedness(counts_LN: Sequence[np.ndarray], devices: int) -> Balancedness:
         tensorrt_llm_ratio=float((max_L / mean_L - 1).mean()),
         max_mean=float((max_L / mean_L).mean()),
         max_vio=float(np.mean([max_vio(counts_N) for counts_N in counts_LN if counts_N.any()])),
+    )
+
+
+def balancedness_null(cv_L: np.ndarray, max_vio_L: np.ndarray, devices: int) -> Balancedness:
+    """Return what fair routing gives by every definition of balancedness.
+
+    The mean of simulated traces: loads of devices are normal, with the variance that N0 gives, and
+    add up to what they must. The seed is fixed.
+
+    Args:
+        cv_L: `DeviceNull.cv` of each layer that selected something.
+        max_vio_L: MaxVio of its experts under N0, whatever the number of devices.
+        devices: D.
+
+    Returns:
+        One value per definition; NaN without layers.
+    """
+    if not len(cv_L):
+        return Balancedness(*[math.nan] * 9)
+    normal_RLD = np.random.default_rng(0).standard_normal((_TRACES, len(cv_L), devices))
+    normal_RLD -= normal_RLD.mean(axis=-1, keepdims=True)
+    spread_L = cv_L * math.sqrt(devices / max(devices - 1, 1))
+    max_RL = np.maximum(1 + spread_L * normal_RLD.max(axis=-1), 1.0)
+    even_RL = 1 / max_RL
+    return Balancedness(
+        sglang_utilisation=float(even_RL.mean()),
+        vllm_log=float((1 / max_RL.mean(axis=1)).mean()),
+        vllm_min=float(even_RL.min(axis=1).mean()),
+        vllm_p50=float(np.median(even_RL, axis=1).mean()),
+        vllm_p90=float(np.quantile(even_RL, 0.9, axis=1).mean()),
+        vllm_avg=float(even_RL.mean()),
+        tensorrt_llm_ratio=float(max_RL.mean() - 1),
+        max_mean=float(max_RL.mean()),
+        max_vio=float(max_vio_L.mean()),
     )

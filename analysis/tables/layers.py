@@ -17,7 +17,7 @@ from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.coverage import chao2, coverage_curve, unseen_mass
 from moe_probe.analysis.metrics.decomposition import batch_imbalance
-from moe_probe.analysis.metrics.devices import balancedness
+from moe_probe.analysis.metrics.devices import balancedness, balancedness_null, device_null
 from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.ranking import experts_to_cover
 from moe_probe.analysis.metrics.stability import spearman, split_divergence, split_null
@@ -69,6 +69,10 @@ def layers_table(sums: Sums) -> pd.DataFrame:
         unseen_mass  Good-Turing: share of further use that falls on experts unseen so far; null
             where there are more than 16,384 documents
         chao2  Chao's lower bound on the experts that more such documents would select
+        mean_k  mean over tokens of how many experts k_t one selects, A / T: top_k where no slot is
+            empty; null without tokens
+        null_k  mean of the same over selections, sum k_t^2 / A: the k of nulls. k_t has the
+            variance mean_k (null_k - mean_k); of counts alone null_k is mean_k
     """
     rows = [_row(sums, layer) for layer in sums.specs]
     return pd.DataFrame(rows).astype(
@@ -113,6 +117,8 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         if state is None or state.is_grouped
         else unseen_mass(state.documents_seen_N),
         "chao2": np.nan if state is None else chao2(state.documents_seen_N),
+        "mean_k": sizes.mean_k if tokens else np.nan,
+        "null_k": sizes.null_k if counts.assignments else np.nan,
     }
     return row
 
@@ -189,11 +195,26 @@ def devices(sums: Sums) -> pd.DataFrame:
     """Tabulate balance over expert-parallel devices in the definitions in use: `balancedness`.
 
     Experts lie on devices in contiguous groups; the time unit is the whole trace. Device counts
-    that do not divide every layer's experts are left out.
+    that do not divide every layer's experts are left out. After all of them each has its
+    `<name>_null`, fair routing of T_eff tokens: `balancedness_null`.
     """
-    counts_LN = [counts.counts_N for counts in sums.counts.by_layer()]
-    rows = [{"devices": d, **asdict(balancedness(counts_LN, d))} for d in fitting_devices(sums)]
+    counts_LN, rows = [counts.counts_N for counts in sums.counts.by_layer()], []
+    facts = [_fair(sums, layer) for layer in sums.specs if sums.counts.layer(layer).tokens]
+    vio_L = [expected_indices(*fact).max_vio for fact in facts]
+    for number in fitting_devices(sums):
+        cv_L = [device_null(n, k, number, tokens).cv for n, k, tokens in facts]
+        null = asdict(balancedness_null(np.array(cv_L), np.array(vio_L), number))
+        row = {"devices": number, **asdict(balancedness(counts_LN, number))}
+        rows.append(row | {f"{name}_null": value for name, value in null.items()})
     return pd.DataFrame(rows, columns=None if rows else ["devices"])
+
+
+def _fair(sums: Sums, layer: int) -> tuple[int, float, float]:
+    """Return N of a layer, and k and T_eff at which its nulls are taken; T where it is unknown."""
+    spec, sizes, tokens = sums.specs[layer], sums.set_sizes(layer), sums.counts.layer(layer).tokens
+    known = effective_tokens(tokens, median_deff(deffs(sums.layers.get(layer), spec.num_experts)))
+    effective = sizes.null_tokens(float(known) if known > 0 else tokens)
+    return spec.num_experts, sizes.null_k, max(round(effective), 1)
 
 
 def fitting_devices(sums: Sums) -> list[int]:

@@ -284,6 +284,9 @@ def test_layers(case: Case) -> None:
         assert row["documents"] == len(layer.documents)
         cover = next(m for m in range(1, num + 1) if 2 * sum(sorted(counts)[-m:]) >= total)
         assert row["experts_for_half"] == cover
+        sizes = [len(layer.slots(token)) for token in layer.tokens]
+        assert same(row["mean_k"], np.mean(sizes))
+        assert same(row["null_k"], sum(k * k for k in sizes) / sum(sizes))
 
 
 def halves_null(layer: NaiveLayer, shares: list[list[int]]) -> float:

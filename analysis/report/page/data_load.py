@@ -7,12 +7,12 @@ X different lengths, G numbers of devices, S subjects.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.metrics.devices import Balancedness, device_null
+from moe_probe.analysis.metrics.devices import device_null
 from moe_probe.analysis.metrics.frequency import selection_frequency
 from moe_probe.analysis.metrics.idle import fair_rate
 from moe_probe.analysis.metrics.tiers import BURSTY, RARE
@@ -22,7 +22,6 @@ from moe_probe.analysis.statistics.idle_null import expected_longest_run
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.tables.layers import mean_k, of_fixed_k
 
-_TRACES = 64
 _SETS = 2000
 _OUTSIDE = 0.025
 """Part of a band's chance on either side of it."""
@@ -44,7 +43,6 @@ def load(contents: Contents, payload: Payload) -> None:
     payload.table("idle_chance", chance_in_passes(contents))
     payload.array("stretches", stretches(contents))
     sizes = contents.analysis.table("devices")["devices"].tolist()
-    payload.table("devices_chance", devices_chance(layers, sizes))
     transfer(contents, payload)
     payload.table("device_layers_chance", device_layers_chance(layers, sizes))
 
@@ -164,49 +162,6 @@ def device_layers_chance(layers: pd.DataFrame, sizes: list[int]) -> pd.DataFrame
         for layer, (n, k, tokens, effective) in zip(layers["layer"], _facts(layers), strict=True)
     ]
     return pd.DataFrame(rows, columns=["devices", "layer", "max_vio", "max_vio_effective"])
-
-
-def devices_chance(layers: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
-    """Return what every definition of balancedness gives for fair routing of T_eff tokens.
-
-    The mean of simulated traces: loads of devices are normal, with the variance that N0 gives,
-    and add up to what they must. The seed is fixed.
-
-    Returns:
-        devices, and one column for each definition; null where no token counts.
-    """
-    rng = np.random.default_rng(0)
-    counted = layers[layers["tokens"] > 0]
-    names = [field.name for field in fields(Balancedness)]
-    rows = []
-    for size in sizes:
-        cvs = [device_null(n, k, size, effective).cv for n, k, _, effective in _facts(counted)]
-        values = _simulated(np.array(cvs), size, rng) if cvs else [np.nan] * len(names)
-        rows.append({"devices": size, **dict(zip(names, values, strict=True))})
-    table = pd.DataFrame(rows, columns=["devices", *names])
-    # This one is of experts, whatever the number of devices.
-    table["max_vio"] = layers_chance(counted)["max_vio"].mean() if len(counted) else np.nan
-    return table
-
-
-def _simulated(cv_L: np.ndarray, devices: int, rng: np.random.Generator) -> list[float]:
-    """The definitions of `Balancedness`, in its order, from loads with mean 1; the last is NaN."""
-    normal_RLD = rng.standard_normal((_TRACES, len(cv_L), devices))
-    normal_RLD -= normal_RLD.mean(axis=-1, keepdims=True)
-    spread_L = cv_L * np.sqrt(devices / (devices - 1))
-    max_RL = np.maximum(1 + spread_L * normal_RLD.max(axis=-1), 1.0)
-    even_RL = 1 / max_RL
-    found = (
-        even_RL.mean(axis=1),
-        1 / max_RL.mean(axis=1),
-        even_RL.min(axis=1),
-        np.median(even_RL, axis=1),
-        np.quantile(even_RL, 0.9, axis=1),
-        even_RL.mean(axis=1),
-        max_RL.mean(axis=1) - 1,
-        max_RL.mean(axis=1),
-    )
-    return [*(float(value_R.mean()) for value_R in found), float("nan")]
 
 
 def _facts(layers: pd.DataFrame) -> list[tuple[int, float, int, int]]:

@@ -15,13 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_probe.analysis import analyse
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.devices import (
     balancedness,
+    balancedness_null,
     device_imbalance,
     device_loads,
     device_null,
 )
+from moe_probe.trace import LayerSpec, TraceWriter
 
 DATA = Path(__file__).parents[3] / "../shared/data/deepseek-v2-lite"
 
@@ -103,6 +106,39 @@ def test_layers_without_selections_are_left_out() -> None:
     assert balancedness([counts_N, none_N], 2) == balancedness([counts_N], 2)
     assert all(math.isnan(value) for value in asdict(balancedness([none_N], 2)).values())
     assert math.isnan(balancedness([], 2).vllm_log)
+    assert all(math.isnan(v) for v in vars(balancedness_null(np.empty(0), np.empty(0), 2)).values())
+
+
+def test_table_has_the_null_of_independent_tokens(tmp_path: Path) -> None:
+    """Of one-token documents, in one layer of k_t from 1 to 3, against traces drawn anew."""
+    rng = np.random.default_rng(5)
+    sizes = {"even": np.full(600, 2), "varying": np.resize([1, 2, 3], 600)}
+    specs = [LayerSpec(layer=n, num_experts=16, top_k=3, empty_slots=True) for n in range(2)]
+
+    def draw() -> list[np.ndarray]:
+        ids = [np.argsort(rng.random((600, 16)))[:, :3] for _ in specs]
+        return [
+            np.where(np.arange(3) < k_T[:, None], ids_TK, -1)
+            for ids_TK, k_T in zip(ids, sizes.values(), strict=True)
+        ]
+
+    with TraceWriter(tmp_path / "trace", layers=specs) as writer:
+        for number, token in enumerate(zip(*draw(), strict=True)):
+            writer.add([ids_K[None] for ids_K in token], doc_id=number)
+    found = analyse(tmp_path / "trace", shuffles=1, replicates=2, permutations=2)
+    assert found.layers["tokens_effective"].to_list() == pytest.approx([600, 600], rel=0.02)
+    assert found.layers["mean_k"].tolist() == [2, 2]
+    assert found.layers["null_k"].tolist() == pytest.approx([2, (1 + 4 + 9) / (1 + 2 + 3)])
+    drawn = [[np.bincount(ids[ids >= 0], minlength=16) for ids in draw()] for _ in range(200)]
+    table = found.table("devices").set_index("devices")
+    assert table.index.tolist() == [2, 4, 8]
+    for number in table.index.tolist():
+        wanted = [vars(balancedness(counts_LN, number)) for counts_LN in drawn]
+        for name in wanted[0]:
+            mean = np.mean([values[name] for values in wanted])
+            # The ratio and MaxVio are small numbers about 0, the others near 1.
+            rtol = 0.1 if name in ("tensorrt_llm_ratio", "max_vio") else 0.02
+            assert table[f"{name}_null"][number] == pytest.approx(mean, rel=rtol), (number, name)
 
 
 @settings(deadline=None, max_examples=80)

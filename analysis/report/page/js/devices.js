@@ -159,16 +159,16 @@ function drawDevices(host) {
     { mark: "dotted", color: CATEGORICAL[3], label: "fair routing, T_eff tokens (simulated)" },
   ]);
   page.show(made, host);
-  const values = (from) => Array.from(page.data.table(from).column(shownBalance()));
+  const values = (suffix) => Array.from(page.data.table("devices").column(shownBalance() + suffix));
   page.onHover(made, host, (at) => {
     const i = Math.round(at);
     if (!(i in numbers)) return null;
-    const [value, chance] = ["devices", "devices_chance"].map((from) => format(values(from)[i], 4));
+    const [value, chance] = ["", "_null"].map((suffix) => format(values(suffix)[i], 4));
     return [`${numbers[i]} devices: ${value}`, `fair routing, T_eff tokens: ${chance}`];
   });
   return (changes) => {
     if (!concerns(changes, "balance")) return;
-    source.data = { x, value: values("devices"), chance: values("devices_chance") };
+    source.data = { x, value: values(""), chance: values("_null") };
     made.yaxes[0].axis_label = BALANCES[shownBalance()].reads;
   };
 }
@@ -176,10 +176,8 @@ function drawDevices(host) {
 function devicesTable() {
   const { table, meta } = page.data;
   const names = Object.keys(BALANCES);
-  const [found, chance] = [table("devices"), table("devices_chance")];
-  const rows = deviceNumbers().map((number, i) => [
-    number, ...names.flatMap((name) => [found.column(name)[i], chance.column(name)[i]]),
-  ]);
-  const columns = columnsOf(["devices", ...names.flatMap((name) => [name, `${name}_null`])]);
-  return { columns, rows, caption: `Balancedness by definition, beside fair routing of T_eff tokens; ${meta.caption}` };
+  const columns = names.flatMap((name) => [name, `${name}_null`]);
+  const values = columns.map((name) => table("devices").column(name));
+  const rows = deviceNumbers().map((number, i) => [number, ...values.map((column) => column[i])]);
+  return { columns: columnsOf(["devices", ...columns]), rows, caption: `Balancedness by definition, beside fair routing of T_eff tokens; ${meta.caption}` };
 }

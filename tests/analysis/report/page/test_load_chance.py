@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis.metrics.devices import balancedness
+from moe_probe.analysis.metrics.devices import balancedness, balancedness_null, device_null
 from moe_probe.analysis.report.page.data_load import (
     device_layers_chance,
-    devices_chance,
     layers_chance,
     order_scores,
     quadrants,
@@ -56,7 +55,6 @@ def test_layers_use_effective_tokens_where_they_are_known() -> None:
 def test_nothing_counted_has_no_chance() -> None:
     empty = layers().assign(tokens=0)
     assert layers_chance(empty)["cv"].isna().all()
-    assert devices_chance(empty, [2]).drop(columns="devices").isna().all(axis=None)
     assert device_layers_chance(empty, [2])["max_vio"].isna().all()
     assert quadrants(empty)["rate_deficit"] is None
 
@@ -66,8 +64,9 @@ def test_devices_of_fair_routing(size: int) -> None:
     """Every definition against `balancedness` of simulated counts of three layers."""
     traces = fair_counts(500, 3 * 400).reshape(400, 3, N)
     wanted = pd.DataFrame([vars(balancedness(list(counts_LN), size)) for counts_LN in traces])
-    found = devices_chance(layers(500.0, number=3), [size]).iloc[0]
-    assert found["devices"] == size
+    vio_L = layers_chance(layers(500.0, number=3))["max_vio"].to_numpy()
+    cv_L = np.full(3, device_null(N, K, size, 500).cv)
+    found = vars(balancedness_null(cv_L, vio_L, size))
     for name in wanted.columns:
         # The ratio and MaxVio are small numbers about 0, the others near 1.
         rtol = 0.1 if name in ("tensorrt_llm_ratio", "max_vio") else 0.01
