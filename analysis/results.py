@@ -23,7 +23,15 @@ from moe_probe.analysis.rules import Rule, default_rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.sums import Sums
-from moe_probe.analysis.tables import experts, indices, layers, placement, structure, subjects
+from moe_probe.analysis.tables import (
+    experts,
+    gates,
+    indices,
+    layers,
+    placement,
+    structure,
+    subjects,
+)
 from moe_probe.analysis.tables.files import quality_table
 from moe_probe.analysis.tables.origin import label, origin
 from moe_probe.trace import Trace, open_trace
@@ -50,8 +58,9 @@ TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
     "devices": layers.devices,
     "placement": placement.placement,
     "coverage": layers.coverage,
-    "weights": structure.weights,
-    "confidence": structure.confidence,
+    "weights": gates.weights,
+    "confidence": gates.confidence,
+    "margins": gates.margins,
 }
 """Every table by its name; its columns are described where it is made."""
 

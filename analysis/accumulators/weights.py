@@ -12,7 +12,13 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
 from moe_probe.analysis.accumulators.counted import Counted
-from moe_probe.analysis.metrics.confidence import BINS, EDGES, histogram, weight_shares
+from moe_probe.analysis.metrics.confidence import (
+    BINS,
+    EDGES,
+    histogram,
+    moments,
+    weight_shares,
+)
 from moe_probe.analysis.source import Rows
 from moe_probe.trace import ROUTER_SCALARS, LayerSpec
 
@@ -52,7 +58,8 @@ class WeightSums(LayerAccumulator):
 
 
 class Confidence(LayerAccumulator):
-    """S5: histograms `bins_QH` int64 of the quantities of `confidence.EDGES`.
+    """S5: histograms `bins_QH` int64 of the quantities of `confidence.EDGES`, and `moments_Q3`
+    float64, the number of finite values and the sums of these and of their squares.
 
     Those of the router's logits are empty in a layer whose logits the engine did not give.
     """
@@ -61,7 +68,10 @@ class Confidence(LayerAccumulator):
     weights = True
 
     def empty(self, spec: LayerSpec) -> Arrays:
-        return {"bins_QH": np.zeros((len(EDGES), BINS), np.int64)}
+        return {
+            "bins_QH": np.zeros((len(EDGES), BINS), np.int64),
+            "moments_Q3": np.zeros((len(EDGES), 3)),
+        }
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         spec = self.layers[layer]
@@ -73,10 +83,12 @@ class Confidence(LayerAccumulator):
         if spec.scalars:
             scalars_T3 = rows.router_scalars(layer)[token_T].astype(np.float32)
             values |= dict(zip(ROUTER_SCALARS, scalars_T3.T, strict=True))
-        for row_H, quantity in zip(self.arrays[layer]["bins_QH"], EDGES, strict=True):
+        arrays = self.arrays[layer]
+        for quantity, row_H, moments_3 in zip(EDGES, *arrays.values(), strict=True):
             if quantity in values:
                 facts = (spec.num_experts, spec.top_k)
                 row_H += histogram(quantity, values[quantity], weight_T, *facts)
+                moments_3 += moments(values[quantity], weight_T)
 
 
 def _filled(ids_TK: np.ndarray, weights_TK: np.ndarray, spec: LayerSpec) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Group K: how sure the router is, from histograms with fixed bins.
 
 Histograms of all parts of a trace add up, and tell any quantile to the width of a bin. There is no
-value that chance gives: it depends on the scale of the scores, which training sets. The mean of a
-token's total weight (K4) is `weights.mean_mass`.
+value that chance gives: it depends on the scale of the scores, which training sets; of margins
+`margin_null` is for scores of scale 1. The mean of a token's total weight (K4) is
+`weights.mean_mass`.
 
-Shape suffixes: T tokens, K slots, Q quantities, H bins, E edges = H + 1.
+Shape suffixes: T tokens, K slots, Q quantities, H bins, E edges = H + 1, X thresholds; 3 is number,
+sum and sum of squares.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import math
 
 import numpy as np
 import pandas as pd
+
+from moe_probe.analysis.statistics.undefined import positive
 
 BINS = 128
 """H."""
@@ -80,6 +84,14 @@ def histogram(
     return np.bincount(bin_T, weight_T[is_known_T], BINS).astype(np.int64)
 
 
+def moments(values_T: np.ndarray, weight_T: np.ndarray) -> np.ndarray:
+    """Return number, sum and sum of squares of the values that are finite: float64 [3]."""
+    is_known_T = np.isfinite(values_T)
+    values_T, weight_T = values_T[is_known_T].astype(np.float64), weight_T[is_known_T]
+    weighted_T = values_T * weight_T
+    return np.array([weight_T.sum(), weighted_T.sum(), values_T @ weighted_T])
+
+
 def edges(quantity: str, num_experts: int, top_k: int) -> np.ndarray:
     """Return the edges of a quantity's bins in its own unit: float64 [E]."""
     if quantity in ("entropy", "effective_k"):
@@ -103,11 +115,14 @@ def quantiles(bins_H: np.ndarray, edges_E: np.ndarray, shares: tuple[float, ...]
     return np.asarray(edges_E[place] + part * np.diff(edges_E)[place])
 
 
-def confidence_table(bins_QH: np.ndarray, num_experts: int, top_k: int) -> pd.DataFrame:
+def confidence_table(
+    bins_QH: np.ndarray, moments_Q3: np.ndarray, num_experts: int, top_k: int
+) -> pd.DataFrame:
     """Tabulate quantiles of every quantity of one layer.
 
     Args:
         bins_QH: int64 [Q, H], quantities in the order of `EDGES`.
+        moments_Q3: float64 [Q, 3], their `moments`.
         num_experts: N.
         top_k: k.
 
@@ -116,14 +131,49 @@ def confidence_table(bins_QH: np.ndarray, num_experts: int, top_k: int) -> pd.Da
         tokens  that have a value
         q05, q25, median, q75, q95  in the quantity's own unit; null without tokens
         lowest, highest  what the quantity can be; null where nothing bounds it
+        mean, mean_square  of the finite values, exact; null without any. mean_square of logsumexp
+            is the z-loss (K9; ST-MoE, 2202.08906)
+        gaussian_null  of margin alone: the mean that independent Gaussian scores with sd 1 in each
+            token give, `margin_null`. The mean over it is the sd that such scores would have:
+            margins of other N and k compare in it
     """
     rows = []
-    for quantity, bins_H in zip(EDGES, bins_QH, strict=True):
+    means_Q = moments_Q3[:, 1:] / positive(moments_Q3[:, :1])
+    for quantity, bins_H, (mean, square) in zip(EDGES, bins_QH, means_Q.tolist(), strict=True):
         at = quantiles(bins_H, edges(quantity, num_experts, top_k), QUANTILES)
         row = {"quantity": quantity, "tokens": int(bins_H.sum())}
         row |= zip(("q05", "q25", "median", "q75", "q95"), at.tolist(), strict=True)
-        rows.append(row | _bounds(quantity, num_experts, top_k))
+        row |= _bounds(quantity, num_experts, top_k) | {"mean": mean, "mean_square": square}
+        null = margin_null(num_experts, top_k) if quantity == "margin" else math.nan
+        rows.append(row | {"gaussian_null": null})
     return pd.DataFrame(rows)
+
+
+def margin_curve(bins_QH: np.ndarray, moments_Q3: np.ndarray) -> pd.DataFrame:
+    """Tabulate the share of tokens whose margin is below epsilon (K5).
+
+    Scores that move by epsilon / 2, as by quantisation or another order of sums, can change the
+    experts of these tokens and of no others.
+
+    Args:
+        bins_QH: int64 [Q, H], as for `confidence_table`.
+        moments_Q3: float64 [Q, 3].
+
+    Returns:
+        epsilon  2^-16 to 2^4, in the unit of the scores
+        share  of the tokens whose margin is known, exact
+        share_null  1 - exp(-epsilon / mean margin): neighbours among many independent scores of
+            one scale; share far above it at small epsilon are ties, or layers with tokens that the
+            router cannot decide
+        No rows where no margin is known.
+    """
+    place = list(EDGES).index("margin")
+    bins_H, (number, total, _) = bins_QH[place], moments_Q3[place]
+    power_X = np.arange(-16, 5) if bins_H.any() else np.empty(0, np.int64)
+    epsilon_X = 2.0**power_X
+    share_X = np.cumsum(bins_H)[4 * power_X + 95] / positive(bins_H.sum())
+    null_X = 1 - np.exp(-epsilon_X * positive(number) / positive(total))
+    return pd.DataFrame({"epsilon": epsilon_X, "share": share_X, "share_null": null_X})
 
 
 def margin_null(num_experts: int, top_k: int) -> float:

@@ -92,6 +92,27 @@ def mean_mass(mass_sum: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(mass_sum / np.where(tokens > 0, tokens, np.nan))
 
 
+def weight_frequency_correlation(mean_weight_N: np.ndarray, counts_N: np.ndarray) -> float:
+    """Return the correlation over experts of mean gate weight and selection frequency (K11).
+
+    Above 0 the experts that are selected most weigh most when they are: winners take all. Below 0
+    the most selected ones are fillers.
+
+    Args:
+        mean_weight_N: From `conditional_weight`; NaN for an expert that nothing selected, which is
+            left out.
+        counts_N: Selections, int64 [N].
+
+    Returns:
+        In [-1, 1]; by chance 0, with the sd 1 / sqrt(n - 1) for n experts. NaN where fewer than
+        two experts are selected, or weights or frequencies are all equal.
+    """
+    weight_N, count_N = mean_weight_N[counts_N > 0], counts_N[counts_N > 0]
+    if len(count_N) < 2 or np.ptp(weight_N) == 0 or np.ptp(count_N) == 0:
+        return float("nan")
+    return float(np.corrcoef(weight_N, count_N)[0, 1])
+
+
 def gate_imbalance(mass_N: np.ndarray) -> Indices:
     """Return every imbalance index of gate mass instead of counts (D15).
 

@@ -28,6 +28,7 @@ from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, median_deff, num_documents, widened_deffs
+from moe_probe.analysis.tables.gates import gates_of_layer
 
 INDICES = (
     "max_vio",
@@ -73,6 +74,10 @@ def layers_table(sums: Sums) -> pd.DataFrame:
             empty; null without tokens
         null_k  mean of the same over selections, sum k_t^2 / A: the k of nulls. k_t has the
             variance mean_k (null_k - mean_k); of counts alone null_k is mean_k
+        mean_mass  mean over tokens of the selected weights' sum, as captured: 1, or the model's
+            scaling factor, where it renormalises. Null without captured weights, as is
+        weight_frequency_correlation  over experts, of mean weight and frequency: by chance 0, with
+            the sd 1 / sqrt(n - 1) for n experts that are selected
     """
     rows = [_row(sums, layer) for layer in sums.specs]
     return pd.DataFrame(rows).astype(
@@ -119,6 +124,7 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "chao2": np.nan if state is None else chao2(state.documents_seen_N),
         "mean_k": sizes.mean_k if tokens else np.nan,
         "null_k": sizes.null_k if counts.assignments else np.nan,
+        **gates_of_layer(sums, layer),
     }
     return row
 

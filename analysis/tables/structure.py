@@ -1,4 +1,4 @@
-"""The tables `coactivation`, `repeats`, `transitions`, `positions`, `weights` and `confidence`.
+"""The tables `coactivation`, `slots`, `repeats`, `transitions` and `positions`.
 
 Shape suffixes: N experts of a layer, S groups (task, subject, area).
 """
@@ -6,24 +6,15 @@ Shape suffixes: N experts of a layer, S groups (task, subject, area).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.accumulators.base import Arrays
 from moe_probe.analysis.metrics.coactivation import coactivation_table
-from moe_probe.analysis.metrics.confidence import confidence_table
 from moe_probe.analysis.metrics.locality import first_choice_nulls, repeats_table
 from moe_probe.analysis.metrics.positions import positions_table
 from moe_probe.analysis.metrics.ranking import rank_frequency
 from moe_probe.analysis.metrics.transitions import layer_information
-from moe_probe.analysis.metrics.weights import (
-    conditional_weight,
-    conditional_weight_sd,
-    contribution,
-    gate_share,
-)
 from moe_probe.analysis.statistics.random_sets import any_shared, own_rate_any
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
@@ -46,7 +37,7 @@ def coactivation(sums: Sums) -> pd.DataFrame:
         facts = (counts.tokens, counts.spec.top_k, deff, MOST_PAIRS)
         return coactivation_table(pairs_NN, counts.counts_N, *facts)
 
-    return _by_layer(sums, table) if sums.pairs is not None else _nothing()
+    return by_layer(sums, table) if sums.pairs is not None else nothing()
 
 
 def slots(sums: Sums) -> pd.DataFrame:
@@ -78,7 +69,7 @@ def slots(sums: Sums) -> pd.DataFrame:
             }
         )
 
-    return _by_layer(sums, table) if sums.slots is not None and sums.has_ranks else _nothing()
+    return by_layer(sums, table) if sums.slots is not None and sums.has_ranks else nothing()
 
 
 def repeats(sums: Sums) -> pd.DataFrame:
@@ -105,7 +96,7 @@ def repeats(sums: Sums) -> pd.DataFrame:
             **{name: np.where(is_all, by[layer], np.nan) for name, by in nulls.items()}
         )
 
-    return _by_layer(sums, table) if sums.overlaps is not None else _nothing()
+    return by_layer(sums, table) if sums.overlaps is not None else nothing()
 
 
 def _repeat_nulls(sums: Sums) -> dict[str, dict[int, float]]:
@@ -173,49 +164,7 @@ def positions(sums: Sums) -> pd.DataFrame:
         counts_BN, tokens_B = arrays["position_counts_BN"], arrays["position_tokens_B"]
         return positions_table(counts_BN, tokens_B, null_k, layer_deff(sums, layer))
 
-    return _by_layer(sums, table) if sums.positions is not None else _nothing()
-
-
-def weights(sums: Sums) -> pd.DataFrame:
-    """Tabulate gate weights by expert; empty where none were captured.
-
-    Returns:
-        layer, expert
-        gate_share  gamma, share of the layer's gate mass; fair value 1 / N
-        mean_weight, weight_sd  over the tokens that select it, as captured
-        mean_share  the same as a part of the token's total weight; 1 / k by chance
-        contribution  gate mass per token
-    """
-
-    def table(layer: int) -> pd.DataFrame:
-        assert sums.weights is not None
-        summed = _over_groups(sums.weights.arrays[layer])
-        counts = sums.counts.layer(layer)
-        mass_N, square_N = summed["weight_sum_SN"], summed["weight_square_sum_SN"]
-        return pd.DataFrame(
-            {
-                "expert": np.arange(counts.spec.num_experts),
-                "gate_share": gate_share(mass_N),
-                "mean_weight": conditional_weight(mass_N, counts.counts_N),
-                "weight_sd": conditional_weight_sd(mass_N, square_N, counts.counts_N),
-                "mean_share": conditional_weight(summed["share_sum_SN"], counts.counts_N),
-                "contribution": contribution(mass_N, counts.tokens),
-            }
-        )
-
-    return _by_layer(sums, table) if sums.weights is not None else _nothing()
-
-
-def confidence(sums: Sums) -> pd.DataFrame:
-    """Tabulate how sure the router is: `confidence_table`; empty without captured weights."""
-
-    def table(layer: int) -> pd.DataFrame:
-        assert sums.confidence is not None
-        spec = sums.specs[layer]
-        bins_QH = sums.confidence.arrays[layer]["bins_QH"]
-        return confidence_table(bins_QH, spec.num_experts, spec.top_k)
-
-    return _by_layer(sums, table) if sums.confidence is not None else _nothing()
+    return by_layer(sums, table) if sums.positions is not None else nothing()
 
 
 def layer_deff(sums: Sums, layer: int) -> float:
@@ -224,15 +173,13 @@ def layer_deff(sums: Sums, layer: int) -> float:
     return found if found > 0 else 1.0
 
 
-def _over_groups(arrays: Arrays) -> dict[str, Any]:
-    return {name: array.sum(axis=0) for name, array in arrays.items()}
-
-
-def _by_layer(sums: Sums, table: Callable[[int], pd.DataFrame]) -> pd.DataFrame:
+def by_layer(sums: Sums, table: Callable[[int], pd.DataFrame]) -> pd.DataFrame:
+    """Put the tables of all layers under one another, the layer as the first column."""
     tables = [table(layer).assign(layer=layer) for layer in sums.specs]
     joined = pd.concat(tables, ignore_index=True)
     return joined[["layer", *(name for name in joined if name != "layer")]]
 
 
-def _nothing() -> pd.DataFrame:
+def nothing() -> pd.DataFrame:
+    """Return a table of layers without rows."""
     return pd.DataFrame({"layer": pd.Series(dtype="int64")})

@@ -53,7 +53,7 @@ def assert_same(one: Analysis, other: Analysis, *, rtol: float = 0) -> None:
 def test_tables_are_there(found: Analysis) -> None:
     filled = {name for name in TABLES if len(found.table(name))}
     # Ids have no weights, these documents no answers, and 5 experts do not split evenly.
-    by_facts = {"weights", "confidence", "correctness"}
+    by_facts = {"weights", "confidence", "margins", "correctness"}
     assert set(TABLES) - filled <= {*by_facts, "devices", "placement"}
     experts = found.experts
     assert experts.groupby("layer").size().to_dict() == {1: 6, 3: 300, 4: 5, 7: 7}

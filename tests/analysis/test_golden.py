@@ -18,7 +18,7 @@ from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.quality import Status
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.clusters import halves
-from moe_probe.analysis.tables import structure, subjects
+from moe_probe.analysis.tables import gates, structure, subjects
 from moe_probe.analysis.tables.experts import experts_table
 from moe_probe.analysis.tables.layers import layers_table
 from tests.analysis.documents import needs_data
@@ -135,7 +135,7 @@ def test_halves_of_the_documents(task: tuple[str, Golden]) -> None:
 
 def test_weight_of_the_first_choice(task: tuple[str, Golden]) -> None:
     _, data = task
-    table = structure.confidence(data.sums).query("quantity == 'top_share'")
+    table = gates.confidence(data.sums).query("quantity == 'top_share'")
     share_TL = data.weights_TLK.max(axis=2) / data.weights_TLK.sum(axis=2)
     for name, quantile in {"q05": 0.05, "median": 0.5, "q95": 0.95}.items():
         expected_L = np.quantile(share_TL, quantile, axis=0)

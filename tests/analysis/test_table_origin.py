@@ -39,7 +39,7 @@ SETTINGS = Settings(
 )
 COLUMNS = ["counting_rule", "token_order"]
 VALUES = {"counting_rule": {"question"}, "token_order": {"shuffle-docs:3"}}
-EMPTY = {"sample": {"weights", "confidence"}, "random": {"devices", "placement"}}
+EMPTY = {"sample": {"weights", "confidence", "margins"}, "random": {"devices", "placement"}}
 """Tables without rows: the first has no weights, the second no layer that devices divide."""
 Reader = Callable[[Path], tuple[list[str], dict[str, set[str]]]]
 

@@ -165,13 +165,18 @@ def test_histograms(stream: tuple[Source, Tokens], rule: Rule) -> None:
     found = filled(Confidence, source, rule)
     for spec in LAYERS:
         expected_QH = {quantity: np.zeros(BINS, np.int64) for quantity in EDGES}
+        expected_Q3: dict[str, list[float]] = {quantity: [0, 0, 0] for quantity in EDGES}
         for token in tokens[spec.layer]:
             for quantity, value in naive_values(token, spec).items():
                 times = token.times if rule is Rule.RAW else 1
                 expected_QH[quantity][naive_bin(quantity, value, spec)] += times
+                for power in range(3):
+                    expected_Q3[quantity][power] += times * value**power
         bins_QH = found.arrays[spec.layer]["bins_QH"]
         for quantity, row_H in zip(EDGES, bins_QH, strict=True):
             assert row_H.tolist() == expected_QH[quantity].tolist(), (spec.layer, quantity)
+        moments_Q3 = found.arrays[spec.layer]["moments_Q3"]
+        np.testing.assert_allclose(moments_Q3, list(expected_Q3.values()), rtol=1e-5)
         assert bins_QH[:3].any() == spec.scalars
 
 

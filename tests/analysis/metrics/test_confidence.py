@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,9 @@ from moe_probe.analysis.metrics.confidence import (
     confidence_table,
     edges,
     histogram,
+    margin_curve,
     margin_null,
+    moments,
     quantiles,
     weight_shares,
 )
@@ -114,7 +117,8 @@ def test_table_names_units_and_bounds() -> None:
     bins_QH = np.stack(
         [histogram(name, values_of(name, 999), np.ones(999), N, K) for name in EDGES]
     )
-    table = confidence_table(bins_QH, N, K).set_index("quantity")
+    moments_Q3 = np.stack([moments(values_of(name, 999), np.ones(999)) for name in EDGES])
+    table = confidence_table(bins_QH, moments_Q3, N, K).set_index("quantity")
     assert list(table.index) == list(EDGES)
     assert (table["tokens"] == 999).all()
     assert (table["q05"] < table["q25"]).all()
@@ -123,8 +127,14 @@ def test_table_names_units_and_bounds() -> None:
     assert table.loc["effective_k", "q95"] == pytest.approx(1 + 5 * 0.95, rel=0.05)
     assert table.loc["entropy", "highest"] == pytest.approx(math.log(N))
     assert table.loc["top_share", "lowest"] == pytest.approx(1 / K)
-    empty = confidence_table(np.zeros_like(bins_QH), N, K)
-    assert empty[["q05", "q25", "median", "q75", "q95"]].isna().all(axis=None)
+    for name in EDGES:
+        values_T = values_of(name, 999)
+        assert table.at[name, "mean"] == pytest.approx(values_T.mean())
+        assert table.at[name, "mean_square"] == pytest.approx((values_T**2).mean())
+    assert table["gaussian_null"].dropna().to_dict() == {"margin": margin_null(N, K)}
+    empty = confidence_table(np.zeros_like(bins_QH), np.zeros_like(moments_Q3), N, K)
+    names = ["q05", "q25", "median", "q75", "q95", "mean", "mean_square"]
+    assert empty[names].isna().all(axis=None)
 
 
 def test_one_expert_per_token() -> None:
@@ -143,6 +153,34 @@ def test_margin_of_gaussian_scores(num_experts: int, top_k: int) -> None:
     margin = (ranked_TN[:, top_k - 1] - ranked_TN[:, top_k]).mean()
     assert margin_null(num_experts, top_k) == pytest.approx(margin, rel=0.12)
     assert math.isnan(margin_null(8, 8))
+
+
+def curve_of(margin_T: np.ndarray) -> pd.DataFrame:
+    bins_QH, moments_Q3 = np.zeros((len(EDGES), BINS), np.int64), np.zeros((len(EDGES), 3))
+    place = list(EDGES).index("margin")
+    bins_QH[place] = histogram("margin", margin_T, ones(margin_T), N, K)
+    moments_Q3[place] = moments(margin_T, ones(margin_T))
+    return margin_curve(bins_QH, moments_Q3)
+
+
+def test_shares_of_small_margins() -> None:
+    exact_T = np.array([0, 0.25, 0.3, 1, 2.5, 100, np.inf, np.nan])
+    found = curve_of(exact_T)
+    for row in found.to_dict("records"):
+        epsilon = row["epsilon"]
+        assert row["share"] == np.mean(exact_T[:-1] < epsilon)
+        null = 1 - np.exp(-epsilon / exact_T[:6].mean())
+        assert row["share_null"] == pytest.approx(null)
+    assert (found["epsilon"].min(), found["epsilon"].max()) == (2**-16, 2**4)
+    assert curve_of(np.full(3, np.nan)).empty
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(64, 6), (256, 8)])
+def test_margins_of_independent_scores_are_nearly_exponential(num_experts: int, top_k: int) -> None:
+    score_TN = np.random.default_rng(4).standard_normal((8000, num_experts))
+    ranked_TN = -np.sort(-score_TN, axis=1)
+    found = curve_of(ranked_TN[:, top_k - 1] - ranked_TN[:, top_k])
+    np.testing.assert_allclose(found["share"], found["share_null"], atol=0.02)
 
 
 @needs_sample

@@ -22,6 +22,7 @@ from moe_probe.analysis.metrics.weights import (
     gate_imbalance,
     gate_share,
     mean_mass,
+    weight_frequency_correlation,
 )
 from moe_probe.analysis.statistics.nulls import expected_indices
 
@@ -152,3 +153,17 @@ def test_mass_of_deepseek_v2_lite(task: str, lowest: float, highest: float) -> N
         assert found["unseen"] == 0
         assert found["cv"] > 5 * gate_cv_null(squares_N, mass_N.sum(), tokens)
         assert found["max_vio"] == pytest.approx(float(max_vio(mass_N)))
+
+
+def test_correlation_of_weight_and_frequency() -> None:
+    counts_N, weight_N = np.array([4, 0, 1, 2]), np.array([0.5, math.nan, 0.125, 0.25])
+    assert weight_frequency_correlation(weight_N, counts_N) == pytest.approx(1)
+    assert weight_frequency_correlation(-weight_N, counts_N) == pytest.approx(-1)
+    assert math.isnan(weight_frequency_correlation(weight_N, np.array([4, 0, 0, 0])))
+    assert math.isnan(weight_frequency_correlation(weight_N, np.array([4, 0, 4, 4])))
+    rng = np.random.default_rng(0)
+    found = [
+        weight_frequency_correlation(rng.random(20), rng.permutation(20) + 1) for _ in range(2000)
+    ]
+    assert np.mean(found) == pytest.approx(0, abs=0.02)
+    assert np.std(found) == pytest.approx(1 / math.sqrt(19), rel=0.05)
