@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.studies.drift import load_changes, load_drift
     from moe_probe.analysis.studies.locality import working_sets
     from moe_probe.analysis.studies.next_layer import layer_predictability
+    from moe_probe.analysis.studies.passes import pass_balance
     from moe_probe.analysis.studies.stability import ranking_stability
     from moe_probe.analysis.studies.vocabulary import (
         token_lists,
@@ -72,6 +73,7 @@ __all__ = [
     "layer_predictability",
     "load_changes",
     "load_drift",
+    "pass_balance",
     "ranking_stability",
     "subject_selectivity",
     "token_lists",
@@ -109,6 +111,7 @@ _MODULES = {
     "layer_predictability": "studies.next_layer",
     "load_changes": "studies.drift",
     "load_drift": "studies.drift",
+    "pass_balance": "studies.passes",
     "ranking_stability": "studies.stability",
     "subject_selectivity": "studies.documents",
     "token_lists": "studies.vocabulary",

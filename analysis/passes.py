@@ -80,10 +80,10 @@ class PassTable:
         unknown = int(tokens_P[key_P < 0].sum())
         if unknown:
             raise UsageError(
-                f"The order forward-passes needs to know which forward pass ran each token, but of "
+                f"This needs to know which forward pass ran each token, but of "
                 f"{tokens_P.sum():,} tokens of {source.trace.path} that the rule {rule} counts "
-                f"{unknown:,} do not say it. Record again with this moe-probe, or use the order "
-                "canonical, execution, shuffle-docs:SEED or request-local."
+                f"{unknown:,} do not say it. Record again with this moe-probe, or have idle "
+                "runs in the order canonical, execution, shuffle-docs:SEED or request-local."
             )
         rank_R, which_P = np.unique(key_P >> _BITS, return_inverse=True)
         streams = tuple(stream_name(source.trace, rank) for rank in rank_R.tolist())

@@ -19,7 +19,7 @@ import numpy as np
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.plain import add_windows
-from moe_probe.analysis.passes import PassTable, add_up, replaced, stream_slices
+from moe_probe.analysis.passes import PassRows, PassTable, add_up, replaced, stream_slices
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
 from moe_probe.errors import UsageError
@@ -50,10 +50,8 @@ class PassRuns:
     """Windows of W consecutive passes that lie in such runs: sum of run - W + 1."""
 
 
-class PassExperts(LayerAccumulator):
-    """Experts used by every pass: bit e % 64 of `used_PV[:, e // 64]`, uint64.
-
-    `key_P` and `tokens_P` are those of the table of passes, the same in every layer.
+class PassAccumulator(LayerAccumulator):
+    """Arrays with a row for each of some passes, which `key_P` names as in `PassTable`.
 
     Args:
         layers: The layers to fill.
@@ -65,8 +63,6 @@ class PassExperts(LayerAccumulator):
         UsageError: when rows are added that the rule counts more than once: other passes ran them
             again, and the trace does not say which.
     """
-
-    kind = "passes"
 
     def __init__(
         self,
@@ -80,6 +76,42 @@ class PassExperts(LayerAccumulator):
         self._table: PassTable | None = table
         super().__init__(layers, rule, index)
 
+    def passes(self, rows: Rows) -> PassRows:
+        """Return the counted rows of a part and their passes."""
+        if (rows.pieces(self.rule).weight_P > 1).any():
+            raise UsageError(
+                "Forward passes need every token once, but this trace stores tokens once that "
+                f"several of them ran, and the rule {self.rule} counts them all. Use --rule unique."
+            )
+        return rows.passes(self.rule)
+
+    def merge(self, other: Self) -> None:
+        """Add what another shard saw: of a pass that both know parts of, both parts.
+
+        Raises ValueError if its layers, rule or settings differ.
+        """
+        streams = tuple(sorted({*self.streams, *other.streams}))
+        for_all = copy.copy(other)
+        for_all.arrays = _in_streams(other.arrays, other.streams, streams)
+        self.arrays = _in_streams(self.arrays, self.streams, streams)
+        self.streams = for_all.streams = streams
+        super().merge(for_all)
+
+    def settings(self) -> dict[str, Any]:
+        return {"streams": self.streams}
+
+    def restore(self, header: dict[str, Any]) -> None:
+        self.streams, self._table = tuple(header["streams"]), None
+
+
+class PassExperts(PassAccumulator):
+    """Experts used by every pass: bit e % 64 of `used_PV[:, e // 64]`, uint64.
+
+    `key_P` and `tokens_P` are those of the table of passes, the same in every layer.
+    """
+
+    kind = "passes"
+
     def empty(self, spec: LayerSpec) -> Arrays:
         assert self._table is not None
         words = -(-spec.num_experts // 64)
@@ -87,12 +119,7 @@ class PassExperts(LayerAccumulator):
         return {"key_P": self._table.key_P, "tokens_P": self._table.tokens_P, "used_PV": used_PV}
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
-        if (rows.pieces(self.rule).weight_P > 1).any():
-            raise UsageError(
-                "Idle runs need every token once, but this trace stores tokens once that several "
-                f"forward passes ran, and the rule {self.rule} counts them all. Use --rule unique."
-            )
-        found, arrays = rows.passes(self.rule), self.arrays[layer]
+        found, arrays = self.passes(rows), self.arrays[layer]
         experts, used_PV = self.layers[layer].num_experts, arrays["used_PV"]
         key_X = found.keys(rows.source.trace, self.streams)
         place_X = np.searchsorted(arrays["key_P"], key_X)
@@ -101,18 +128,6 @@ class PassExperts(LayerAccumulator):
         cell_TK = found.place_T[:, None] * is_used_XN.shape[1] + ids_TK
         is_used_XN.ravel()[cell_TK[ids_TK < experts]] = True
         used_PV[place_X] |= np.packbits(is_used_XN, axis=1, bitorder="little").view("<u8")
-
-    def merge(self, other: Self) -> None:
-        """Add what another shard saw: of a pass that both know parts of, both parts.
-
-        Raises ValueError if its layers or rule differ.
-        """
-        streams = tuple(sorted({*self.streams, *other.streams}))
-        for_all = copy.copy(other)
-        for_all.arrays = _in_streams(other.arrays, other.streams, streams)
-        self.arrays = _in_streams(self.arrays, self.streams, streams)
-        self.streams = for_all.streams = streams
-        super().merge(for_all)
 
     def joined(self, mine: Arrays, theirs: Arrays) -> Arrays:
         sides = (mine, theirs)
@@ -123,12 +138,6 @@ class PassExperts(LayerAccumulator):
         for side in sides:
             used_PV[np.searchsorted(key_P, side["key_P"])] |= side["used_PV"]
         return {"key_P": key_P, "tokens_P": tokens_P, "used_PV": used_PV}
-
-    def settings(self) -> dict[str, Any]:
-        return {"streams": self.streams}
-
-    def restore(self, header: dict[str, Any]) -> None:
-        self.streams, self._table = tuple(header["streams"]), None
 
     def table(self, layer: int) -> PassTable:
         """Return the passes that a layer has seen."""

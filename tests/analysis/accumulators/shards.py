@@ -22,6 +22,7 @@ from moe_probe.analysis.accumulators.fanout import DeviceFanout
 from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import BatchStats, Overlaps
 from moe_probe.analysis.accumulators.pass_experts import PassExperts
+from moe_probe.analysis.accumulators.pass_loads import PassLoads
 from moe_probe.analysis.accumulators.repeats import Repeats
 from moe_probe.analysis.accumulators.rows import RowFaults
 from moe_probe.analysis.accumulators.set_flows import FlowHits, SetFlows
@@ -86,13 +87,24 @@ def made(source: Source, rule: Rule, *, before: int = 0) -> list[LayerAccumulato
     ]
 
 
-def filled(source: Source, rule: Rule, flows: SetFlows, *, before: int = 0) -> dict[str, Any]:
-    """Scan a trace into what it and the rule allow, by kind; `flows` are those of the whole."""
+def filled(
+    source: Source, rule: Rule, flows: SetFlows, table: PassTable, *, before: int = 0
+) -> dict[str, Any]:
+    """Scan a trace into what it and the rule allow, by kind.
+
+    Args:
+        source: The shard.
+        rule: Of all accumulators.
+        flows: Those of the whole.
+        table: The passes of the whole.
+        before: Counted tokens before the shard.
+    """
     found: list[Any] = made(source, rule, before=before)
     facts: Any = (source.layers, rule, source.index)
     found += [WeightSums(*facts), Confidence(*facts), FlowHits(flows, source.index)]
     if rule is not Rule.RAW or not source.has_repeated_rows:
         found.append(PassExperts(*facts, table=PassTable.of(source, rule)))
+        found.append(PassLoads(*facts, table=table, devices=(1, 3, 5)))
     else:
         found = [accumulator for accumulator in found if accumulator.kind not in ONCE]
     by_kind = {accumulator.kind: accumulator for accumulator in found}
@@ -192,7 +204,8 @@ class Stream:
             shard.__dict__.pop("has_repeated_rows", None)
             earlier = self.source.parts[:first]
             before = sum(int(self.source.pieces(p, rule).length_P.sum()) for p in earlier)
-            self.scanned[key] = filled(shard, rule, self.flows(rule), before=before)
+            whole = self.flows(rule), PassTable.of(self.source, rule)
+            self.scanned[key] = filled(shard, rule, *whole, before=before)
         return copy.deepcopy(self.scanned[key])
 
     def documents(self, rule: Rule) -> list[list[int]]:

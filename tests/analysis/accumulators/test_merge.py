@@ -20,6 +20,7 @@ from moe_probe.analysis.accumulators.gaps import Gaps
 from moe_probe.analysis.accumulators.locality import BatchStats, Overlaps
 from moe_probe.analysis.kernels import plain
 from moe_probe.analysis.orders import Order
+from moe_probe.analysis.passes import PassTable
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import scan
 from moe_probe.analysis.source import Source
@@ -145,7 +146,9 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Rule], tuple[S
     def scan_all(rule: Rule) -> tuple[Shard, list[Shard]]:
         if rule not in scanned:
             flows = Stream(opened[0]).flows(rule)
-            whole, *shards = (filled(source, rule, flows) for source in opened)
+            whole, *shards = (
+                filled(source, rule, flows, PassTable.of(source, rule)) for source in opened
+            )
             scanned[rule] = whole, shards
         return copy.deepcopy(scanned[rule])
 
@@ -165,7 +168,7 @@ def test_traces_of_some_documents_each(
     whole, shards = traces(rule)
     order = [shards[number] for number in rng.permutation(len(shards))]
     # Streams of passes and repeated prompts are those of one recording.
-    for kind in whole.keys() - {*IN_ORDER, "passes", "repeats"}:
+    for kind in whole.keys() - {*IN_ORDER, "passes", "pass_loads", "repeats"}:
         found = merged([shard[kind] for shard in order], rng, from_file)
         assert_same(found, whole[kind], whole["counts"])
 

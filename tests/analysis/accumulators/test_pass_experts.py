@@ -174,5 +174,5 @@ def test_rows_that_several_passes_ran_are_refused(tmp_path: Path) -> None:
     source = Source(open_trace(tmp_path / "trace"))
     table = PassTable.of(source, Rule.RAW)
     found = PassExperts(source.layers, Rule.RAW, source.index, table=table)
-    with pytest.raises(UsageError, match="several forward passes ran, and the rule raw counts"):
+    with pytest.raises(UsageError, match="several of them ran, and the rule raw counts"):
         scan(source, [found], kernels=plain)

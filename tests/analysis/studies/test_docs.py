@@ -5,21 +5,30 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
 
 from moe_probe import analysis
 from moe_probe.bundled import SAMPLE_TRACE
+from tests.analysis.pass_streams import make_passes
 
 DOCS = Path(__file__).parents[3] / "docs"
+OF_PASSES = ("pass_balance",)
 FUNCTIONS = [name for name, module in analysis._MODULES.items() if module.startswith("studies.")]
 
 
 @cache
 def table_of(name: str) -> pd.DataFrame:
-    """What a function says of the bundled trace; it has token ids and right answers."""
-    found: pd.DataFrame = getattr(analysis, name)(SAMPLE_TRACE)
+    """What a function says of the bundled trace, which has token ids and right answers; of another
+    where it needs forward passes."""
+    with TemporaryDirectory() as folder:
+        trace = SAMPLE_TRACE
+        if name in OF_PASSES:
+            trace = Path(folder) / "trace"
+            make_passes(trace, 0)
+        found: pd.DataFrame = getattr(analysis, name)(trace)
     return found
 
 
