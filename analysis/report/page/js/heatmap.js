@@ -73,12 +73,17 @@ function shownLoad() {
 
 /** Design effects for intervals of a text: that of the layer's median expert, and of one expert. */
 function designEffects({ part }, l, e) {
-  const { array, N } = page.data;
+  const { array, layers, N } = page.data;
   const { values, shape } = array("intervals.median");
   const median = values[l * shape[1] + part];
-  const own = part ? median * array("intervals.within").values[l * N + e]
-    : array("intervals.all").values[l * N + e];
-  return { median, own };
+  const inside = part ? layers.length * N : 0;
+  return { median, own: median * 2 ** (array("intervals.expert").values[inside + l * N + e] / 8) };
+}
+
+/** The interval of an expert's load in all text. */
+function tabledInterval(l, e) {
+  const { table, expertRow } = page.data;
+  return ["ci_low", "ci_high"].map((name) => table("experts").column(name)[expertRow(l, e)]);
 }
 
 /** Whether a text has design effects of its own. */
@@ -90,13 +95,14 @@ function cellFacts(shown, l, e) {
   const { num_experts, mean_k, null_k } = layers[l];
   const { median, own } = designEffects(shown, l, e);
   const [count, load, tokens] = [shown.counts[l * N + e], shown.load[l * N + e], shown.tokens[l]];
-  const [low, high] = shareInterval(count, tokens, own, median);
   // Where slots stay empty a layer has fewer than k selections by token.
   const scale = count ? (load * tokens) / count : num_experts / mean_k;
+  const [low, high] = shown.kind === "all" ? tabledInterval(l, e)
+    : shareInterval(count, tokens, own, median).map((share) => share * scale);
   const effective = tokens / Math.max(median || 1, 1);
   const band = fairBand((effective * mean_k) / null_k, num_experts, null_k);
   const isFew = (effective * mean_k) / num_experts < FEWEST_EXPECTED;
-  return { count, tokens, load, low: low * scale, high: high * scale, band, isFew };
+  return { count, tokens, load, low, high, band, isFew };
 }
 
 /** The lines that pointer and status show. */
