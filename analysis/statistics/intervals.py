@@ -110,17 +110,17 @@ def rate_certifiable(tokens_effective: Values, num_experts: int, top_k: float) -
     return np.asarray(share * num_experts / positive(top_k))
 
 
-def tokens_needed(load: Values, num_experts: int, top_k: int, deff: Values) -> np.ndarray:
+def tokens_needed(load: Values, num_experts: int, top_k: float, deff: Values) -> np.ndarray:
     """Return the tokens in which no hit certifies a relative load below `load`: 3 deff N / (rho k).
 
-    The inverse of `rate_certifiable`, in tokens as recorded; NaN unless load > 0.
+    The inverse of `rate_certifiable`, in tokens as recorded; NaN unless load and k are above 0.
     """
-    return np.asarray(RULE_OF_THREE * deff * num_experts / (positive(load) * top_k))
+    return np.asarray(RULE_OF_THREE * deff * num_experts / positive(np.multiply(load, top_k)))
 
 
-def tokens_to_estimate(half: Values, num_experts: int, top_k: int, deff: Values) -> np.ndarray:
+def tokens_to_estimate(half: Values, num_experts: int, top_k: float, deff: Values) -> np.ndarray:
     """Return the tokens that give a fair share, r = 1, to within +-x, in tokens as recorded.
 
-    (1.96 / x)^2 (N/k - 1) deff with x = half; NaN unless half > 0.
+    (1.96 / x)^2 (N/k - 1) deff with x = half; NaN unless half and k are above 0.
     """
-    return np.asarray((Z / positive(half)) ** 2 * (num_experts / top_k - 1) * deff)
+    return np.asarray((Z / positive(half)) ** 2 * (num_experts / positive(top_k) - 1) * deff)

@@ -14,7 +14,7 @@ from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table
 from moe_probe.analysis.metrics.idle_passes import idle_pass_table, idle_pass_windows_table
 from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
-from moe_probe.analysis.metrics.ranking import bottom_probability, rank_interval
+from moe_probe.analysis.metrics.ranking import bottom_probability, bottom_set, rank_interval
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.statistics.clusters import layer_quantiles, pooled_design_effect
 from moe_probe.analysis.statistics.intervals import share_interval
@@ -65,6 +65,8 @@ def experts_table(sums: Sums) -> pd.DataFrame:
             longest run is that of any rank, what is measured in shuffled orders is null, and
             longest_idle_expected, p_own, q_own and p_fair are of the same passes
         q_fair  p_fair, adjusted over all experts
+        maybe_bottom_tenth  whether it may be among the least used tenth: `bottom_set`, in which all
+            that are have a place at 95 %; null where documents are not known
     """
     table = pd.concat([_layer(sums, layer) for layer in sums.specs], ignore_index=True)
     table["q_own"] = benjamini_hochberg(table["p_own"].to_numpy(np.float64))
@@ -77,7 +79,8 @@ def experts_table(sums: Sums) -> pd.DataFrame:
     columns = list(table.columns)
     columns.insert(columns.index("p_own") + 1, columns.pop(columns.index("q_own")))
     table["q_fair"] = benjamini_hochberg(table["p_fair"].to_numpy(np.float64))
-    return table[[*columns, "q_fair"]]
+    columns.remove("maybe_bottom_tenth")
+    return table[[*columns, "q_fair", "maybe_bottom_tenth"]]
 
 
 def deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
@@ -136,6 +139,7 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
             **_presence(state, counts_SN),
             **_information(state, spec.num_experts),
             "idle_unit": sums.settings.order.unit,
+            "maybe_bottom_tenth": _maybe_bottom(state, counts_N),
         }
     )
 
@@ -151,12 +155,24 @@ def _ranks(state: LayerState | None, num_experts: int) -> dict[str, np.ndarray]:
         blank_N = np.full(num_experts, np.nan)
         return dict.fromkeys(("rank_low", "rank_high", "in_bottom_tenth"), blank_N)
     low_N, high_N = rank_interval(state.replicates_BN)
-    number = max(round(_BOTTOM * num_experts), 1)
     return {
         "rank_low": low_N,
         "rank_high": high_N,
-        "in_bottom_tenth": bottom_probability(state.replicates_BN, number),
+        "in_bottom_tenth": bottom_probability(state.replicates_BN, _tenth(num_experts)),
     }
+
+
+def _maybe_bottom(
+    state: LayerState | None, counts_N: np.ndarray
+) -> pd.api.extensions.ExtensionArray:
+    if state is None or not counts_N.any():
+        return pd.array([pd.NA] * len(counts_N), "boolean")
+    inside_N = bottom_set(counts_N, state.replicates_BN, _tenth(len(counts_N)))
+    return pd.array(inside_N, "boolean")
+
+
+def _tenth(num_experts: int) -> int:
+    return max(round(_BOTTOM * num_experts), 1)
 
 
 def _presence(state: LayerState | None, counts_SN: np.ndarray) -> dict[str, object]:

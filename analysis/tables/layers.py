@@ -22,13 +22,18 @@ from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.ranking import experts_to_cover
 from moe_probe.analysis.metrics.stability import spearman, split_divergence, split_null
 from moe_probe.analysis.statistics.clusters import effective_tokens, layer_quantiles
-from moe_probe.analysis.statistics.intervals import rate_certifiable
+from moe_probe.analysis.statistics.intervals import (
+    rate_certifiable,
+    tokens_needed,
+    tokens_to_estimate,
+)
 from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.experts import deffs, median_deff, num_documents, widened_deffs
 from moe_probe.analysis.tables.gates import gates_of_layer
+from moe_probe.analysis.tables.subjects import within_deffs
 
 INDICES = (
     "max_vio",
@@ -41,6 +46,7 @@ INDICES = (
     "unseen",
 )
 """Imbalance indices of the `layers` table, each with `<name>_null` and `<name>_noise` beside it."""
+_CERTIFIED, _WITHIN = 0.01, 0.1
 DEVICES = (2, 4, 8, 16, 32, 64)
 
 
@@ -78,6 +84,11 @@ def layers_table(sums: Sums) -> pd.DataFrame:
             scaling factor, where it renormalises. Null without captured weights, as is
         weight_frequency_correlation  over experts, of mean weight and frequency: by chance 0, with
             the sd 1 / sqrt(n - 1) for n experts that are selected
+        deff_within  median over experts of the design effect where subjects are fixed, as those of
+            a benchmark are: of documents within subjects
+        tokens_to_certify  tokens of such text in which no selection certifies r < 0.01, at the
+            design effect of `certifiable_load`
+        tokens_to_estimate  tokens that tell r = 1 to within 10 %, at `deff_median`
     """
     rows = [_row(sums, layer) for layer in sums.specs]
     return pd.DataFrame(rows).astype(
@@ -106,8 +117,8 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
     deff_N = deffs(state, spec.num_experts)
     low, median, high = layer_quantiles(deff_N, (0.05, 0.5, 0.95)).tolist()
     effective = float(effective_tokens(tokens, median))
-    wide = median_deff(widened_deffs(state, spec.num_experts))
-    certain = effective_tokens(tokens, np.maximum(wide, 1))
+    wide = float(np.maximum(median_deff(widened_deffs(state, spec.num_experts)), 1))
+    certain = effective_tokens(tokens, wide)
     row |= {
         "deff_low": low,
         "deff_median": median,
@@ -125,8 +136,19 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "mean_k": sizes.mean_k if tokens else np.nan,
         "null_k": sizes.null_k if counts.assignments else np.nan,
         **gates_of_layer(sums, layer),
+        "deff_within": median_deff(within_deffs(state, spec.num_experts)),
+        **_tokens_wanted(spec.num_experts, sizes.mean_k, wide, median),
     }
     return row
+
+
+def _tokens_wanted(
+    num_experts: int, mean_k: float, certain: float, typical: float
+) -> dict[str, float]:
+    return {
+        "tokens_to_certify": float(tokens_needed(_CERTIFIED, num_experts, mean_k, certain)),
+        "tokens_to_estimate": float(tokens_to_estimate(_WITHIN, num_experts, mean_k, typical)),
+    }
 
 
 def mean_k(layers: pd.DataFrame) -> np.ndarray:

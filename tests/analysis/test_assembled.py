@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +84,44 @@ def test_loads(case: Case) -> None:
         assert row["count"] == layer.count(expert)
         assert same(row["frequency"], layer.count(expert) / tokens)
         assert same(row["relative_load"], layer.loads[expert])
+
+
+def test_tokens_that_would_be_enough(case: Case) -> None:
+    """As many as certify 0.01 of a fair load from no selection, or tell a fair one to 10 %."""
+    for layer, row in case.rows("layers"):
+        tokens = len(layer.tokens)
+        fair = sum(layer.count(e) for e in layer.experts) / tokens / layer.spec.num_experts
+        wide = max(np.median(layer.interval_deffs()), 1)
+        enough = row["tokens_to_certify"]
+        assert same(enough * 0.01 * fair / wide, math.nan if math.isnan(wide) else 3.0)
+        bound = row["certifiable_load"]
+        assert pd.isna(bound) or bound == pytest.approx(min(0.01 * enough / tokens, 1 / fair))
+        variance = fair * (1 - fair) * layer.median_deff() / row["tokens_to_estimate"]
+        assert same(1.959963984540054 * math.sqrt(variance), 0.1 * fair + 0 * variance)
+
+
+def test_experts_that_may_be_of_the_least_used_tenth(case: Case) -> None:
+    """All but those of which enough others are shown to have less, pair by pair, by Holm's rule."""
+    for layer in case.layers:
+        table = case.found.experts.query("layer == @layer.spec.layer")
+        kept_BN = case.found.sums.layers[layer.spec.layer].replicates_BN
+        kept_BN = kept_BN[kept_BN.sum(axis=1) > 0]
+        share_BN = kept_BN / kept_BN.sum(axis=1, keepdims=True)
+        share_N = table["count"].to_numpy() / table["count"].sum()
+        z_values = {}
+        for one, other in permutations(layer.experts, 2):
+            spread = np.std(share_BN[:, one] - share_BN[:, other], ddof=1)
+            more = share_N[one] - share_N[other]
+            z_values[one, other] = more / spread if spread > 1e-9 * abs(more) else 0.0
+        less: Counter[int] = Counter()
+        for tested, (pair, z) in enumerate(sorted(z_values.items(), key=lambda item: -item[1])):
+            if math.erfc(z / math.sqrt(2)) / 2 * (len(z_values) - tested) > 0.05:
+                break
+            less[pair[0]] += 1
+        number = max(round(0.1 * layer.spec.num_experts), 1)
+        expected = [less[expert] < number for expert in layer.experts]
+        assert table["maybe_bottom_tenth"].tolist() == expected
+        assert sum(expected) >= number
 
 
 def test_documents_and_subjects(case: Case) -> None:

@@ -143,6 +143,14 @@ def within_deff(layer: NaiveLayer, expert: int) -> float:
     return variance / tokens / (p * (1 - p))
 
 
+def test_design_effect_within_subjects(case: Case) -> None:
+    """All of the variance of documents but that between subjects."""
+    for layer in case.layers:
+        row = case.table("layers", layer).to_dict("records")[0]
+        used = [e for e in layer.experts if 0 < layer.count(e) < len(layer.tokens)]
+        assert same(row["deff_within"], float(np.median([within_deff(layer, e) for e in used])))
+
+
 def information(layer: NaiveLayer, groups: list[list[Token]]) -> float:
     """Mutual information of expert and group, in nats."""
     joint = [layer.count(e, group) for group in groups for e in layer.experts]
