@@ -322,6 +322,8 @@ def test_layers(case: Case) -> None:
         assert same(row["deff_median"], layer.median_deff())
         assert same(row["tokens_effective"], tokens / layer.median_deff())
         assert row["documents"] == len(layer.documents)
+        certain = min(3 * max(np.median(layer.interval_deffs()), 1) / tokens, 1)
+        assert same(row["certifiable_load"], certain * num / (total / tokens))
         cover = next(m for m in range(1, num + 1) if 2 * sum(sorted(counts)[-m:]) >= total)
         assert row["experts_for_half"] == cover
         sizes = [len(layer.slots(token)) for token in layer.tokens]
