@@ -25,6 +25,8 @@ OCTAVES = 32
 """Passes of 1, 2-3, 4-7, ... tokens: octave b begins at 2^b."""
 BINS = 100
 """Of mean / max, which lies in (0, 1]."""
+_FEW = 1 << 12
+"""Passes whose counts are made at a time."""
 _OPEN = ("key_P", "filled_P", "total_P", "counts_PN")
 
 
@@ -78,11 +80,15 @@ class PassLoads(PassAccumulator):
         key_X = found.keys(rows.source.trace, self.streams)
         total_X = self._table.tokens_P[np.searchsorted(self._table.key_P, key_X)]
         ids_TK = rows.topk_ids(layer)[found.row_T]
-        cell_TK = found.place_T[:, None] * experts + ids_TK
-        counts = np.bincount(cell_TK[ids_TK < experts], minlength=len(key_X) * experts)
-        here = (key_X, found.tokens_X, total_X, counts.reshape(-1, experts))
-        arrays = self.arrays[layer]
-        self.arrays[layer] = self._closed(arrays, arrays, dict(zip(_OPEN, here, strict=True)))
+        for start in range(0, len(key_X), _FEW):
+            some = slice(start, start + _FEW)
+            is_here_T = (found.place_T >= start) & (found.place_T < start + _FEW)
+            cell_TK = (found.place_T[is_here_T, None] - start) * experts + ids_TK[is_here_T]
+            cells = cell_TK[ids_TK[is_here_T] < experts]
+            counts = np.bincount(cells, minlength=len(key_X[some]) * experts)
+            here = (key_X[some], found.tokens_X[some], total_X[some], counts.reshape(-1, experts))
+            arrays, more = self.arrays[layer], dict(zip(_OPEN, here, strict=True))
+            self.arrays[layer] = self._closed(arrays, arrays, more)
 
     def joined(self, mine: Arrays, theirs: Arrays) -> Arrays:
         sums = {name: mine[name] + theirs[name] for name in mine if name not in _OPEN}
