@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from moe_probe.analysis.accumulators.documents import DocumentCounts
     from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
     from moe_probe.analysis.accumulators.pass_experts import PassExperts
+    from moe_probe.analysis.metrics.decomposition import (
+        Concentration,
+        concentration_difference,
+        truncation_floor,
+    )
     from moe_probe.analysis.orders import Order
     from moe_probe.analysis.passes import PassTable
     from moe_probe.analysis.quality import Check, check_trace
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Check",
+    "Concentration",
     "Counts",
     "DocumentCounts",
     "DocumentMoments",
@@ -66,6 +72,7 @@ __all__ = [
     "arrival_memory",
     "check_trace",
     "committees",
+    "concentration_difference",
     "count",
     "device_fanout",
     "expert_selectivity",
@@ -78,6 +85,7 @@ __all__ = [
     "subject_selectivity",
     "token_lists",
     "token_predictability",
+    "truncation_floor",
     "vocabulary_specialization",
     "working_sets",
     "write_report",
@@ -86,6 +94,7 @@ __all__ = [
 _MODULES = {
     "Analysis": "results",
     "Check": "quality",
+    "Concentration": "metrics.decomposition",
     "Counts": "accumulators.counts",
     "DocumentCounts": "accumulators.documents",
     "DocumentMoments": "accumulators.document_sums",
@@ -105,6 +114,7 @@ _MODULES = {
     "check_trace": "quality",
     "count": "scan",
     "committees": "studies.committees",
+    "concentration_difference": "metrics.decomposition",
     "device_fanout": "studies.devices",
     "expert_selectivity": "studies.documents",
     "exposures": "studies.documents",
@@ -116,6 +126,7 @@ _MODULES = {
     "subject_selectivity": "studies.documents",
     "token_lists": "studies.vocabulary",
     "token_predictability": "studies.vocabulary",
+    "truncation_floor": "metrics.decomposition",
     "vocabulary_specialization": "studies.vocabulary",
     "working_sets": "studies.locality",
     "write_report": "report",

@@ -59,7 +59,7 @@ def decompose(counts_SN: np.ndarray) -> Decomposition:
 
 
 def decomposition_null(
-    subjects: int, num_experts: int, top_k: int, assignments: float
+    subjects: int, num_experts: int, top_k: float, assignments: float
 ) -> Decomposition:
     """Return the expectation of the three terms if subjects and experts are all alike (N0).
 

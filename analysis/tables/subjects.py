@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.layer_state import LayerState
-from moe_probe.analysis.metrics.decomposition import decompose
+from moe_probe.analysis.metrics.decomposition import decompose, decomposition_null
 from moe_probe.analysis.metrics.divergence import divergence_null, jensen_shannon
 from moe_probe.analysis.metrics.imbalance import kl_uniform
 from moe_probe.analysis.metrics.information import (
@@ -33,6 +33,7 @@ from moe_probe.analysis.statistics.clusters import (
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
+from moe_probe.analysis.tables.experts import deffs, median_deff
 from moe_probe.trace import SEGMENTS
 
 _SUBJECT_COLUMNS = ["layer", "expert", "subject", "count", "frequency"]
@@ -107,6 +108,8 @@ def specialization(sums: Sums) -> pd.DataFrame:
             their selections, cross-validated, and by always saying the most frequent one
         balanced_decodability, balanced_decodability_null  the mean over subjects, and 1 / S
         q_value  p_value, adjusted over all layers: `permutation_q_values`
+        mean_subject_kl_null, pooled_kl_null  of fair routing, to first order: `decomposition_null`
+            at A over the subjects' mean design effect, and over the layer's median
     """
     table = pd.DataFrame([_information_row(sums, layer) for layer in sums.specs])
     states = [state.information for state in sums.layers.values() if state.information is not None]
@@ -115,7 +118,24 @@ def specialization(sums: Sums) -> pd.DataFrame:
         [information.excess for information in states],
         sums.settings.permutations,
     )
-    return table
+    nulls = [_decomposition_nulls(sums, layer) for layer in sums.specs]
+    return table.assign(**pd.DataFrame(nulls, columns=["mean_subject_kl_null", "pooled_kl_null"]))
+
+
+def _decomposition_nulls(sums: Sums, layer: int) -> tuple[float, float]:
+    counts_SN, state = sums.by_group(layer)[0], sums.layers.get(layer)
+    groups, num_experts = counts_SN.shape
+    is_there_S = counts_SN.any(axis=1)
+    deff_S = np.nan_to_num(subject_deffs(state, groups, num_experts), nan=1.0)[is_there_S]
+    pooled = np.nan_to_num(median_deff(deffs(state, num_experts)), nan=1.0)
+    facts = int(is_there_S.sum()), num_experts, sums.set_sizes(layer).null_k
+    slots = int(counts_SN.sum())
+    if not slots:
+        return math.nan, math.nan
+    return (
+        decomposition_null(*facts, slots / float(deff_S.mean())).within_kl,
+        decomposition_null(*facts, slots / float(pooled)).pooled_kl,
+    )
 
 
 def _information_row(sums: Sums, layer: int) -> dict[str, Any]:

@@ -181,6 +181,31 @@ def test_specialization(case: Case) -> None:
         uneven = math.log(layer.spec.num_experts) - entropy(counts)
         assert same(row["documents_pooled_kl"], uneven if of_documents else math.nan)
         assert row["balanced_decodability_null"] == 1 / len(groups)
+        unit = layer.spec.num_experts / (2 * sum(sizes)) * (1 - null_share(layer))
+        known = layer.median_deff()
+        assert same(row["pooled_kl_null"], unit * (1 if math.isnan(known) else known))
+        inside = [NaiveLayer(group, layer.spec).median_deff() for group in groups if group]
+        deffs = [1 if math.isnan(value) else value for value in inside]
+        assert same(row["mean_subject_kl_null"], unit * sum(deffs))
+
+
+def null_share(layer: NaiveLayer) -> float:
+    """k / N at the k that the token of a selection has in the mean."""
+    sizes = [len(layer.slots(token)) for token in layer.tokens]
+    return sum(k * k for k in sizes) / sum(sizes) / layer.spec.num_experts
+
+
+def test_decomposition_of_fair_routing(tmp_path: Path) -> None:
+    """The mean over layers, each routed anew; one-token documents of four subjects."""
+    rng = np.random.default_rng(0)
+    specs = [LayerSpec(layer=n, num_experts=16, top_k=2) for n in range(60)]
+    with TraceWriter(tmp_path / "trace", layers=specs) as writer:
+        for number in range(400):
+            ids = [np.argsort(rng.random((1, 16)))[:, :2] for _ in specs]
+            writer.add(ids, doc_id=number, subject="aab"[number % 3] + "c" * (number % 2))
+    found = analyse(tmp_path / "trace", shuffles=1, replicates=2, permutations=2).specialization
+    for name in ("mean_subject_kl", "pooled_kl"):
+        assert found[name].mean() == pytest.approx(found[f"{name}_null"].mean(), rel=0.1)
 
 
 def mean_deff(layer: NaiveLayer, deff: Callable[[NaiveLayer, int], float]) -> float:

@@ -43,6 +43,7 @@ def test_blocks_compute_what_they_say(names: dict[str, Any]) -> None:
     counts_N = names["counts_SN"].sum(axis=0)
     assert names["fairness"] == counts_N.sum() ** 2 / (len(counts_N) * (counts_N**2).sum())
     assert names["noise"] > 0
+    assert (names["floor"], names["change"]) == (1 - 6 / 64, pytest.approx(0.02))
     assert sum(names["tokens_of"].values()) == names["found"].layers["tokens"][0]
     stored = names["stored"]
     in_question = stored[(stored["layer"] == 1) & (stored["segment"] == "question")]
