@@ -29,6 +29,7 @@ from moe_probe.analysis.tables import (
     indices,
     layers,
     placement,
+    presence,
     structure,
     subjects,
 )
@@ -61,6 +62,8 @@ TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
     "weights": gates.weights,
     "confidence": gates.confidence,
     "margins": gates.margins,
+    "subject_coverage": presence.subject_coverage,
+    "first_position": presence.first_position,
 }
 """Every table by its name; its columns are described where it is made."""
 

@@ -14,6 +14,7 @@ import pandas as pd
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.information import mutual_information
 from moe_probe.analysis.statistics.random_sets import divergence_bias
+from moe_probe.analysis.statistics.undefined import positive
 
 MOSTLY = 0.5
 """An expert is bound to position 0 if more than this share of its selections is there."""
@@ -42,6 +43,7 @@ def positions_table(
             the rest, both weighing the same, in bits, [0, 1]; null where there is no rest
         divergence_null  what two samples of the same shares show: deff (N - k) / 8
             (1/A + 1/A_rest) nats, in bits
+        selection_share  share of the layer's selections that are in the bin; null without any
     """
     first_B, last_B = position_bins(len(position_tokens_B))
     rest_BN = position_counts_BN.sum(axis=0) - position_counts_BN
@@ -60,6 +62,7 @@ def positions_table(
             "busiest": position_counts_BN.argmax(axis=1),
             "divergence": np.where(np.isnan(bias_B), np.nan, divergence_B),
             "divergence_null": deff * bias_B,
+            "selection_share": position_counts_BN.sum(axis=1) / positive(position_counts_BN.sum()),
         }
     )
     return table[position_tokens_B > 0].reset_index(drop=True)

@@ -13,7 +13,13 @@ import pandas as pd
 
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.decomposition import decompose, decomposition_null
-from moe_probe.analysis.metrics.divergence import divergence_null, jensen_shannon
+from moe_probe.analysis.metrics.divergence import (
+    divergence_null,
+    hellinger,
+    jensen_shannon,
+    random_jaccard,
+    top_jaccard,
+)
 from moe_probe.analysis.metrics.imbalance import kl_uniform
 from moe_probe.analysis.metrics.information import (
     information_null,
@@ -181,6 +187,9 @@ def divergence(sums: Sums) -> pd.DataFrame:
         layer, subject, other
         divergence_bits  Jensen-Shannon divergence of their assignment shares, in [0, 1]
         divergence_null_bits  from noise alone, with the subjects' design effects
+        hellinger  distance of the shares, in [0, 1]; its square is divergence_bits, or down to
+            ln 2 times that
+        top_jaccard, top_jaccard_null  Jaccard index of their k busiest experts, and of random sets
     """
     first, second = np.triu_indices(len(sums.subjects), 1)
     names = np.array(sums.subjects, object)
@@ -194,7 +203,10 @@ def divergence(sums: Sums) -> pd.DataFrame:
         columns = {"subject": names[first], "other": names[second]}
         columns["divergence_bits"] = jensen_shannon(counts_SN)[first, second]
         columns["divergence_null_bits"] = null_SS[first, second]
-        tables.append(pd.DataFrame({"layer": layer, **columns}))
+        columns["hellinger"] = hellinger(counts_SN)[first, second]
+        columns["top_jaccard"] = top_jaccard(counts_SN, spec.top_k)[first, second]
+        null = random_jaccard(spec.num_experts, spec.top_k)
+        tables.append(pd.DataFrame({"layer": layer, **columns, "top_jaccard_null": null}))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -208,6 +208,64 @@ def test_decomposition_of_fair_routing(tmp_path: Path) -> None:
         assert found[name].mean() == pytest.approx(found[f"{name}_null"].mean(), rel=0.1)
 
 
+def test_experts_that_subjects_do_without(case: Case) -> None:
+    for layer in case.layers:
+        for row in case.table("subject_coverage", layer).to_dict("records"):
+            tokens = layer.of_subject(row["subject"])
+            counts, number = [layer.count(e, tokens) for e in layer.experts], len(tokens)
+            assert row["tokens"] == number
+            fair = sum(counts) / len(counts)
+            known = math.nan if not sum(counts) else 1.0
+            assert same(row["unseen"], counts.count(0) * known)
+            assert same(row["low"], sum(count < 0.1 * fair for count in counts) * known)
+            if sum(counts):
+                rate = fair / number
+                assert same(row["unseen_null"], len(counts) * (1 - rate) ** number)
+
+
+def test_distances_of_subjects(case: Case) -> None:
+    for layer in case.layers:
+        for row in case.table("divergence", layer).to_dict("records"):
+            texts = [layer.of_subject(row[name]) for name in ("subject", "other")]
+            counts = np.array([[layer.count(e, text) for e in layer.experts] for text in texts])
+            if not counts.any(axis=1).all():
+                assert pd.isna(row["hellinger"])
+                assert pd.isna(row["top_jaccard"])
+                continue
+            one, other = np.sqrt(counts / counts.sum(axis=1, keepdims=True))
+            assert same(row["hellinger"], math.sqrt(max(1 - float(one @ other), 0)))
+            tops = [
+                {e for e in sorted(layer.experts, key=lambda e: -c[e])[: layer.spec.top_k] if c[e]}
+                for c in counts.tolist()
+            ]
+            overlap = len(tops[0] & tops[1]) / len(tops[0] | tops[1])
+            assert same(row["top_jaccard"], overlap)
+            k, number = layer.spec.top_k, layer.spec.num_experts
+            ways = [math.comb(k, x) * math.comb(number - k, k - x) for x in range(k + 1)]
+            chance = sum(w * x / (2 * k - x) for x, w in enumerate(ways)) / math.comb(number, k)
+            assert same(row["top_jaccard_null"], chance)
+
+
+def test_what_is_selected_at_the_first_position(case: Case) -> None:
+    for layer in case.layers:
+        at_first = [token for token in layer.tokens if token.position == 0]
+        total = sum(len(layer.slots(token)) for token in layer.tokens)
+        for row in case.table("positions", layer).to_dict("records"):
+            inside = [t for t in layer.tokens if row["first"] <= t.position <= row["last"]]
+            assert same(row["selection_share"], sum(len(layer.slots(t)) for t in inside) / total)
+        bound = {
+            expert: layer.count(expert, at_first)
+            for expert in layer.experts
+            if layer.count(expert, at_first) * 2 > layer.count(expert)
+        }
+        table = case.table("first_position", layer)
+        assert dict(zip(table["expert"], table["count"], strict=True)) == bound
+        assert set(table["share_null"]) <= {len(at_first) / len(layer.tokens)}
+        assert table["share"].tolist() == [
+            n / layer.count(e) for e, n in zip(table["expert"], table["count"], strict=True)
+        ]
+
+
 def mean_deff(layer: NaiveLayer, deff: Callable[[NaiveLayer, int], float]) -> float:
     """Over the experts, weighted by the share of tokens that do not select each."""
     rest = {e: 1 - layer.count(e) / len(layer.tokens) for e in layer.experts}
