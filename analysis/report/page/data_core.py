@@ -26,7 +26,14 @@ TABLES = (
     "segments",
     "quality",
 )
-"""Tables that the page has as the files have them."""
+"""Tables that the page has as the files have them, but for `UNSHOWN` columns."""
+UNSHOWN = {
+    "experts": (
+        *("deff", "rank_low", "rank_high", "in_bottom_tenth", "maybe_bottom_tenth"),
+        *("low_subjects", "information_bits", "information_null", "information_q"),
+    )
+}
+"""Columns that no view has: at full size a twentieth of the file."""
 
 
 def facts(contents: Contents, payload: Payload) -> None:
@@ -99,4 +106,5 @@ def counts(contents: Contents, payload: Payload) -> None:
 def tables(contents: Contents, payload: Payload) -> None:
     """The tables that need no form of their own."""
     for name in TABLES:
-        payload.table(name, contents.analysis.table(name))
+        table = contents.analysis.table(name)
+        payload.table(name, table.drop(columns=list(UNSHOWN.get(name, ())), errors="ignore"))
