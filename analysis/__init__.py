@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.studies.locality import working_sets
     from moe_probe.analysis.studies.next_layer import layer_predictability
     from moe_probe.analysis.studies.passes import pass_balance
+    from moe_probe.analysis.studies.set_sizes import experts_per_token
     from moe_probe.analysis.studies.stability import ranking_stability
     from moe_probe.analysis.studies.vocabulary import (
         token_lists,
@@ -76,6 +77,7 @@ __all__ = [
     "count",
     "device_fanout",
     "expert_selectivity",
+    "experts_per_token",
     "exposures",
     "layer_predictability",
     "load_changes",
@@ -117,6 +119,7 @@ _MODULES = {
     "concentration_difference": "metrics.decomposition",
     "device_fanout": "studies.devices",
     "expert_selectivity": "studies.documents",
+    "experts_per_token": "studies.set_sizes",
     "exposures": "studies.documents",
     "layer_predictability": "studies.next_layer",
     "load_changes": "studies.drift",
