@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.settings import Settings
     from moe_probe.analysis.source import Rows, Source
     from moe_probe.analysis.studies.arrivals import arrival_memory
+    from moe_probe.analysis.studies.batches import batch_balance
     from moe_probe.analysis.studies.committees import committees
     from moe_probe.analysis.studies.devices import device_fanout
     from moe_probe.analysis.studies.documents import (
@@ -71,6 +72,7 @@ __all__ = [
     "Source",
     "analyse",
     "arrival_memory",
+    "batch_balance",
     "check_trace",
     "committees",
     "concentration_difference",
@@ -112,6 +114,7 @@ _MODULES = {
     "Settings": "settings",
     "Source": "source",
     "analyse": "results",
+    "batch_balance": "studies.batches",
     "arrival_memory": "studies.arrivals",
     "check_trace": "quality",
     "count": "scan",
