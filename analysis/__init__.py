@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.studies.passes import pass_balance
     from moe_probe.analysis.studies.set_sizes import experts_per_token
     from moe_probe.analysis.studies.stability import ranking_stability
+    from moe_probe.analysis.studies.subject_tree import document_separation, subject_clades
     from moe_probe.analysis.studies.vocabulary import (
         token_lists,
         token_predictability,
@@ -78,6 +79,7 @@ __all__ = [
     "concentration_difference",
     "count",
     "device_fanout",
+    "document_separation",
     "expert_selectivity",
     "experts_per_token",
     "exposures",
@@ -86,6 +88,7 @@ __all__ = [
     "load_drift",
     "pass_balance",
     "ranking_stability",
+    "subject_clades",
     "subject_selectivity",
     "token_lists",
     "token_predictability",
@@ -121,6 +124,7 @@ _MODULES = {
     "committees": "studies.committees",
     "concentration_difference": "metrics.decomposition",
     "device_fanout": "studies.devices",
+    "document_separation": "studies.subject_tree",
     "expert_selectivity": "studies.documents",
     "experts_per_token": "studies.set_sizes",
     "exposures": "studies.documents",
@@ -129,6 +133,7 @@ _MODULES = {
     "load_drift": "studies.drift",
     "pass_balance": "studies.passes",
     "ranking_stability": "studies.stability",
+    "subject_clades": "studies.subject_tree",
     "subject_selectivity": "studies.documents",
     "token_lists": "studies.vocabulary",
     "token_predictability": "studies.vocabulary",

@@ -5,6 +5,7 @@ Shape suffixes: S subjects.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,31 @@ def average_linkage(distance_SS: np.ndarray) -> Dendrogram:
     known_SS = distance_SS[np.ix_(known_S, known_S)]
     links = linkage(known_SS[np.triu_indices(len(known_S), 1)], "average")
     return Dendrogram(np.concatenate([known_S[leaves_list(links)], unknown_S]), known_S, links)
+
+
+def clades(tree: Dendrogram) -> dict[frozenset[int], float]:
+    """Return what every branch holds, two subjects or more but not all, and where it splits.
+
+    Args:
+        tree: From `average_linkage`.
+
+    Returns:
+        Height by the set of its subjects, lowest first.
+    """
+    leaves = [frozenset([int(subject)]) for subject in tree.known_S]
+    found = {}
+    for left, right, height, _ in tree.links[:-1].tolist():
+        leaves.append(leaves[int(left)] | leaves[int(right)])
+        found[leaves[-1]] = height
+    return found
+
+
+def clade_chance(size: int, number: int) -> float:
+    """Return the chance that given m of S leaves are a clade of a tree that joins random branches.
+
+    2 S / (m (m + 1) C(S, m)) for 1 < m < S. Source: Rosenberg (2003).
+    """
+    return 2 * number / (size * (size + 1) * math.comb(number, size))
 
 
 def area_agreement(tree: Dendrogram, area_S: np.ndarray) -> float:
