@@ -39,8 +39,12 @@ SETTINGS = Settings(
 )
 COLUMNS = ["counting_rule", "token_order"]
 VALUES = {"counting_rule": {"question"}, "token_order": {"shuffle-docs:3"}}
-EMPTY = {"sample": {"weights", "confidence", "margins"}, "random": {"devices", "placement"}}
-"""Tables without rows: the first has no weights, the second no layer that devices divide."""
+EMPTY = {
+    "sample": {"first_position", "weights", "confidence", "margins"},
+    "random": {"first_position", "devices", "placement"},
+}
+"""Tables without rows: neither has experts that live on the first token, the first has no weights,
+the second no layer that devices divide."""
 Reader = Callable[[Path], tuple[list[str], dict[str, set[str]]]]
 
 
