@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.studies.arrivals import arrival_memory
     from moe_probe.analysis.studies.batches import batch_balance
     from moe_probe.analysis.studies.committees import committees
+    from moe_probe.analysis.studies.contexts import token_contexts
     from moe_probe.analysis.studies.devices import device_fanout
     from moe_probe.analysis.studies.documents import (
         expert_selectivity,
@@ -90,6 +91,7 @@ __all__ = [
     "ranking_stability",
     "subject_clades",
     "subject_selectivity",
+    "token_contexts",
     "token_lists",
     "token_predictability",
     "truncation_floor",
@@ -135,6 +137,7 @@ _MODULES = {
     "ranking_stability": "studies.stability",
     "subject_clades": "studies.subject_tree",
     "subject_selectivity": "studies.documents",
+    "token_contexts": "studies.contexts",
     "token_lists": "studies.vocabulary",
     "token_predictability": "studies.vocabulary",
     "truncation_floor": "metrics.decomposition",

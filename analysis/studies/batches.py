@@ -180,7 +180,8 @@ class _Plan:
                     f"model ran several times, and the rule {rule} counts them all. Use the rule "
                     "unique."
                 )
-            number_T[part.first_row] = seen_C[counted.cluster_T] + _occurrence(counted.cluster_T)
+            earlier_T = pd.Series(counted.cluster_T).groupby(counted.cluster_T).cumcount()
+            number_T[part.first_row] = seen_C[counted.cluster_T] + earlier_T.to_numpy()
             seen_C += np.bincount(counted.cluster_T, minlength=len(seen_C))
             sequence_T = part.stretches.tokens()[0][counted.row_T]
             tokens_V += np.bincount(sequence_T, minlength=len(tokens_V))
@@ -213,16 +214,6 @@ class _Batches:
             flat_TK = label_T[:, None] * experts + ids_TK
             chosen_TK = (ids_TK < experts) & (label_T >= 0)[:, None]
             np.add.at(self.counts[layer][name].reshape(-1), flat_TK[chosen_TK], np.uint32(1))
-
-
-def _occurrence(label_T: np.ndarray) -> np.ndarray:
-    """How many earlier rows have the same label: int64 [T]."""
-    order_T = np.argsort(label_T, kind="stable")
-    is_first_T = np.diff(label_T[order_T], prepend=-1) != 0
-    place_T = np.arange(len(label_T))
-    found_T = np.empty_like(place_T)
-    found_T[order_T] = place_T - np.maximum.accumulate(np.where(is_first_T, place_T, 0))
-    return found_T
 
 
 def _balance(batches_VN: np.ndarray, tokens_V: np.ndarray, total: LayerCounts) -> dict[str, Any]:
