@@ -21,7 +21,7 @@ HOSTILE = "\"'><script>alert(1)</script>&\x1b[31m\nnew"
 NAMES = (
     "experts layers indices idle_windows subjects specialization coactivation repeats quality "
     "divergence segments rules correctness variance slots transitions positions batches devices "
-    "placement coverage weights confidence margins"
+    "placement coverage weights confidence margins subject_coverage first_position"
 )
 TABLES = [f"tables/{name}.{kind}" for name in NAMES.split() for kind in ("csv", "parquet")]
 _POLICY = (
