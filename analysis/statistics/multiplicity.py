@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import chdtrc, fdtrc
+from scipy.special import fdtrc
 
-from moe_probe.analysis.statistics.nulls import uniform_chi_square
 from moe_probe.analysis.statistics.undefined import positive
 
 
@@ -30,59 +29,15 @@ def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
         float64 of the same shape in [0, 1], NaN where p is.
         Source: Benjamini and Hochberg (1995).
     """
-    order, sorted_M = _sorted(p_values)
+    order_M = np.argsort(p_values, axis=None)
+    sorted_M = np.asarray(p_values, np.float64).ravel()[order_M]
+    # NaN is sorted to the end.
+    sorted_M = sorted_M[: np.count_nonzero(~np.isnan(sorted_M))]
     rank_M = np.arange(1, len(sorted_M) + 1)
     scaled_M = np.minimum(sorted_M * len(sorted_M) / rank_M, 1)
-    return _unsorted(np.minimum.accumulate(scaled_M[::-1])[::-1], order, p_values)
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p-values adjusted so that the chance of any false rejection is at most the level.
-
-    max over j <= i of (m - j + 1) p_(j), whatever the dependence.
-
-    Args:
-        p_values: Any shape, a family of its own; NaN is no test.
-
-    Returns:
-        float64 of the same shape in [0, 1], NaN where p is.
-        Source: Holm (1979).
-    """
-    order, sorted_M = _sorted(p_values)
-    left_M = np.arange(len(sorted_M), 0, -1)
-    return _unsorted(np.maximum.accumulate(np.minimum(sorted_M * left_M, 1)), order, p_values)
-
-
-def rao_scott(
-    counts_N: np.ndarray, tokens: np.ndarray | int, top_k: int, deff_N: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Test a layer against fair routing, with documents as the unit of sampling.
-
-    The chi-square of N0 is divided by d (1 + a^2), with d the mean design effect and a its
-    coefficient of variation over the experts, and has (N - 1) / (1 + a^2) degrees of freedom
-    (Satterthwaite). a stands for the spread of the eigenvalues of the covariance, which is never
-    smaller: where groups of experts follow a document's topic together, p is too small (a level
-    of 5 % can become 25 %). `layer_test` has no such fault, but needs replicates.
-
-    Args:
-        counts_N: Selections, [..., N].
-        tokens: T, broadcast against [...].
-        top_k: k, the same for every token.
-        deff_N: Design effects, [..., N]; NaN ones are left out of both moments.
-
-    Returns:
-        statistic, degrees of freedom, p-value: float64 [...]; NaN where N = k, where there are
-        no tokens, or where no design effect is known.
-        Source: Rao and Scott (1981, 1984), second order.
-    """
-    chi_square, _ = uniform_chi_square(counts_N, tokens * top_k, tokens * top_k**2)
-    is_known_N = np.isfinite(deff_N)
-    known = positive(is_known_N.sum(axis=-1))
-    mean = positive(deff_N.sum(axis=-1, where=is_known_N) / known)
-    spread = (deff_N**2).sum(axis=-1, where=is_known_N) / known / mean**2
-    statistic = chi_square / (mean * spread)
-    freedom = (counts_N.shape[-1] - 1) / spread
-    return statistic, freedom, np.asarray(chdtrc(freedom, statistic))
+    found_M = np.full(np.size(p_values), np.nan)
+    found_M[order_M[: len(sorted_M)]] = np.minimum.accumulate(scaled_M[::-1])[::-1]
+    return found_M.reshape(np.shape(p_values))
 
 
 def layer_test(
@@ -124,16 +79,3 @@ def layer_test(
     ratio = float(((share_N - 1 / len(counts_N)) ** 2).sum()) / trace
     known = freedom / (1 / (documents - 1) + 1 / number)
     return ratio * freedom, freedom, float(fdtrc(freedom, known, ratio))
-
-
-def _sorted(p_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(p_values, axis=None)
-    sorted_M = np.asarray(p_values, np.float64).ravel()[order]
-    # NaN is sorted to the end.
-    return order, sorted_M[: np.count_nonzero(~np.isnan(sorted_M))]
-
-
-def _unsorted(values_M: np.ndarray, order: np.ndarray, like: np.ndarray) -> np.ndarray:
-    found = np.full(np.size(like), np.nan)
-    found[order[: len(values_M)]] = values_M
-    return found.reshape(np.shape(like))

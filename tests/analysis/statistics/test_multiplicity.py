@@ -15,16 +15,12 @@ from scipy.special import chdtrc, ndtr
 from scipy.stats import f as f_distribution
 
 from moe_probe.analysis.statistics.clusters import (
-    cluster_variance,
-    design_effect,
     poisson_weights,
     replicate_sums,
 )
 from moe_probe.analysis.statistics.multiplicity import (
     benjamini_hochberg,
-    holm,
     layer_test,
-    rao_scott,
 )
 from moe_probe.analysis.statistics.nulls import uniform_chi_square
 from tests.analysis.statistics.documents import Documents, dirichlet_multinomial
@@ -45,42 +41,24 @@ def test_q_values_reject_as_the_step_up_rule(p_values: list[float], level: float
             assert (q <= level) == (bool(passing) and p <= passing[-1])
 
 
-@settings(deadline=None, max_examples=150)
-@given(P_VALUES, st.floats(0.001, 0.999))
-def test_holm_rejects_as_the_step_down_rule(p_values: list[float], level: float) -> None:
-    adjusted_M = holm(np.array(p_values))
-    assert np.isnan(adjusted_M).tolist() == np.isnan(p_values).tolist()
-    known = sorted(p for p in p_values if p == p)
-    rejected = []
-    for i, p in enumerate(known):
-        if p * (len(known) - i) > level:
-            break
-        rejected.append(p)
-    for p, adjusted in zip(p_values, adjusted_M.tolist(), strict=True):
-        if p == p and abs(adjusted - level) > 1e-9:
-            assert (adjusted <= level) == (bool(rejected) and p <= rejected[-1])
-
-
 def test_worked_example() -> None:
-    """The fifteen p-values of Benjamini and Hochberg (1995), section 3.2: four and three."""
+    """The fifteen p-values of Benjamini and Hochberg (1995), section 3.2: four."""
     small = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
     p_M = np.array([*small, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0])
     assert (benjamini_hochberg(p_M) <= 0.05).sum() == 4
-    assert (holm(p_M) <= 0.05).sum() == 3
 
 
 def test_any_shape_and_nothing_known() -> None:
     p_LN = np.array([[0.01, np.nan, 0.04], [0.5, 0.02, np.nan]])
     flat = benjamini_hochberg(p_LN.ravel())
     assert np.array_equal(benjamini_hochberg(p_LN).ravel(), flat, equal_nan=True)
-    for adjust in (benjamini_hochberg, holm):
-        assert np.isnan(adjust(np.full((2, 2), np.nan))).all()
-        assert adjust(np.empty(0)).shape == (0,)
+    assert np.isnan(benjamini_hochberg(np.full((2, 2), np.nan))).all()
+    assert benjamini_hochberg(np.empty(0)).shape == (0,)
 
 
-def test_rates_of_false_discoveries_and_rejections() -> None:
+def test_rate_of_false_discoveries() -> None:
     rng = np.random.default_rng(1)
-    false_share, any_false, found = [], [], []
+    false_share, found = [], []
     for _ in range(1000):
         z_M = rng.normal(size=100)
         z_M[:30] += 3.5
@@ -88,11 +66,9 @@ def test_rates_of_false_discoveries_and_rejections() -> None:
         is_found_M = benjamini_hochberg(p_M) <= 0.1
         false_share.append(is_found_M[30:].sum() / max(is_found_M.sum(), 1))
         found.append(is_found_M[:30].mean())
-        any_false.append((holm(p_M) <= 0.1)[30:].any())
     error = np.std(false_share) / 1000**0.5
     # For independent tests the rate is exactly level times the share of true nulls.
     assert abs(np.mean(false_share) - 0.1 * 0.7) <= 3 * error
-    assert np.mean(any_false) <= 0.1 + 3 * 0.3 / 1000**0.5
     assert np.mean(found) > 0.9
 
 
@@ -115,30 +91,26 @@ def uneven(rng: np.random.Generator) -> Documents:
 
 
 def layer_p_values(make: Callable[[np.random.Generator], Documents]) -> dict[str, np.ndarray]:
-    """p-values [R] of both layer tests and of the one that takes tokens for independent."""
+    """p-values [R] of the layer test and of the one that takes tokens for independent."""
     rng, found_R = np.random.default_rng(2), []
     weights_BC = poisson_weights([f"d{i}" for i in range(150)], 200)
     for _ in range(200):
         found = make(rng)
         counts_N, tokens = found.counts_CN.sum(axis=0), int(found.tokens_C.sum())
-        variance_N = cluster_variance(found.moments())[0]
-        deff_N = design_effect(variance_N, counts_N / tokens, tokens)
         replicates_BN = replicate_sums(weights_BC, found.counts_CN)
         found_R.append(
             (
-                float(rao_scott(counts_N, tokens, 1, deff_N)[2]),
                 layer_test(counts_N, replicates_BN, 150)[2],
                 float(uniform_chi_square(counts_N, tokens, tokens)[1]),
             )
         )
-    return dict(zip(("moments", "replicates", "tokens"), np.array(found_R).T, strict=True))
+    return dict(zip(("replicates", "tokens"), np.array(found_R).T, strict=True))
 
 
 def test_layer_tests_of_fair_documents_have_their_level() -> None:
     p = layer_p_values(fair(30))
     for level in (0.05, 0.2, 0.5):
         error = (level * (1 - level) / 200) ** 0.5
-        assert abs((p["moments"] <= level).mean() - level) <= 3 * error + 0.01
         assert (p["replicates"] <= level).mean() <= level + 3 * error
     assert (p["tokens"] <= 0.05).mean() > 0.9
 
@@ -147,7 +119,6 @@ def test_documents_with_topics_need_the_replicates() -> None:
     p = layer_p_values(by_topic)
     error = (0.05 * 0.95 / 200) ** 0.5
     assert 0.01 < (p["replicates"] <= 0.05).mean() <= 0.05 + 3 * error
-    assert (p["moments"] <= 0.05).mean() > 0.1
 
 
 def test_few_documents_with_topics_have_no_small_p() -> None:
@@ -168,7 +139,6 @@ def test_few_documents_with_topics_have_no_small_p() -> None:
 
 def test_layer_tests_find_uneven_load() -> None:
     p = layer_p_values(uneven)
-    assert (p["moments"] <= 0.05).mean() > 0.95
     assert (p["replicates"] <= 0.05).mean() > 0.9
 
 
@@ -199,24 +169,3 @@ def test_replicates_by_hand() -> None:
     statistic = (1 / 36 + 1 / 36) / trace * freedom
     p = f_distribution.sf(statistic / freedom, freedom, freedom / (1 / 6 + 1 / 5))
     assert layer_test(counts_N, replicates_BN, 7) == pytest.approx((statistic, freedom, p))
-
-
-def test_layer_test_by_hand() -> None:
-    counts_N, deff_N = np.array([30, 10, 20, 20]), np.array([1.0, 3.0, 2.0, np.nan])
-    chi_square = 3 / 2 * ((counts_N - 20.0) ** 2 / 20).sum()
-    spread = (14 / 3) / 2**2
-    statistic, freedom, p = rao_scott(counts_N, 40, 2, deff_N)
-    assert (float(statistic), float(freedom)) == pytest.approx(
-        (chi_square / (2 * spread), 3 / spread)
-    )
-    assert p == pytest.approx(chdtrc(3 / spread, chi_square / (2 * spread)))
-
-
-def test_layers_in_one_call_and_undefined_ones() -> None:
-    counts_LN = np.array([[30, 10, 20, 20], [0, 0, 0, 0], [30, 10, 20, 20]])
-    deff_LN = np.array([[1.0, 3, 2, 2], [np.nan] * 4, [np.nan] * 4])
-    p_L = rao_scott(counts_LN, np.array([40, 0, 40]), 2, deff_LN)[2]
-    assert p_L[0] == rao_scott(counts_LN[0], 40, 2, deff_LN[0])[2]
-    assert np.isnan(p_L[1:]).all()
-    everywhere = rao_scott(np.full(3, 9), 9, 3, np.ones(3))
-    assert np.isnan(everywhere[2])
