@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from moe_probe.analysis.studies.drift import load_changes, load_drift
     from moe_probe.analysis.studies.locality import working_sets
+    from moe_probe.analysis.studies.margins import margin_contrast
     from moe_probe.analysis.studies.next_layer import layer_predictability
     from moe_probe.analysis.studies.passes import pass_balance
     from moe_probe.analysis.studies.set_sizes import experts_per_token
@@ -87,6 +88,7 @@ __all__ = [
     "layer_predictability",
     "load_changes",
     "load_drift",
+    "margin_contrast",
     "pass_balance",
     "ranking_stability",
     "subject_clades",
@@ -134,6 +136,7 @@ _MODULES = {
     "load_changes": "studies.drift",
     "load_drift": "studies.drift",
     "pass_balance": "studies.passes",
+    "margin_contrast": "studies.margins",
     "ranking_stability": "studies.stability",
     "subject_clades": "studies.subject_tree",
     "subject_selectivity": "studies.documents",

@@ -69,6 +69,40 @@ def correctness_table(
     )
 
 
+def margin_table(
+    counts_CN: np.ndarray, tokens_C: np.ndarray, subject_C: np.ndarray, margin_C: np.ndarray
+) -> pd.DataFrame:
+    """Tabulate how selection frequencies change with the margin of the answer (F4).
+
+    The slope of p = c / n over documents of one subject, with the margin in the place of right and
+    wrong: the same test, with more to say of answers that were close or clear.
+
+    Args:
+        counts_CN, tokens_C, subject_C: As in `correctness_table`.
+        margin_C: Of each document, in nats; those of NaN are left out.
+
+    Returns:
+        expert  index in the layer
+        slope  change of the frequency per nat of margin, within subjects, by least squares
+        standard_error  of the slope, if there is none
+        z, p_value  as in `correctness_table`
+        All are null where margins vary in no subject, and z where no document differs.
+    """
+    used_C = (tokens_C > 0) & ~np.isnan(margin_C)
+    frequency_CN = counts_CN[used_C] / tokens_C[used_C, None]
+    within = _compare(frequency_CN, subject_C[used_C], np.ones(used_C.sum()), margin_C[used_C])
+    scale, z_N = within.answers if within.answers > 0 else np.nan, within.z_N
+    return pd.DataFrame(
+        {
+            "expert": np.arange(counts_CN.shape[1]),
+            "slope": within.product_N / scale,
+            "standard_error": np.sqrt(within.variance_N) / scale,
+            "z": z_N,
+            "p_value": two_sided_p(z_N),
+        }
+    )
+
+
 def exposure_table(
     counts_CN: np.ndarray,
     tokens_C: np.ndarray,
