@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         subject_selectivity,
     )
     from moe_probe.analysis.studies.drift import load_changes, load_drift
+    from moe_probe.analysis.studies.first_choices import first_choices
     from moe_probe.analysis.studies.locality import working_sets
     from moe_probe.analysis.studies.margins import margin_contrast
     from moe_probe.analysis.studies.next_layer import layer_predictability
@@ -85,6 +86,7 @@ __all__ = [
     "expert_selectivity",
     "experts_per_token",
     "exposures",
+    "first_choices",
     "layer_predictability",
     "load_changes",
     "load_drift",
@@ -132,6 +134,7 @@ _MODULES = {
     "expert_selectivity": "studies.documents",
     "experts_per_token": "studies.set_sizes",
     "exposures": "studies.documents",
+    "first_choices": "studies.first_choices",
     "layer_predictability": "studies.next_layer",
     "load_changes": "studies.drift",
     "load_drift": "studies.drift",
