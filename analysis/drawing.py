@@ -30,7 +30,7 @@ _MOMENT = 0.1
 _MOST = 12
 _TABLES = (
     *("experts", "layers", "specialization", "repeats", "quality", "divergence", "rules"),
-    *("slots", "devices", "placement", "coverage", "subjects"),
+    *("devices", "placement", "coverage", "subjects"),
 )
 """All that figures ask for."""
 Drawn = dict[str, bytes] | str

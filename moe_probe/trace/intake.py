@@ -106,14 +106,13 @@ class Intake:
                 raise ValueError("capture 'weights' needs topk_weights")
             weights = _by_layer("topk_weights", topk_weights, layers)
             _check_shapes("topk_weights", weights, layers, widths, len(ids_TB))
-            filled = [_is_filled(spec, ids_TK) for spec, ids_TK in zip(layers, ids, strict=True)]
-            weights_TS = _joined("topk_weights", weights, layers, filled)
+            weights_TS = _joined("topk_weights", weights, layers)
             with_scalars = [spec for spec in layers if spec.scalars]
             if with_scalars:
                 scalars = _by_layer("router_scalars", router_scalars or [], with_scalars)
                 widths = [len(ROUTER_SCALARS)] * len(scalars)
                 _check_shapes("router_scalars", scalars, with_scalars, widths, len(ids_TB))
-                scalars_TR = _joined("router_scalars", scalars, with_scalars, [True] * len(scalars))
+                scalars_TR = _joined("router_scalars", scalars, with_scalars)
         return Rows(ids_TB, token_id_T, weights_TS, scalars_TR, forward_pass_T)
 
 
@@ -142,30 +141,16 @@ def _check_shapes(
             )
 
 
-def _is_filled(spec: LayerSpec, ids_TK: np.ndarray) -> Any:
-    """Whether a slot has an expert; what stands in others weighs nothing."""
-    return True if spec.none_id is None else (ids_TK != -1) & (ids_TK != spec.none_id)
-
-
-def _joined(name: str, arrays: list[np.ndarray], layers: Layers, counts: list[Any]) -> np.ndarray:
-    halves = []
-    for array, spec, is_used in zip(arrays, layers, counts, strict=True):
+def _joined(name: str, arrays: list[np.ndarray], layers: Layers) -> np.ndarray:
+    """Join as float16. What is not finite is the model's, and is kept: a check tells of it."""
+    for array, spec in zip(arrays, layers, strict=True):
         # Types of others, such as bfloat16 of ml_dtypes, are of kind V.
         if array.dtype.kind not in "fiuV":
             raise ValueError(
                 f"{name} of layer {spec.layer} is of type {array.dtype}; give float numbers"
             )
-        with np.errstate(over="ignore"):
-            half = array.astype(np.float16)
-        is_bad = ~np.isfinite(half) & is_used
-        if is_bad.any():
-            raise ValueError(
-                f"{name} of layer {spec.layer} has {array[is_bad][0]}; "
-                f"give finite numbers of at most {np.finfo(np.float16).max}, which is all float16 "
-                "holds"
-            )
-        halves.append(half)
-    return np.concatenate(halves, axis=1)
+    with np.errstate(over="ignore"):
+        return np.concatenate([array.astype(np.float16) for array in arrays], axis=1)
 
 
 def _check_rows(

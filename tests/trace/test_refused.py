@@ -72,15 +72,9 @@ BAD_ARRAYS: list[tuple[dict[str, Any], str]] = [
     ({"topk_weights": None}, "capture 'weights' needs topk_weights"),
     # As many numbers as all layers together need, but not layer by layer.
     ({"topk_weights": WEIGHTS[::-1]}, r"topk_weights of layer 0 has shape \(6, 1\); give \(6, 2\)"),
-    ({"topk_weights": [FLOATS * np.nan, WEIGHTS[1]]}, "layer 0 has nan; give finite numbers"),
-    (
-        {"topk_weights": [WEIGHTS[0], WEIGHTS[1] * 7e4]},
-        r"layer 1 has 70000\.0; give finite numbers",
-    ),
     ({"topk_weights": [FLOATS.astype(str), WEIGHTS[1]]}, "layer 0 is of type <U.*; give float"),
     ({"router_scalars": None}, "router_scalars has 0 arrays; give one for each of 1 layers"),
     ({"router_scalars": [np.ones((6, 2))]}, r"layer 0 has shape \(6, 2\); give \(6, 3\)"),
-    ({"router_scalars": [np.full((6, 3), np.inf)]}, "router_scalars of layer 0 has inf; give"),
     ({"token_ids": np.zeros(5, int)}, r"\(5,\) token ids for 6 rows"),
     ({"token_ids": np.full(6, 0.5)}, "token ids from 0.5 to 0.5 of type float64; expected integ"),
     ({"token_ids": np.full(6, 1 << 31)}, "token ids from 2147483648 to 2147483648"),
