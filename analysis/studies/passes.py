@@ -20,9 +20,9 @@ from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.simulation import simulate_counts
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, source_of, stacked
+from moe_probe.analysis.tables.layers import DEVICES
 from moe_probe.trace import LayerSpec
 
-DEVICES = (2, 4, 8, 16, 32, 64)
 _SIMULATED = 1 << 16
 """Tokens simulated per octave, in 20 to 200 passes."""
 
