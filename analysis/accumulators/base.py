@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -39,7 +40,7 @@ class Axes:
     def of(cls, index: TraceIndex, *, clusters: bool) -> Axes:
         return cls(index.groups, index.clusters.keys if clusters else ())
 
-    @property
+    @cached_property
     def strata(self) -> tuple[Stratum, ...]:
         """Every group's stretches: stratum = group * 5 + segment."""
         return tuple(Stratum(*group, segment) for group in self.groups for segment in SEGMENTS)
