@@ -24,6 +24,8 @@ from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables import (
+    devices,
+    documents,
     experts,
     gates,
     indices,
@@ -50,13 +52,13 @@ TABLES: dict[str, Callable[[Sums], pd.DataFrame]] = {
     "divergence": subjects.divergence,
     "segments": subjects.segments,
     "rules": subjects.rules,
-    "correctness": subjects.correctness,
-    "variance": subjects.variance,
+    "correctness": documents.correctness,
+    "variance": documents.variance,
     "slots": structure.slots,
     "transitions": structure.transitions,
     "positions": structure.positions,
     "batches": layers.batches,
-    "devices": layers.devices,
+    "devices": devices.devices,
     "placement": placement.placement,
     "coverage": layers.coverage,
     "weights": gates.weights,

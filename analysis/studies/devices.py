@@ -30,7 +30,7 @@ from moe_probe.analysis.studies.scanning import (
     stacked,
     with_all,
 )
-from moe_probe.analysis.tables.layers import DEVICES
+from moe_probe.analysis.tables.devices import DEVICES
 from moe_probe.trace import LayerSpec
 
 _SIMULATED = 1 << 14

@@ -20,7 +20,7 @@ from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.simulation import simulate_counts
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, source_of, stacked
-from moe_probe.analysis.tables.layers import DEVICES
+from moe_probe.analysis.tables.devices import DEVICES
 from moe_probe.trace import LayerSpec
 
 _SIMULATED = 1 << 16

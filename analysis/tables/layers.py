@@ -1,4 +1,4 @@
-"""The tables `layers`, `batches`, `devices` and `coverage`: imbalance beside chance and noise.
+"""The tables `layers`, `batches` and `coverage`: imbalance beside chance and noise.
 
 Shape suffixes: N experts of a layer, L layers.
 """
@@ -6,7 +6,6 @@ Shape suffixes: N experts of a layer, L layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.coverage import chao2, coverage_curve, unseen_mass
 from moe_probe.analysis.metrics.decomposition import batch_imbalance
-from moe_probe.analysis.metrics.devices import balancedness, balancedness_null, device_null
 from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.ranking import experts_to_cover
 from moe_probe.analysis.metrics.stability import spearman, split_divergence, split_null
@@ -47,7 +45,6 @@ INDICES = (
 )
 """Imbalance indices of the `layers` table, each with `<name>_null` and `<name>_noise` beside it."""
 _CERTIFIED, _WITHIN = 0.01, 0.1
-DEVICES = (2, 4, 8, 16, 32, 64)
 
 
 def layers_table(sums: Sums) -> pd.DataFrame:
@@ -217,38 +214,6 @@ def batches(sums: Sums) -> pd.DataFrame:
         table.insert(0, "layer", layer)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def devices(sums: Sums) -> pd.DataFrame:
-    """Tabulate balance over expert-parallel devices in the definitions in use: `balancedness`.
-
-    Experts lie on devices in contiguous groups; the time unit is the whole trace. Device counts
-    that do not divide every layer's experts are left out. After all of them each has its
-    `<name>_null`, fair routing of T_eff tokens: `balancedness_null`.
-    """
-    counts_LN, rows = [counts.counts_N for counts in sums.counts.by_layer()], []
-    facts = [_fair(sums, layer) for layer in sums.specs if sums.counts.layer(layer).tokens]
-    vio_L = [expected_indices(*fact).max_vio for fact in facts]
-    for number in fitting_devices(sums):
-        cv_L = [device_null(n, k, number, tokens).cv for n, k, tokens in facts]
-        null = asdict(balancedness_null(np.array(cv_L), np.array(vio_L), number))
-        row = {"devices": number, **asdict(balancedness(counts_LN, number))}
-        rows.append(row | {f"{name}_null": value for name, value in null.items()})
-    return pd.DataFrame(rows, columns=None if rows else ["devices"])
-
-
-def _fair(sums: Sums, layer: int) -> tuple[int, float, float]:
-    """Return N of a layer, and k and T_eff at which its nulls are taken; T where it is unknown."""
-    spec, sizes, tokens = sums.specs[layer], sums.set_sizes(layer), sums.counts.layer(layer).tokens
-    known = effective_tokens(tokens, median_deff(deffs(sums.layers.get(layer), spec.num_experts)))
-    effective = sizes.null_tokens(float(known) if known > 0 else tokens)
-    return spec.num_experts, sizes.null_k, max(round(effective), 1)
-
-
-def fitting_devices(sums: Sums) -> list[int]:
-    """Return the numbers of devices over which the experts of every layer split evenly."""
-    sizes = [spec.num_experts for spec in sums.specs.values()]
-    return [d for d in DEVICES if all(size % d == 0 and size > d for size in sizes)]
 
 
 def coverage(sums: Sums) -> pd.DataFrame:

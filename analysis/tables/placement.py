@@ -20,8 +20,8 @@ from moe_probe.analysis.metrics.placement import (
 )
 from moe_probe.analysis.statistics.set_sizes import SetSizes
 from moe_probe.analysis.sums import Sums
+from moe_probe.analysis.tables.devices import fitting_devices
 from moe_probe.analysis.tables.experts import deffs, median_deff
-from moe_probe.analysis.tables.layers import fitting_devices
 from moe_probe.analysis.tables.subjects import subject_deffs
 from moe_probe.trace import LayerSpec
 

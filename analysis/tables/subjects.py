@@ -1,4 +1,4 @@
-"""The tables of subjects: experts by subject, information, divergence, segments, rules, answers.
+"""The tables of subjects: experts by subject, information, divergence, segments and rules.
 
 Shape suffixes: S groups (task, subject, area), G segments, N experts of a layer.
 """
@@ -243,25 +243,3 @@ def rules(sums: Sums) -> pd.DataFrame:
         table.insert(0, "layer", layer)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def correctness(sums: Sums) -> pd.DataFrame:
-    """Tabulate how much more correctly answered documents select each expert, within subjects.
-
-    The columns of `correctness_table`, with q_value, Benjamini-Hochberg over all experts.
-    """
-    states = sums.layers.items()
-    tables = [state.correctness.assign(layer=layer) for layer, state in states]
-    names = ["layer", "expert", "difference", "standard_error", "z", "q_value"]
-    if not tables:
-        return pd.DataFrame(columns=names)
-    table = pd.concat(tables, ignore_index=True)
-    table["q_value"] = benjamini_hochberg(table["p_value"].to_numpy(np.float64))
-    return table[names]
-
-
-def variance(sums: Sums) -> pd.DataFrame:
-    """Tabulate which share of the documents' variance subject, area and length explain (E8)."""
-    tables = [state.variance.assign(layer=layer) for layer, state in sums.layers.items()]
-    names = ["layer", "expert", "subject", "area", "length"]
-    return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)
