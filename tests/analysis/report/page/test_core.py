@@ -167,6 +167,8 @@ def test_selection_by_click_keyboard_and_form(open_page: Open, plain: Path) -> N
     page.wait()
     assert page.state()["layer"] is None
     bar.get_by_label("Layer", exact=True).select_option(label="layer 8")
+    # The page then writes the layer's first expert into the field.
+    page.wait()
     bar.get_by_label("expert", exact=True).fill("5")
     bar.get_by_label("expert", exact=True).press("Enter")
     page.wait()
