@@ -5,21 +5,22 @@ Shape suffixes: T counted rows, K slots, N experts of a layer, L selections, sor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import ModuleType
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, joined_bounds
+from moe_probe.analysis.accumulators.base import Arrays
 from moe_probe.analysis.accumulators.counted import Counted
-from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.accumulators.stream import (
+    StreamAccumulator,
+    joined_bounds,
+    refuse_repeats,
+)
 from moe_probe.analysis.source import Rows
-from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 
 
-class ArrivalPairs(LayerAccumulator):
+class ArrivalPairs(StreamAccumulator):
     """C6: sums over every two inter-arrival times in a row, x and y, of each expert.
 
     An inter-arrival time is the distance from one selection to the next, in counted tokens in
@@ -40,33 +41,17 @@ class ArrivalPairs(LayerAccumulator):
 
     kind = "arrivals"
 
-    def __init__(
-        self,
-        layers: Mapping[int, LayerSpec],
-        rule: Rule,
-        index: TraceIndex,
-        *,
-        before: int = 0,
-    ) -> None:
-        self._before = before
-        super().__init__(layers, rule, index)
-
     def empty(self, spec: LayerSpec) -> Arrays:
         return {
             "sums_6N": np.zeros((6, spec.num_experts), np.int64),
             "first_2N": np.full((2, spec.num_experts), -1, np.int64),
             "last_2N": np.full((2, spec.num_experts), -1, np.int64),
-            "bounds": np.full(2, self._before, np.int64),
+            "bounds": self.nowhere(),
         }
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         counted, spec = Counted.of(rows.pieces(self.rule)), self.layers[layer]
-        if (counted.weight_T > 1).any():
-            raise UsageError(
-                "Distances between selections need every token once, but this trace stores tokens "
-                f"once that the model ran several times, and the rule {self.rule} counts them all. "
-                "Use the rule unique."
-            )
+        refuse_repeats(counted.weight_T, "Distances between selections", self.rule)
         ids_TK, seam = rows.topk_ids(layer)[counted.row_T], self.arrays[layer]["bounds"][1]
         part = self.empty(spec) | {"bounds": np.array([seam, seam + len(ids_TK)], np.int64)}
         _fill(part, ids_TK, int(seam), spec.num_experts)

@@ -214,20 +214,6 @@ def fill(
         kernels.fill(tables, rows.topk_ids(layer), rows.pieces(rule))
 
 
-def joined_bounds(mine: Arrays, theirs: Arrays) -> np.ndarray:
-    """Return `bounds` int64 [2], the tokens that two shards have of one stream, ours before theirs.
-
-    Raises ValueError if theirs do not follow ours.
-    """
-    (begin, seam), (start, stop) = mine["bounds"].tolist(), theirs["bounds"].tolist()
-    if start != seam:
-        raise ValueError(
-            f"a shard with before={start} does not follow the first {seam} tokens of the stream; "
-            f"fill it with before={seam}"
-        )
-    return np.array([begin, stop], np.int64)
-
-
 def spread(arrays: Arrays, axes: Axes, whole: Axes) -> Arrays:
     """Bring tables' rows to where they stand in tables of `whole`; rows of others are 0."""
     if axes == whole:

@@ -19,12 +19,12 @@ import numpy as np
 from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
 from moe_probe.analysis.accumulators.documents import smallest_type
 from moe_probe.analysis.accumulators.gap_shards import join_shards, local_runs
+from moe_probe.analysis.accumulators.stream import refuse_repeats
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.tables import GapTables
 from moe_probe.analysis.orders import WINDOWS, Order
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
-from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 
 BINS = 65
@@ -109,11 +109,7 @@ class Gaps(TableAccumulator):
 
     def table(self, rows: Rows, layer: int) -> GapTables:
         pieces, arrays = rows.pieces(self.rule), self.arrays[layer]
-        if (pieces.weight_P > 1).any():
-            raise UsageError(
-                "Idle runs need every token once, but this trace stores tokens once that the model "
-                f"ran several times, and the rule {self.rule} counts them all. Use --rule unique."
-            )
+        refuse_repeats(pieces.weight_P, "Idle runs", self.rule, "--rule unique")
         first_P = pieces.start_P.astype(np.int64) + rows.first_row
         np.minimum.at(arrays["begin_C"], pieces.cluster_P, first_P)
         filled = {name: arrays[name] for name in GapTables._fields if name in arrays}

@@ -14,12 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import (
-    Arrays,
-    LayerAccumulator,
-    TableAccumulator,
-    joined_bounds,
-)
+from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
+from moe_probe.analysis.accumulators.stream import StreamAccumulator, joined_bounds
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.plain import add_batch
 from moe_probe.analysis.kernels.tables import OverlapTables
@@ -83,7 +79,7 @@ def _array_of(lags: tuple[int, ...]) -> np.ndarray:
     return np.array(lags, np.int64)
 
 
-class BatchStats(LayerAccumulator):
+class BatchStats(StreamAccumulator):
     """S13 by replay: tokens in recording order are cut into batches of each size.
 
     `stats_B4` float64: number of full batches, sum of max / mean load, sum of its square, sum of
@@ -113,8 +109,7 @@ class BatchStats(LayerAccumulator):
         before: int = 0,
     ) -> None:
         self.sizes = sizes
-        self._before = before
-        super().__init__(layers, rule, index)
+        super().__init__(layers, rule, index, before=before)
 
     def empty(self, spec: LayerSpec) -> Arrays:
         shape = (len(self.sizes), spec.num_experts)
@@ -122,7 +117,7 @@ class BatchStats(LayerAccumulator):
             "stats_B4": np.zeros((len(self.sizes), 4)),
             "head_BN": np.zeros(shape, np.int64),
             "current_BN": np.zeros(shape, np.int64),
-            "bounds": np.full(2, self._before, np.int64),
+            "bounds": self.nowhere(),
         }
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:

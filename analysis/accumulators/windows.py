@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, joined_bounds
+from moe_probe.analysis.accumulators.base import Arrays
 from moe_probe.analysis.accumulators.counted import Counted
+from moe_probe.analysis.accumulators.stream import (
+    StreamAccumulator,
+    joined_bounds,
+    refuse_repeats,
+)
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
-from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 
 
-class WindowCounts(LayerAccumulator):
+class WindowCounts(StreamAccumulator):
     """Selections `windows_VN` int64 in windows of W tokens in recording order.
 
     Windows are those of the whole stream, wherever it is cut into shards; `bounds` int64 [2] says
@@ -49,23 +53,18 @@ class WindowCounts(LayerAccumulator):
         before: int = 0,
     ) -> None:
         self.window = window
-        self._before = before
-        super().__init__(layers, rule, index)
+        super().__init__(layers, rule, index, before=before)
 
     def empty(self, spec: LayerSpec) -> Arrays:
         shape = (0, spec.num_experts)
         return {
             "windows_VN": np.zeros(shape, np.int64),
-            "bounds": np.full(2, self._before, np.int64),
+            "bounds": self.nowhere(),
         }
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         counted, arrays = Counted.of(rows.pieces(self.rule)), self.arrays[layer]
-        if (counted.weight_T > 1).any():
-            raise UsageError(
-                "Windows need every token once, but this trace stores tokens once that the model "
-                f"ran several times, and the rule {self.rule} counts them all. Use the rule unique."
-            )
+        refuse_repeats(counted.weight_T, "Windows", self.rule)
         experts, (begin, seam) = self.layers[layer].num_experts, arrays["bounds"].tolist()
         stop = seam + len(counted.row_T)
         first = seam // self.window

@@ -56,17 +56,7 @@ def correctness_table(
     used_C = (tokens_C > 0) & (answered_C > 0)
     frequency_CN = counts_CN[used_C] / tokens_C[used_C, None]
     within = _compare(frequency_CN, subject_C[used_C], answered_C[used_C], right_C[used_C])
-    scale = within.answers if within.answers > 0 else np.nan
-    z_N = within.z_N
-    return pd.DataFrame(
-        {
-            "expert": np.arange(counts_CN.shape[1]),
-            "difference": within.product_N / scale,
-            "standard_error": np.sqrt(within.variance_N) / scale,
-            "z": z_N,
-            "p_value": two_sided_p(z_N),
-        }
-    )
+    return within.table("difference")
 
 
 def margin_table(
@@ -91,16 +81,7 @@ def margin_table(
     used_C = (tokens_C > 0) & ~np.isnan(margin_C)
     frequency_CN = counts_CN[used_C] / tokens_C[used_C, None]
     within = _compare(frequency_CN, subject_C[used_C], np.ones(used_C.sum()), margin_C[used_C])
-    scale, z_N = within.answers if within.answers > 0 else np.nan, within.z_N
-    return pd.DataFrame(
-        {
-            "expert": np.arange(counts_CN.shape[1]),
-            "slope": within.product_N / scale,
-            "standard_error": np.sqrt(within.variance_N) / scale,
-            "z": z_N,
-            "p_value": two_sided_p(z_N),
-        }
-    )
+    return within.table("slope")
 
 
 def exposure_table(
@@ -166,6 +147,19 @@ class _Within:
     @property
     def z_N(self) -> np.ndarray:
         return np.asarray(self.product_N / np.sqrt(positive(self.variance_N)))
+
+    def table(self, change: str) -> pd.DataFrame:
+        """Tabulate experts; `change` names the column of what a unit of the answer changes."""
+        scale, z_N = self.answers if self.answers > 0 else np.nan, self.z_N
+        return pd.DataFrame(
+            {
+                "expert": np.arange(len(z_N)),
+                change: self.product_N / scale,
+                "standard_error": np.sqrt(self.variance_N) / scale,
+                "z": z_N,
+                "p_value": two_sided_p(z_N),
+            }
+        )
 
 
 def _compare(

@@ -18,6 +18,7 @@ from moe_probe.analysis.accumulators.counted import Counted
 from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.accumulators.documents import cluster_tokens
 from moe_probe.analysis.accumulators.locality import BATCH_SIZES
+from moe_probe.analysis.accumulators.stream import refuse_repeats
 from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.metrics.imbalance import cv, max_vio
 from moe_probe.analysis.rules import Rule
@@ -25,7 +26,6 @@ from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.source import Rows, Source
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
-from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 
 _SEQUENCE = "sequence"
@@ -174,12 +174,7 @@ class _Plan:
         tokens_V = np.zeros(len(source.index.sequence_id_S), np.int64)
         for part in source.parts:
             counted = Counted.of(source.pieces(part, rule))
-            if (counted.weight_T > 1).any():
-                raise UsageError(
-                    "Batches need every token once, but this trace stores tokens once that the "
-                    f"model ran several times, and the rule {rule} counts them all. Use the rule "
-                    "unique."
-                )
+            refuse_repeats(counted.weight_T, "Batches", rule)
             earlier_T = pd.Series(counted.cluster_T).groupby(counted.cluster_T).cumcount()
             number_T[part.first_row] = seen_C[counted.cluster_T] + earlier_T.to_numpy()
             seen_C += np.bincount(counted.cluster_T, minlength=len(seen_C))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -135,14 +135,20 @@ def _tables(sums: Sums, layer: int, deff: float) -> dict[str, pd.DataFrame]:
 
 def _table(load_N: np.ndarray, fewest: int, *nulls: dict[str, float]) -> pd.DataFrame:
     """Tabulate the indices of one layer's loads, of which `fewest` experts have all at worst."""
-    even_N, crowded_N = np.ones(len(load_N)), np.arange(len(load_N)) < fewest
-    rows = []
+    ends, rows = _ends(len(load_N), fewest), []
     for name, index in INDICES.items():
-        worst = np.nan if name == "tail_ratio" else float(index(crowded_N.astype(np.float64)))
-        values = float(index(load_N)), float(index(even_N)), worst
+        values = float(index(load_N)), *ends[name]
         rows.append([name, *values, *(null.get(name, np.nan) for null in nulls), np.nan])
     columns = ["index", "value", "perfect", "worst", "null", "null_effective", "noise"]
     return pd.DataFrame(rows, columns=columns)
+
+
+@lru_cache
+def _ends(num_experts: int, fewest: int) -> dict[str, tuple[float, float]]:
+    """Every index of equal loads, and of loads that `fewest` experts have alone."""
+    even_N, crowded_N = np.ones(num_experts), (np.arange(num_experts) < fewest).astype(np.float64)
+    ends = {name: (float(at(even_N)), float(at(crowded_N))) for name, at in INDICES.items()}
+    return ends | {"tail_ratio": (ends["tail_ratio"][0], np.nan)}
 
 
 def _nulls(num_experts: int, top_k: float, tokens: float) -> dict[str, float]:
