@@ -1,9 +1,9 @@
-"""Group D, continued: how much the busiest and the least used experts carry (D12, D13, D16).
+"""Group D, continued: how much the busiest and the least used experts carry (D12, D13).
 
 Every index takes counts [..., N], reduces the last axis, and is NaN where nothing was selected.
 Its null is the same index of `expected_loads`.
 
-Shape suffixes: N experts of a layer, K slots; leading axes, if any, are kept.
+Shape suffixes: N experts of a layer; leading axes, if any, are kept.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import numpy as np
 from scipy.special import ndtri
 
 from moe_probe.analysis.metrics.frequency import assignment_share
-from moe_probe.analysis.metrics.imbalance import all_indices
-from moe_probe.analysis.statistics.nulls import Indices
 
 
 def top_share(counts_N: np.ndarray, fraction: float) -> np.ndarray:
@@ -61,18 +59,6 @@ def tail_ratio(counts_N: np.ndarray) -> np.ndarray:
     """
     low, high = np.quantile(assignment_share(counts_N), [0.05, 0.95], axis=-1)
     return np.asarray(high / np.where(low > 0, low, np.nan))
-
-
-def first_choice_imbalance(rank_counts_KN: np.ndarray) -> Indices:
-    """Return every index of the loads that the first slots alone give (D16).
-
-    One expert per token is chosen, so the bounds and the null are those of k = 1:
-    `expected_indices(N, 1, tokens)`. First choices are far less even than all choices.
-
-    Args:
-        rank_counts_KN: Times that each expert is in each slot, int64 [K, N], in rank order.
-    """
-    return all_indices(rank_counts_KN[0])
 
 
 def expected_loads(num_experts: int, top_k: float, tokens: float) -> np.ndarray:

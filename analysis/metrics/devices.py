@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_probe.analysis.metrics.imbalance import all_indices, max_vio
-from moe_probe.analysis.statistics.nulls import Indices, extreme_moments
+from moe_probe.analysis.metrics.imbalance import max_vio
+from moe_probe.analysis.statistics.nulls import extreme_moments
 
 _TRACES = 64
 """Simulated by `balancedness_null`: enough for three decimals."""
@@ -40,23 +40,6 @@ def device_loads(counts_N: np.ndarray, devices: int) -> np.ndarray:
         raise ValueError(f"{num_experts} experts do not split evenly over {devices} devices")
     blocks = counts_N.reshape(*counts_N.shape[:-1], devices, num_experts // devices)
     return np.asarray(blocks.sum(axis=-1))
-
-
-def device_imbalance(counts_N: np.ndarray, devices: int) -> Indices:
-    """Return every imbalance index of one layer's loads per device (D14).
-
-    N is replaced by D in every formula. Bounds are those of D experts with max(1, D k / N) for
-    k, so MaxVio is at most min(D, N/k) - 1. Null: `device_null`; under group-limited routing,
-    where chance alone gives more, simulate.
-
-    Args:
-        counts_N: Selections of one layer, [N].
-        devices: D.
-
-    Raises:
-        ValueError: N is not a multiple of D.
-    """
-    return all_indices(device_loads(counts_N, devices))
 
 
 @dataclass(frozen=True)

@@ -13,26 +13,6 @@ from __future__ import annotations
 import numpy as np
 
 from moe_probe.analysis.metrics.frequency import assignment_share, relative_load
-from moe_probe.analysis.statistics.nulls import Indices
-
-
-def all_indices(counts_N: np.ndarray) -> Indices:
-    """Return every index that has an expectation under N0, of one layer.
-
-    Args:
-        counts_N: Selections of one layer, [N]; sums of weights, of devices or of first choices
-            measure those instead, and each says what its bounds are.
-    """
-    return Indices(
-        max_vio=float(max_vio(counts_N)),
-        cv=float(cv(counts_N)),
-        gini=float(gini(counts_N)),
-        entropy=float(entropy(counts_N)),
-        effective_experts=float(effective_experts(counts_N)),
-        kl_uniform=float(kl_uniform(counts_N)),
-        total_variation=float(total_variation(counts_N)),
-        unseen=float(unseen(counts_N)),
-    )
 
 
 def max_vio(counts_N: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ W window lengths, P selections; 5 sums over pairs of tokens, in the order of `SU
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -118,31 +117,6 @@ def repeats_table(
         columns |= {f"other_token_{name}": values_S for name, values_S in other.items()}
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
-
-
-def working_set(
-    ids_TK: np.ndarray, starts_D: np.ndarray, num_experts: int, windows: Sequence[int]
-) -> np.ndarray:
-    """Return the mean number of distinct experts that w consecutive tokens select.
-
-    Over all windows of w tokens inside one document: also what w requests decoded together
-    would load, were they as alike as neighbours.
-
-    Args:
-        ids_TK: Selected experts, documents one after the other; ids of num_experts and above
-            are empty slots.
-        starts_D: First token of each document, ascending from 0.
-        num_experts: N.
-        windows: W lengths, in tokens.
-
-    Returns:
-        float64 [W] in experts, at most min(N, k w); NaN where no document has w tokens.
-        Null: `random_sets.experts_seen`.
-    """
-    start_T = np.repeat(starts_D, np.diff(starts_D, append=len(ids_TK)))
-    sizes = distinct_experts(ids_TK, start_T, num_experts, windows)
-    full = [size_T[size_T >= 0] for size_T in sizes]
-    return np.array([size_T.mean() if len(size_T) else math.nan for size_T in full])
 
 
 def distinct_experts(

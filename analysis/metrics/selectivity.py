@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.metrics.divergence import mean_of_pairs, total_variation_between
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.imbalance import effective_experts, entropy, gini
 from moe_probe.analysis.metrics.ranking import experts_to_cover
@@ -73,14 +72,3 @@ def subject_selectivity(counts_SN: np.ndarray, subjects: Sequence[str]) -> pd.Da
             "effective_experts": effective_experts(counts_SN),
         }
     )
-
-
-def layer_selectivity(counts_SN: np.ndarray) -> float:
-    """Return the mean total variation between two subjects of a layer.
-
-    It is the share of selections that would go elsewhere, had the token another subject.
-
-    Returns:
-        In [0, 1]; NaN with fewer than two subjects that have selections.
-    """
-    return mean_of_pairs(total_variation_between(counts_SN))

@@ -89,25 +89,6 @@ class VocabularyCounts:
         return counts_BN
 
 
-def vocabulary_counts(
-    token_id_T: np.ndarray, ids_TK: np.ndarray, num_experts: int
-) -> VocabularyCounts:
-    """Count the selections of each token id.
-
-    Args:
-        token_id_T: Token ids, not negative.
-        ids_TK: Selected experts; ids of num_experts and above are empty slots.
-        num_experts: N.
-    """
-    token_id_T = token_id_T.astype(np.int64)
-    key_TK = token_id_T[:, None] * num_experts + ids_TK
-    return VocabularyCounts(
-        num_experts,
-        *np.unique(token_id_T, return_counts=True),
-        *np.unique(key_TK[ids_TK < num_experts], return_counts=True),
-    )
-
-
 def _summed(
     first_P: np.ndarray, counts_P: np.ndarray, other_P: np.ndarray, other_counts_P: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

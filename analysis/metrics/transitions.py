@@ -94,13 +94,15 @@ def set_flows(
     return flows_NM
 
 
-def recall_at_k(transition_NM: np.ndarray, ids_TK: np.ndarray, next_ids_TK: np.ndarray) -> float:
-    """Return the share of selections in the next layer that a table of flows foresees.
+def foreseen(
+    transition_NM: np.ndarray, ids_TK: np.ndarray, next_ids_TK: np.ndarray
+) -> tuple[int, int]:
+    """Return how many selections in the next layer a table of flows foresees, and of how many.
 
     The table ranks the next layer's experts by naive Bayes, log q_j + sum over i of
     log(P(j | i) / q_j) with i over the token's experts, and foresees as many as a token has
-    slots. This is the hit rate of a prefetcher that knows one layer and the table. Each row of
-    the table counts one selection more, spread as the next layer's share q.
+    slots. The share foreseen is the hit rate of a prefetcher that knows one layer and the table.
+    Each row of the table counts one selection more, spread as the next layer's share q.
 
     Args:
         transition_NM: `set_flows` of other documents than those evaluated.
@@ -108,19 +110,8 @@ def recall_at_k(transition_NM: np.ndarray, ids_TK: np.ndarray, next_ids_TK: np.n
         next_ids_TK: Their experts in the next layer; ids of M and above are empty slots.
 
     Returns:
-        In [0, 1]; NaN where nothing was selected or the table is empty. Null:
+        Both numbers add up over tokens. An empty table foresees nothing. Null:
         `recall_of_most_frequent`.
-    """
-    hits, selected = foreseen(transition_NM, ids_TK, next_ids_TK)
-    return hits / selected if selected and transition_NM.any() else math.nan
-
-
-def foreseen(
-    transition_NM: np.ndarray, ids_TK: np.ndarray, next_ids_TK: np.ndarray
-) -> tuple[int, int]:
-    """Return how many selections in the next layer a table foresees, and of how many.
-
-    Arguments as in `recall_at_k`; both numbers add up over tokens. An empty table foresees nothing.
     """
     num_experts, num_next = transition_NM.shape
     flows = transition_NM.sum()

@@ -1,4 +1,4 @@
-"""A3: how much weight experts get, not only how often they are selected; D15, its imbalance.
+"""A3: how much weight experts get, not only how often they are selected; D15 by chance.
 
 Two scales, which must be named: raw, the weights as captured (`weight_sum`), and renormalised,
 each weight over the sum of its token's weights (`share_sum`). Where the model renormalises, the
@@ -13,8 +13,6 @@ from __future__ import annotations
 import numpy as np
 
 from moe_probe.analysis.metrics.frequency import assignment_share, selection_frequency
-from moe_probe.analysis.metrics.imbalance import all_indices
-from moe_probe.analysis.statistics.nulls import Indices
 
 
 def gate_share(mass_N: np.ndarray) -> np.ndarray:
@@ -111,19 +109,6 @@ def weight_frequency_correlation(mean_weight_N: np.ndarray, counts_N: np.ndarray
     if len(count_N) < 2 or np.ptp(weight_N) == 0 or np.ptp(count_N) == 0:
         return float("nan")
     return float(np.corrcoef(weight_N, count_N)[0, 1])
-
-
-def gate_imbalance(mass_N: np.ndarray) -> Indices:
-    """Return every imbalance index of gate mass instead of counts (D15).
-
-    Any function of `imbalance` and `concentration` takes the mass as it takes counts; this
-    collects those of one layer. Weights of a token may all lie on one expert, so the bounds are
-    those of k = 1: `nulls.bounds(N, 1)`. `unseen` counts experts without any mass.
-
-    Args:
-        mass_N: Sum of raw weights or of shares, float64 [N].
-    """
-    return all_indices(mass_N)
 
 
 def gate_cv_null(weight_square_sum_N: np.ndarray, mass_sum: float, tokens: int) -> float:

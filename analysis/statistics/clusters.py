@@ -203,12 +203,3 @@ def replicate_sums(weights_BC: np.ndarray, counts_CN: np.ndarray) -> np.ndarray:
         dtype = np.float32 if most < 2**24 else np.float64
         sums_BN += part_BC.astype(dtype) @ part_CN.astype(dtype)
     return sums_BN
-
-
-def percentile_interval(values_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 2.5 % and 97.5 % quantiles over the replicates, the first axis.
-
-    NaN where a replicate is undefined. Source: Efron and Tibshirani (1993), chapter 13.
-    """
-    low, high = np.quantile(values_B, (0.025, 0.975), axis=0)
-    return low, high

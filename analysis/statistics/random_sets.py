@@ -1,4 +1,4 @@
-"""What sets of experts do by chance: overlap, co-occurrence, coverage, and the bias of information.
+"""What sets of experts do by chance: overlap, co-occurrence, coverage, and how far they diverge.
 
 N0 draws each token's k of N experts uniformly; N1 draws them with the experts' own frequencies p
 (summing to k), independently from token to token. Exact unless a docstring says otherwise.
@@ -19,19 +19,9 @@ _FITS = 100
 _TOLERANCE = 1e-9
 
 
-def shared_experts(num_experts: int, top_k: int) -> float:
-    """Return E|S & S'| of two tokens under N0: k^2 / N experts."""
-    return top_k**2 / num_experts
-
-
 def any_shared(num_experts: int, top_k: int) -> float:
     """Return the chance that two tokens share an expert under N0: 1 - C(N-k, k) / C(N, k)."""
     return 1 - math.comb(num_experts - top_k, top_k) / math.comb(num_experts, top_k)
-
-
-def own_rate_shared(frequency_N: np.ndarray) -> np.ndarray:
-    """Return E|S & S'| of two tokens under N1: the sum of p^2, in experts, [...]."""
-    return np.asarray((frequency_N**2).sum(axis=-1))
 
 
 def own_rate_any(frequency_N: np.ndarray, top_k: int) -> np.ndarray:
@@ -116,16 +106,6 @@ def own_rate_seen(frequency_N: np.ndarray, tokens_X: np.ndarray) -> np.ndarray:
     """Return how many experts some token selects under N1: the sum of 1 - (1 - p)^T, [..., X]."""
     never_XN = (1 - frequency_N[..., None, :]) ** tokens_X[:, None]
     return np.asarray((1 - never_XN).sum(axis=-1))
-
-
-def information_bias(
-    num_experts: int, top_k: float, strata: int, assignments: np.ndarray | int
-) -> np.ndarray:
-    """Return the bias of the plug-in I(expert; stratum) under N0: (S-1)(N-k) / (2 A ln 2), in bits.
-
-    First order in 1 / A, the selections over all strata. Multiply by the design effect.
-    """
-    return np.asarray((strata - 1) * (num_experts - top_k) / (2 * np.asarray(assignments) * _LN2))
 
 
 def divergence_bias(

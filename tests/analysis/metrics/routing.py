@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_probe.analysis.metrics.token_counts import VocabularyCounts
+
 DATA = Path(__file__).parents[3].parent / "shared/data/deepseek-v2-lite"
 NONE = 255
 """An empty slot."""
@@ -37,6 +39,19 @@ def draw(
 def sets_of(ids_TK: np.ndarray) -> list[set[int]]:
     """Return the experts of each token, without empty slots."""
     return [set(ids) - {NONE} for ids in ids_TK.tolist()]
+
+
+def vocabulary_counts(
+    token_id_T: np.ndarray, ids_TK: np.ndarray, num_experts: int
+) -> VocabularyCounts:
+    """Count selections token by token; ids of num_experts and above are empty slots."""
+    token_ids_X, tokens_X = np.unique(token_id_T, return_counts=True)
+    counts_XN = np.zeros((len(token_ids_X), num_experts), np.int64)
+    for token_id, ids in zip(token_id_T.tolist(), ids_TK.tolist(), strict=True):
+        for expert in ids:
+            if expert < num_experts:
+                counts_XN[token_ids_X == token_id, expert] += 1
+    return VocabularyCounts.of_table(token_ids_X, tokens_X, counts_XN)
 
 
 def sample(task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

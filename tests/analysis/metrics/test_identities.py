@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.devices import device_loads
 from moe_probe.analysis.metrics.frequency import (
     assignment_share,
@@ -20,7 +21,6 @@ from moe_probe.analysis.metrics.frequency import (
     selection_frequency,
 )
 from moe_probe.analysis.metrics.imbalance import (
-    all_indices,
     cv,
     effective_experts,
     entropy,
@@ -105,9 +105,9 @@ def test_hard_bounds_of_distinct_top_k(routing: Routing) -> None:
 @given(FIXED)
 def test_bounds_are_reached_by_k_experts_that_take_all(routing: Routing) -> None:
     k, n = int(routing.k_T[0]), routing.experts
-    found, most = all_indices(np.repeat([routing.tokens, 0], [k, n - k])), bounds(n, k)
-    for name, value in vars(most).items():
-        assert getattr(found, name) == pytest.approx(value, abs=1e-11), name
+    counts_N = np.repeat([routing.tokens, 0], [k, n - k])
+    for name, most in vars(bounds(n, k)).items():
+        assert getattr(imbalance, name)(counts_N) == pytest.approx(most, abs=1e-11), name
 
 
 @many
@@ -115,12 +115,12 @@ def test_bounds_are_reached_by_k_experts_that_take_all(routing: Routing) -> None
 def test_bounds_where_tokens_differ_in_number_of_experts(routing: Routing) -> None:
     """Those of the fewest experts of a token hold for all."""
     counts_N, n = routing.counts_N, routing.experts
-    most = bounds(n, int(routing.k_T.min()))
-    for name, value in vars(all_indices(counts_N)).items():
+    for name, most in vars(bounds(n, int(routing.k_T.min()))).items():
+        value = float(getattr(imbalance, name)(counts_N))
         if name in ("entropy", "effective_experts"):
-            assert value >= getattr(most, name) - 1e-11, name
+            assert value >= most - 1e-11, name
         else:
-            assert -ROUNDING <= value <= getattr(most, name) + ROUNDING, name
+            assert -ROUNDING <= value <= most + ROUNDING, name
 
 
 @many

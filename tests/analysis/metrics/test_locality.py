@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from moe_probe.analysis.metrics.locality import (
     SUMS,
+    distinct_experts,
     excess,
     first_choice_nulls,
     overlap_null_own,
     repeats_table,
-    working_set,
 )
 from moe_probe.analysis.statistics.random_sets import experts_seen
 from tests.analysis.metrics.routing import NONE, draw, needs_sample, sample, sets_of
@@ -132,14 +132,15 @@ def test_working_set_against_every_window(seed: int, top_k: int, empty: bool) ->
     starts, windows = documents(seed, 25), (1, 2, 4, 16, 64)
     ids_TK = draw(seed, starts[-1], 8, top_k, empty=empty)
     sets = sets_of(ids_TK)
-    found = working_set(ids_TK, starts[:-1], 8, windows)
-    for window, value in zip(windows, found, strict=True):
-        sizes = [
-            len(set().union(*sets[t : t + window]))
+    start_T = np.repeat(starts[:-1], np.diff(starts))
+    found = distinct_experts(ids_TK, start_T, 8, windows)
+    for window, size_T in zip(windows, found, strict=True):
+        expected = [
+            len(set().union(*sets[t - window + 1 : t + 1])) if t - start >= window - 1 else -1
             for start, stop in pairwise(starts.tolist())
-            for t in range(start, stop - window + 1)
+            for t in range(start, stop)
         ]
-        assert value == pytest.approx(np.mean(sizes) if sizes else math.nan, nan_ok=True)
+        assert size_T.tolist() == expected
 
 
 def test_tokens_without_selections_overlap_in_nothing() -> None:
@@ -153,8 +154,9 @@ def test_tokens_without_selections_overlap_in_nothing() -> None:
 def test_working_set_of_random_routing_is_the_null() -> None:
     score_TN = np.random.default_rng(3).random((4000, 32))
     ids_TK = np.argsort(score_TN, axis=1)[:, :4]
-    found = working_set(ids_TK, np.array([0]), 32, (1, 4, 16, 64))
-    assert found == pytest.approx(experts_seen(32, 4, np.array([1, 4, 16, 64])), rel=0.01)
+    found = distinct_experts(ids_TK, np.zeros(4000, np.int64), 32, (1, 4, 16, 64))
+    mean_W = [size_T[size_T >= 0].mean() for size_T in found]
+    assert mean_W == pytest.approx(experts_seen(32, 4, np.array([1, 4, 16, 64])), rel=0.01)
 
 
 @needs_sample

@@ -17,11 +17,7 @@ from moe_probe.analysis.metrics.segments import (
     position_matched_divergence,
     segments_table,
 )
-from moe_probe.analysis.metrics.selectivity import (
-    expert_selectivity,
-    layer_selectivity,
-    subject_selectivity,
-)
+from moe_probe.analysis.metrics.selectivity import expert_selectivity, subject_selectivity
 from moe_probe.analysis.metrics.sensitivity import rules_table
 from tests.analysis.documents import IDLE, deepseek_tokens, needs_data, random_documents
 
@@ -113,9 +109,6 @@ def test_selectivity_of_experts_and_subjects() -> None:
     nats = -sum(q * math.log(q) for q in first if q)
     assert subjects["effective_experts"][0] == pytest.approx(math.exp(nats))
     assert subjects.loc[3].drop("subject").isna().all()
-    q_SN = counts_SN[:3] / counts_SN[:3].sum(axis=1, keepdims=True)
-    pairs = [abs(q_SN[a] - q_SN[b]).sum() / 2 for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert layer_selectivity(counts_SN) == pytest.approx(np.mean(pairs))
 
 
 def test_selectivity_without_subjects() -> None:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_probe.analysis.metrics.transitions import (
+    foreseen,
     layer_information,
     lift,
-    recall_at_k,
     recall_of_most_frequent,
     set_flows,
 )
@@ -131,20 +131,20 @@ def test_recall_against_naive_bayes(top_k: int, next_k: int, empty: bool) -> Non
         next_TK[::5, 0] = ids_TK[::7, 0] = NONE
     fit, test = slice(0, 300), slice(300, 600)
     flows_NM = set_flows(ids_TK[fit], next_TK[fit], 7, 9)
-    found = recall_at_k(flows_NM, ids_TK[test], next_TK[test])
-    assert found == pytest.approx(naive_recall(flows_NM, ids_TK[test], next_TK[test]))
+    hits, selected = foreseen(flows_NM, ids_TK[test], next_TK[test])
+    assert hits / selected == pytest.approx(naive_recall(flows_NM, ids_TK[test], next_TK[test]))
 
 
 def test_recall_of_a_copied_layer_is_1() -> None:
     ids_TK = np.concatenate([np.tile([[0, 1], [2, 3]], (40, 1)), [[0, 1]]]).astype(np.uint8)
-    assert recall_at_k(set_flows(ids_TK, ids_TK, 5, 5), ids_TK, ids_TK) == 1
+    assert foreseen(set_flows(ids_TK, ids_TK, 5, 5), ids_TK, ids_TK) == (162, 162)
 
 
 def test_experts_that_the_table_lacks_fall_back_on_the_most_frequent() -> None:
     flows_NM = np.zeros((3, 4), np.int64)
     flows_NM[0] = [0, 7, 2, 0]
     next_TK = np.array([[1], [2], [1], [3]], np.uint8)
-    assert recall_at_k(flows_NM, np.full((4, 1), 2, np.uint8), next_TK) == 0.5
+    assert foreseen(flows_NM, np.full((4, 1), 2, np.uint8), next_TK) == (2, 4)
     counts_M = np.array([0, 2, 1, 1])
     assert recall_of_most_frequent(flows_NM.sum(axis=0), counts_M, 1) == 0.5
 
@@ -153,8 +153,8 @@ def test_nothing_gives_null() -> None:
     ids_TK = np.zeros((3, 2), np.uint8)
     flows_NM = np.zeros((4, 4), np.int64)
     assert np.isnan(lift(flows_NM)).all()
-    assert math.isnan(recall_at_k(flows_NM, ids_TK, ids_TK))
-    assert math.isnan(recall_at_k(flows_NM + 1, ids_TK[:0], ids_TK[:0]))
+    assert foreseen(flows_NM, ids_TK, ids_TK) == (0, 6)
+    assert foreseen(flows_NM + 1, ids_TK[:0], ids_TK[:0]) == (0, 0)
     assert math.isnan(recall_of_most_frequent(np.ones(4), np.zeros(4), 2))
     empty = layer_information(flows_NM, 1.0)
     assert all(map(math.isnan, (empty.bits, empty.null_bits, empty.share)))
@@ -176,7 +176,8 @@ def test_a_real_layer_foretells_the_next() -> None:
     ids_TLK, _, starts_D = sample("law")
     document_T = np.searchsorted(starts_D, np.arange(len(ids_TLK)), side="right") - 1
     fit, test = (ids_TLK[document_T % 2 == half, 6:8] for half in (0, 1))
-    recall = recall_at_k(set_flows(fit[:, 0], fit[:, 1], 64, 64), test[:, 0], test[:, 1])
+    flows_NM = set_flows(fit[:, 0], fit[:, 1], 64, 64)
+    hits, selected = foreseen(flows_NM, test[:, 0], test[:, 1])
     fitted_M, counts_M = (np.bincount(half[:, 1].ravel(), minlength=64) for half in (fit, test))
     null = recall_of_most_frequent(fitted_M, counts_M, 6)
-    assert (round(recall, 3), round(null, 3)) == (0.641, 0.244)
+    assert (round(hits / selected, 3), round(null, 3)) == (0.641, 0.244)

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_probe.analysis.metrics.token_counts import VocabularyCounts, vocabulary_counts
+from moe_probe.analysis.metrics.token_counts import VocabularyCounts
 from moe_probe.analysis.metrics.vocabulary import (
     expected_top_share,
     token_lists,
     token_recall,
     top_share,
 )
-from tests.analysis.metrics.routing import draw, sets_of
+from tests.analysis.metrics.routing import draw, sets_of, vocabulary_counts
 
 
 def text(seed: int, tokens: int) -> np.ndarray:

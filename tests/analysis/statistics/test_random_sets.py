@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_probe.analysis.metrics.information import information_null
+from moe_probe.analysis.metrics.locality import overlap_null_own
 from moe_probe.analysis.statistics import random_sets
 
 SHAPES = [(8, 2), (64, 6), (64, 8), (256, 8), (128, 1)]
@@ -35,10 +37,8 @@ def test_two_fair_sets_over_all_pairs(shape: tuple[int, int]) -> None:
     num_experts, top_k = shape
     sets = all_sets(num_experts, top_k)
     shared = [len(a & b) for a in sets for b in sets]
-    assert random_sets.shared_experts(*shape) == pytest.approx(np.mean(shared))
     assert random_sets.any_shared(*shape) == pytest.approx(np.mean(np.array(shared) > 0))
     fair_N = np.full(num_experts, top_k / num_experts)
-    assert random_sets.own_rate_shared(fair_N) == pytest.approx(np.mean(shared))
     assert random_sets.own_rate_any(fair_N, top_k) == pytest.approx(np.mean(np.array(shared) > 0))
     if top_k > 1:
         both = [({0, 1} <= s) / (top_k / num_experts) for s in sets]
@@ -59,7 +59,6 @@ def test_two_sets_of_own_rates_over_all_pairs(shape: tuple[int, int], seed: int)
         for a, p in zip(sets, chance, strict=True)
         for b, q in zip(sets, chance, strict=True)
     ]
-    assert random_sets.own_rate_shared(frequency_N) == pytest.approx(sum(p * n for p, n in pairs))
     any_shared = sum(p for p, n in pairs if n)
     assert random_sets.own_rate_any(frequency_N, top_k) == pytest.approx(any_shared, abs=1e-6)
 
@@ -88,8 +87,9 @@ def test_published_chance_of_a_shared_expert(shape: tuple[int, int], percent: fl
 def test_pairs_of_tokens_in_simulation(shape: tuple[int, int]) -> None:
     is_chosen_TN = draw(*shape, 12_000, 1)
     shared = (is_chosen_TN[::2] & is_chosen_TN[1::2]).sum(axis=1)
+    fair_N = np.full(shape[0], shape[1] / shape[0])
     for values, expected in (
-        (shared, random_sets.shared_experts(*shape)),
+        (shared / shape[1], float(overlap_null_own(fair_N, np.array(1.0)))),
         (shared > 0, random_sets.any_shared(*shape)),
     ):
         assert abs(values.mean() - expected) <= 3 * values.std() / len(values) ** 0.5
@@ -159,7 +159,7 @@ def test_biases_of_information_in_simulation(num_experts: int, top_k: int, token
     divergence_R = entropy_bits(pair_R.sum(axis=1)) - entropy_bits(pair_R).mean(axis=1)
     assignments = tokens * top_k
     for values_R, bias in (
-        (information_R, random_sets.information_bias(num_experts, top_k, 3, 3 * assignments)),
+        (information_R, information_null(np.full(3, assignments), num_experts, top_k)),
         (divergence_R, random_sets.divergence_bias(num_experts, top_k, assignments, assignments)),
     ):
         error = values_R.std() / math.sqrt(repetitions)

@@ -15,7 +15,7 @@ import pytest
 from moe_probe.analysis import token_lists, token_predictability, vocabulary_specialization
 from moe_probe.analysis.accumulators.vocabulary import TokenCounts
 from moe_probe.analysis.metrics import vocabulary
-from moe_probe.analysis.metrics.token_counts import VocabularyCounts, vocabulary_counts
+from moe_probe.analysis.metrics.token_counts import VocabularyCounts
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import scan
 from moe_probe.analysis.source import Source
@@ -24,6 +24,7 @@ from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
 from moe_probe.trace.schema import Sequence
 from tests.analysis.conftest import Run
+from tests.analysis.metrics.routing import vocabulary_counts
 from tests.analysis.streams import LAYERS, Token, make_stream
 
 FUNCTIONS: list[Callable[..., pd.DataFrame]] = [
