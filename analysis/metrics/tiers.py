@@ -71,6 +71,8 @@ def tiers(counts_SN: np.ndarray, load_high_N: np.ndarray, run_ratio_N: np.ndarra
 
 def subject_locked(counts_SN: np.ndarray) -> np.ndarray:
     """Return which experts serve few subjects, as `tiers` defines it: bool [N]."""
+    if not len(counts_SN):
+        return np.zeros(counts_SN.shape[1], bool)
     top_SN = np.argsort(-counts_SN, axis=0, kind="stable")[:LOCKED_SUBJECTS]
     counts_N = counts_SN.sum(axis=0)
     held_SN = np.take_along_axis(counts_SN, top_SN, axis=0).cumsum(axis=0)

@@ -144,6 +144,16 @@ def test_repeated_rows_have_no_idle_runs(tmp_path: Path) -> None:
     assert not unique.headline.idle.startswith("Idle runs are unknown")
 
 
+def test_a_recording_that_ended_before_its_first_document(tmp_path: Path) -> None:
+    layers = [LayerSpec(layer=2, num_experts=8, top_k=2)]
+    with TraceWriter(tmp_path / "trace", layers=layers):
+        pass
+    found = analyse(tmp_path / "trace", **FEW)
+    assert found.experts["count"].tolist() == [0] * 8
+    assert set(found.experts["tier"]) == {"unseen, not certified"}
+    assert all(list(found.table(name)) for name in TABLES)
+
+
 def test_what_there_is_not(trace: Trace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="some rule"):
         analyse(trace, rule="some rule")
