@@ -81,8 +81,11 @@ class Drawers:
         self._results = [results for results, _ in pipes]
         senders = [sender for _, sender in pipes]
         ours = [self._tasks, *self._results]
-        self._process = context.Process(target=_lead, args=(processes, tasks, senders, ours))
-        self._process.start()
+        process = context.Process(target=_lead, args=(processes, tasks, senders, ours))
+        # Where the system gives no more processes, this one draws.
+        with suppress(OSError):
+            process.start()
+            self._process = process
         for theirs in (tasks, *senders):
             theirs.close()
 
@@ -117,7 +120,11 @@ class Drawers:
             self._coming = {name: Future() for name in wanted}
             task = (_sent(analysis), wanted)
             self._collector = Thread(target=self._collect, args=task, daemon=True)
-            self._collector.start()
+            try:
+                self._collector.start()
+            except RuntimeError:
+                # The system gives no more threads: this one draws.
+                self._collector, self._coming = None, {}
 
     def drawn(self, name: str) -> Drawn:
         """Wait for a figure, and draw it here where nobody else has."""
@@ -126,21 +133,31 @@ class Drawers:
 
     def _collect(self, analysis: Analysis, wanted: Wanted) -> None:
         """Take figures as they come: who draws would else wait until there is room for them."""
-        # Killed: perhaps for its memory.
-        with suppress(OSError):
-            self._tasks.send((analysis, wanted))
-            left: list[Any] = list(self._results)
-            while left and (ready := wait(left, _PATIENCE)):
-                results: Any
-                for results in ready:
-                    try:
-                        name, drawn = results.recv()
-                        self._coming[name].set_result(drawn)
-                    except EOFError:
-                        left.remove(results)
-        for missing in self._coming.values():
-            if not missing.done():
-                missing.set_result(None)
+        try:
+            # Killed, perhaps for its memory; or there is none left here.
+            with suppress(OSError, EOFError, MemoryError):
+                self._receive(analysis, wanted)
+        finally:
+            for missing in self._coming.values():
+                if not missing.done():
+                    missing.set_result(None)
+
+    def _receive(self, analysis: Analysis, wanted: Wanted) -> None:
+        first, *_ = self._results
+        # What is sent to a process that does not read would wait for room in the pipe for ever.
+        if not wait([first], _PATIENCE):
+            return
+        first.recv()
+        self._tasks.send((analysis, wanted))
+        left: list[Any] = list(self._results)
+        while left and (ready := wait(left, _PATIENCE)):
+            results: Any
+            for results in ready:
+                try:
+                    name, drawn = results.recv()
+                    self._coming[name].set_result(drawn)
+                except EOFError:
+                    left.remove(results)
 
 
 def _sent(analysis: Analysis) -> Analysis:
@@ -158,17 +175,22 @@ def _sent(analysis: Analysis) -> Analysis:
 def _lead(
     processes: int | None, tasks: Connection, senders: list[Connection], theirs: list[Connection]
 ) -> None:
-    """Get ready, wait for the tables, and draw with others; ends when nobody waits any more."""
+    """Draw with others; ends when nobody waits any more."""
     os.setpgid(0, 0)
     # An interrupt is the affair of the process that waits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for connection in theirs:
         connection.close()
+    # What fails here the process that waits does itself, and says what is wrong.
+    with suppress(Exception):
+        _draw_all(processes, tasks, senders)
+
+
+def _draw_all(processes: int | None, tasks: Connection, senders: list[Connection]) -> None:
+    """Get ready, say so, wait for the tables, and draw with others."""
     _get_ready()
-    try:
-        analysis, wanted = tasks.recv()
-    except EOFError:
-        return
+    senders[0].send(None)
+    analysis, wanted = tasks.recv()
     from multiprocessing import get_context
 
     from moe_probe.analysis.scan import default_threads
@@ -209,7 +231,7 @@ def _get_ready() -> None:
 def _draw_left(analysis: Analysis, wanted: Wanted, left: int, sender: Connection) -> None:
     """Draw figures that nobody has begun, as long as there are any."""
     names = list(wanted)
-    with suppress(BrokenPipeError):
+    with suppress(Exception):
         while number := os.read(left, 1):
             name = names[number[0]]
             sender.send((name, draw(analysis, name, wanted[name])))

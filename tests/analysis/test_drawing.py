@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,15 @@ def _no_process_is_left() -> Iterator[None]:
 
 def all_drawn(drawers: Drawers) -> dict[str, Drawn]:
     return {name: drawers.drawn(name) for name in WANTED}
+
+
+def drawn_in_time(drawers: Drawers) -> dict[str, Drawn]:
+    """The same; nothing, where that takes without end."""
+    found: dict[str, Drawn] = {}
+    waiting = Thread(target=lambda: found.update(all_drawn(drawers)), daemon=True)
+    waiting.start()
+    waiting.join(20)
+    return found
 
 
 @pytest.mark.parametrize("processes", [1, 2, 8, None])
@@ -123,6 +133,71 @@ def test_what_is_killed_before_it_begins_is_not_missed(
         process.join()
         drawers.begin(analysis, WANTED)
         assert all_drawn(drawers) == expected
+
+
+@forks
+def test_processes_that_do_not_get_ready_are_not_waited_for(
+    analysis: Analysis, expected: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More is sent than a pipe holds, to a process that does not read it."""
+    monkeypatch.setattr(drawing, "_get_ready", lambda: signal.sigtimedwait([], 60))
+    monkeypatch.setattr(drawing, "_sent", lambda _: bytes(1 << 20))
+    monkeypatch.setattr(drawing, "_PATIENCE", 0.2)
+    with Drawers(2) as drawers:
+        drawers.begin(analysis, WANTED)
+        assert drawn_in_time(drawers) == expected
+
+
+@forks
+def test_figures_for_which_memory_runs_out_on_the_way_are_drawn_here(
+    analysis: Analysis, expected: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    with Drawers(2) as drawers:
+        monkeypatch.setattr(drawing, "wait", fail)
+        drawers.begin(analysis, WANTED)
+        assert drawn_in_time(drawers) == expected
+
+
+@forks
+@pytest.mark.parametrize(
+    ("starter", "error"),
+    [
+        ("multiprocessing.context.ForkProcess", BlockingIOError()),
+        ("moe_probe.analysis.drawing.Thread", RuntimeError("can't start new thread")),
+    ],
+)
+def test_this_process_draws_where_there_are_no_more_processes_or_threads(
+    analysis: Analysis,
+    expected: dict[str, Drawn],
+    starter: str,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(f"{starter}.start", fail)
+    with Drawers(2) as drawers:
+        drawers.begin(analysis, WANTED)
+        assert all_drawn(drawers) == expected
+
+
+@forks
+def test_errors_of_processes_are_told_by_the_one_that_waits(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ImportError("failed to map segment")
+
+    monkeypatch.setattr(drawing, "draw", fail)
+    with Drawers(3) as drawers:
+        drawers.begin(analysis, WANTED)
+        with pytest.raises(ImportError, match="failed to map segment"):
+            all_drawn(drawers)
+    assert capfd.readouterr().err == ""
 
 
 @forks
