@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import stdtrit
 
 from moe_probe.analysis.metrics.frequency import assignment_share, selection_frequency
 
@@ -129,72 +129,85 @@ def bottom_probability(replicates_BN: np.ndarray, number: int) -> np.ndarray:
 
 
 def simultaneous_ranks(
-    counts_N: np.ndarray, replicates_BN: np.ndarray, level: float = 0.05
+    counts_N: np.ndarray, replicates_BN: np.ndarray, documents: int, level: float = 0.05
 ) -> np.ndarray:
     """Return bounds of the experts' true ranks that hold for all of them at once (A7).
 
-    Each pair of experts is compared in both directions: one-sided z of the difference of their
-    assignment shares, whose variance is that of the difference over the replicates, and Holm's
-    correction over all comparisons. An expert's lowest rank is 1 + the number of experts shown
-    to have less load, its highest N - the number shown to have more. Comparing with the m-th
-    least used expert only would be too narrow, since the data choose which one that is.
+    Each pair of experts is compared in both directions: one-sided t of the difference of their
+    assignment shares, whose variance is that of the difference over the replicates and at least
+    that of independent selections, since few counts may be alike by chance, and Holm's correction
+    over all comparisons. m documents and B replicates tell a variance to
+    1 / (1 / (m - 1) + 1 / B) degrees of freedom. An expert's lowest rank is 1 + the number of
+    experts shown to have less load, its highest N - the number shown to have more. Comparing with
+    the least used experts only would be too narrow, since the data choose which ones those are.
 
     Args:
         counts_N: Selections, int64 [N].
         replicates_BN: The same under Poisson weights of the documents, float64 [B, N].
+        documents: m, what the replicates are drawn from.
         level: Chance that the bounds of any expert miss its rank.
 
     Returns:
         int64 [2, N], lowest and highest rank, in [1, N]. A pair whose difference has no spread
-        over the replicates, as with a single document, cannot be told apart. Under N0 [1, N].
+        over the replicates cannot be told apart, nor can any with fewer than two documents. Under
+        N0 [1, N].
         Source: the pairwise construction of Mogstad et al. (2024), "Inference for ranks".
     """
     num_experts = len(counts_N)
     share_BN = assignment_share(_counted(replicates_BN))
-    if len(share_BN) < 2 or num_experts < 2:
+    if min(len(share_BN), num_experts, documents) < 2:
         return np.repeat([[1], [num_experts]], num_experts, axis=1)
-    covariance_NN = np.cov(share_BN, rowvar=False)
+    # Resampling m documents varies less than drawing others does.
+    covariance_NN = np.cov(share_BN, rowvar=False) * (documents / (documents - 1))
     variance_N = covariance_NN.diagonal()
-    square_NN = variance_N[:, None] + variance_N - 2 * covariance_NN
-    spread_NN = np.sqrt(np.maximum(square_NN, 0.0))
+    square_NN = np.maximum(variance_N[:, None] + variance_N - 2 * covariance_NN, 0.0)
     share_N = assignment_share(counts_N)
     more_NN = share_N[:, None] - share_N
     # What rounding leaves of a difference that never varies is no spread.
-    varies_NN = spread_NN > 1e-9 * np.abs(more_NN)
-    z_NN = np.divide(more_NN, spread_NN, out=np.zeros_like(more_NN), where=varies_NN)
-    is_more_NN = z_NN >= _holm_bound(z_NN, level)
+    varies_NN = square_NN > (1e-9 * more_NN) ** 2
+    alone_NN = (share_N[:, None] + share_N - more_NN**2) / counts_N.sum()
+    spread_NN = np.sqrt(np.maximum(square_NN, alone_NN))
+    t_NN = np.divide(more_NN, spread_NN, out=np.zeros_like(more_NN), where=varies_NN)
+    freedom = 1 / (1 / (documents - 1) + 1 / len(share_BN))
+    is_more_NN = t_NN >= _holm_bound(t_NN, freedom, level)
     return np.stack([1 + is_more_NN.sum(axis=1), num_experts - is_more_NN.sum(axis=0)])
 
 
 def bottom_set(
-    counts_N: np.ndarray, replicates_BN: np.ndarray, number: int, level: float = 0.05
+    counts_N: np.ndarray,
+    replicates_BN: np.ndarray,
+    documents: int,
+    number: int,
+    level: float = 0.05,
 ) -> np.ndarray:
     """Return the experts that may be among the `number` least used ones (A7).
 
     Args:
         counts_N: Selections, int64 [N].
         replicates_BN: The same under Poisson weights of the documents, float64 [B, N].
-        number: m; an expert is left out if m experts are shown to have less load.
+        documents: What the replicates are drawn from.
+        number: How many; an expert is left out if so many are shown to have less load.
         level: Chance of leaving out any expert that belongs in the set.
 
     Returns:
-        bool [N]: in the set; at least m experts. Under N0 all.
+        bool [N]: in the set; at least `number` experts. Under N0 all.
     """
-    return np.asarray(simultaneous_ranks(counts_N, replicates_BN, level)[0] <= number)
+    low_N, _ = simultaneous_ranks(counts_N, replicates_BN, documents, level)
+    return np.asarray(low_N <= number)
 
 
-def _holm_bound(z_NN: np.ndarray, level: float) -> float:
-    """Return the smallest z that one-sided tests of all pairs reject by Holm's step-down rule.
+def _holm_bound(t_NN: np.ndarray, freedom: float, level: float) -> float:
+    """Return the smallest t that one-sided tests of all pairs reject by Holm's step-down rule.
 
     Rejections raise the bound of what is left to test until they reject no more: without a sort.
     """
-    tests, rejected = len(z_NN) * (len(z_NN) - 1), -1
+    tests, rejected = len(t_NN) * (len(t_NN) - 1), -1
     bound, found = np.inf, 0
     while found > rejected:
         rejected = found
         # The last hypothesis is tested at the full level.
-        bound = -ndtri(level / max(tests - rejected, 1))
-        found = int(np.count_nonzero(z_NN >= bound))
+        bound = -stdtrit(freedom, level / max(tests - rejected, 1))
+        found = int(np.count_nonzero(t_NN >= bound))
     return float(bound)
 
 

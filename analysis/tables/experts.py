@@ -167,7 +167,8 @@ def _maybe_bottom(
 ) -> pd.api.extensions.ExtensionArray:
     if state is None or not counts_N.any():
         return pd.array([pd.NA] * len(counts_N), "boolean")
-    inside_N = bottom_set(counts_N, state.replicates_BN, _tenth(len(counts_N)))
+    facts = (num_documents(state), _tenth(len(counts_N)))
+    inside_N = bottom_set(counts_N, state.replicates_BN, *facts)
     return pd.array(inside_N, "boolean")
 
 

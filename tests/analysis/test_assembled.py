@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import stdtr
 
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.orders import Order
@@ -108,14 +109,19 @@ def test_experts_that_may_be_of_the_least_used_tenth(case: Case) -> None:
         kept_BN = kept_BN[kept_BN.sum(axis=1) > 0]
         share_BN = kept_BN / kept_BN.sum(axis=1, keepdims=True)
         share_N = table["count"].to_numpy() / table["count"].sum()
-        z_values = {}
+        documents = len([part for part in layer.documents.values() if part])
+        scale = math.sqrt(documents / max(documents - 1, 1))
+        freedom = 1 / (1 / max(documents - 1, 1) + 1 / len(share_BN))
+        t_values = {}
         for one, other in permutations(layer.experts, 2):
-            spread = np.std(share_BN[:, one] - share_BN[:, other], ddof=1)
+            spread = np.std(share_BN[:, one] - share_BN[:, other], ddof=1) * scale
             more = share_N[one] - share_N[other]
-            z_values[one, other] = more / spread if spread > 1e-9 * abs(more) else 0.0
+            alone = (share_N[one] + share_N[other] - more**2) / table["count"].sum()
+            t = more / max(spread, math.sqrt(alone)) if spread > 1e-9 * abs(more) else 0.0
+            t_values[one, other] = t
         less: Counter[int] = Counter()
-        for tested, (pair, z) in enumerate(sorted(z_values.items(), key=lambda item: -item[1])):
-            if math.erfc(z / math.sqrt(2)) / 2 * (len(z_values) - tested) > 0.05:
+        for tested, (pair, t) in enumerate(sorted(t_values.items(), key=lambda item: -item[1])):
+            if stdtr(freedom, -t) * (len(t_values) - tested) > 0.05:
                 break
             less[pair[0]] += 1
         number = max(round(0.1 * layer.spec.num_experts), 1)

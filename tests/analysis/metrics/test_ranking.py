@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import stdtr
 
 from moe_probe.analysis.metrics.ranking import (
     bottom_probability,
@@ -94,7 +95,7 @@ def test_idle_experts_are_one_tier() -> None:
     replicates_BN = replicates(counts_CN, 100)
     assert rank_interval(replicates_BN)[:, [0, 2, 4]].tolist() == [[1, 1, 1], [1, 1, 1]]
     assert bottom_probability(replicates_BN, 1).tolist() == [1, 0, 1, 0, 1, 0]
-    inside_N = bottom_set(counts_CN.sum(axis=0), replicates_BN, 1)
+    inside_N = bottom_set(counts_CN.sum(axis=0), replicates_BN, 30, 1)
     assert inside_N.tolist() == [True, False, True, False, True, False]
 
 
@@ -107,15 +108,19 @@ def test_replicates_that_count_nothing_are_left_out() -> None:
     assert np.isnan(bottom_probability(with_empty_BN[2:], 1)).all()
 
 
-def loop_ranks(counts_N: list[int], replicates_BN: np.ndarray) -> list[list[int]]:
+def loop_ranks(counts_N: list[int], replicates_BN: np.ndarray, documents: int) -> list[list[int]]:
     """Compare each pair in both directions, and step down from the smallest p (Holm)."""
     number, total = len(counts_N), sum(counts_N)
+    drawn = sum(bool(row.sum()) for row in replicates_BN)
+    freedom = 1 / (1 / (documents - 1) + 1 / drawn)
     p: dict[tuple[int, int], float] = {}
     for one, other in itertools.permutations(range(number), 2):
         d = [(row[one] - row[other]) / row.sum() for row in replicates_BN if row.sum()]
-        spread = float(np.std(d, ddof=1))
-        z = (counts_N[one] - counts_N[other]) / total / spread if spread else 0.0
-        p[one, other] = 0.5 * math.erfc(z / math.sqrt(2))
+        more = (counts_N[one] - counts_N[other]) / total
+        spread = float(np.std(d, ddof=1)) * math.sqrt(documents / (documents - 1))
+        alone = math.sqrt(((counts_N[one] + counts_N[other]) / total - more**2) / total)
+        t = more / max(spread, alone) if spread else 0.0
+        p[one, other] = float(stdtr(freedom, -t))
     low, high = [1] * number, [number] * number
     for step, (one, other) in enumerate(sorted(p, key=lambda pair: p[pair])):
         if p[one, other] * (len(p) - step) > 0.05:
@@ -130,26 +135,29 @@ def test_simultaneous_ranks_against_a_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     counts_CN = rng.poisson([0, 0, *rng.lognormal(1, 0.8, 10)], (25, 12))
     counts_N, replicates_BN = counts_CN.sum(axis=0), replicates(counts_CN, 200, seed)
-    found = simultaneous_ranks(counts_N, replicates_BN)
-    assert found.tolist() == loop_ranks(counts_N.tolist(), replicates_BN)
+    found = simultaneous_ranks(counts_N, replicates_BN, 25)
+    assert found.tolist() == loop_ranks(counts_N.tolist(), replicates_BN, 25)
     rank_N = rank_from_least(counts_N)
     assert (found[0] <= rank_N).all()
     assert (rank_N <= found[1]).all()
     for number in (1, 3, 12):
-        inside_N = bottom_set(counts_N, replicates_BN, number)
+        inside_N = bottom_set(counts_N, replicates_BN, 25, number)
         assert inside_N.tolist() == (found[0] <= number).tolist()
         assert inside_N.sum() >= number
 
 
-@pytest.mark.parametrize("number", [1, 4])
-def test_bottom_set_leaves_out_a_true_member_no_more_often_than_stated(number: int) -> None:
+@pytest.mark.parametrize(("documents", "number"), [(60, 1), (60, 4), (10, 1), (3, 1), (2, 4)])
+def test_bottom_set_leaves_out_a_true_member_no_more_often_than_stated(
+    documents: int, number: int
+) -> None:
     rng = np.random.default_rng(5)
     left_out = 0
     for seed in range(200):
         # Documents differ in what they use, so tokens of one are alike.
-        share_CN = rng.dirichlet(np.full(16, 4.0), 60)
+        share_CN = rng.dirichlet(np.full(16, 4.0), documents)
         counts_CN = np.stack([rng.multinomial(60, share_N) for share_N in share_CN])
-        inside_N = bottom_set(counts_CN.sum(axis=0), replicates(counts_CN, 200, seed), number)
+        replicates_BN = replicates(counts_CN, 200, seed)
+        inside_N = bottom_set(counts_CN.sum(axis=0), replicates_BN, documents, number)
         left_out += not inside_N.all()
     # All experts are equal, so every one belongs in; a test at level 0.05 may fail 10 of 200.
     assert left_out <= 16
@@ -159,7 +167,8 @@ def test_bottom_set_finds_a_rare_expert() -> None:
     rng = np.random.default_rng(6)
     counts_CN = rng.poisson([2, *[20] * 15], (60, 16))
     replicates_BN = replicates(counts_CN, 200)
-    assert bottom_set(counts_CN.sum(axis=0), replicates_BN, 1).tolist() == [True] + [False] * 15
+    inside_N = bottom_set(counts_CN.sum(axis=0), replicates_BN, 60, 1)
+    assert inside_N.tolist() == [True] + [False] * 15
 
 
 def test_ranks_without_evidence_are_open() -> None:
@@ -168,6 +177,8 @@ def test_ranks_without_evidence_are_open() -> None:
     # Rounding makes the shares of one document differ between its replicates.
     assert (one_document_BN / one_document_BN.sum(axis=1, keepdims=True)).std(axis=0).max() > 0
     for replicates_BN in (one_document_BN, np.zeros((4, 3)), one_document_BN[:1]):
-        assert simultaneous_ranks(counts_N, replicates_BN).tolist() == [[1, 1, 1], [3, 3, 3]]
-    assert bottom_set(np.zeros(3, np.int64), np.zeros((4, 3)), 2).all()
-    assert simultaneous_ranks(np.array([4]), np.ones((9, 1))).tolist() == [[1], [1]]
+        for documents in (1, 9):
+            found = simultaneous_ranks(counts_N, replicates_BN, documents)
+            assert found.tolist() == [[1, 1, 1], [3, 3, 3]]
+    assert bottom_set(np.zeros(3, np.int64), np.zeros((4, 3)), 9, 2).all()
+    assert simultaneous_ranks(np.array([4]), np.ones((9, 1)), 9).tolist() == [[1], [1]]
