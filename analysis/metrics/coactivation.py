@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from moe_probe.analysis.statistics.random_sets import coactivation
 from moe_probe.analysis.statistics.undefined import positive
 
 LEAST_EXPECTED = 5.0
@@ -93,6 +94,7 @@ def coactivation_table(
     top_k: int,
     deff: float,
     most: int,
+    null_k: float,
 ) -> pd.DataFrame:
     """Tabulate pairs of experts: all of them, or the `most` that are furthest from chance.
 
@@ -103,17 +105,19 @@ def coactivation_table(
         top_k: k, the slots of a token.
         deff: Design effect of the documents: how many times the variance of independent tokens.
         most: Pairs to keep, those of largest `deviance`.
+        null_k: k of nulls, `SetSizes.null_k`: `top_k` where no slot is empty.
 
     Returns:
         Two rows per pair, one for each direction, by expert and other; none where k is 1.
         expert, other  indices in the layer
         count  c_ij, tokens that select both
-        conditional  c_ij / c_i, the share of the expert's tokens; fair value (k - 1) / (N - 1)
+        conditional  c_ij / c_i, the share of the expert's tokens
         jaccard  c_ij / (c_i + c_j - c_ij)
         expected  E of quasi-independence, in tokens
         ratio  count / expected; null where fewer than 5 are expected
         z  (count - expected) / sqrt(expected deff); null likewise. The variance is that of a rare
             pair, so |z| is too small where k is close to N
+        conditional_null  (k - 1) / (N - 1), conditional under even routing
 
     Raises:
         ValueError: there are more pairs than T tokens can select.
@@ -143,6 +147,7 @@ def coactivation_table(
             "expected": expected_NN[at],
             "ratio": pairs_NN[at] / enough_NN[at],
             "z": (pairs_NN[at] - expected_NN[at]) / np.sqrt(enough_NN[at] * deff),
+            "conditional_null": coactivation(len(counts_N), null_k),
         }
     )
 

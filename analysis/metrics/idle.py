@@ -16,13 +16,18 @@ import pandas as pd
 
 from moe_probe.analysis.metrics.frequency import selection_frequency
 from moe_probe.analysis.statistics.idle_null import (
+    expected_idle_share,
     expected_longest_run,
     expected_runs,
+    expected_sliding,
     geometric_burstiness,
     p_longest_at_least,
+    rate_for_longest_run,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moe_probe.analysis.accumulators.gaps import IdleRuns
     from moe_probe.analysis.statistics.idle_null import Values
 
@@ -171,10 +176,14 @@ def idle_windows_table(
             as many stretches of the same lengths
         window_fair_intervals  W times the fair rate: W in mean distances between selections under
             even load, the unit in which models compare
+        expected_share, expected_sliding  share and sliding of the same tokens, at the own rate
+        load_expected  relative load of which the longest run of T independent tokens has W on
+            average, in one stream; null where W is not between 0 and T
     """
     tokens = runs.tokens
     fair = fair_rate(counts_N, tokens)
     own_N = selection_frequency(counts_N, tokens)
+    load_W = rate_for_longest_run(np.array(windows), tokens) / fair
     tables = [
         pd.DataFrame(
             {
@@ -183,22 +192,37 @@ def idle_windows_table(
                 "runs": runs_N,
                 "share": selection_frequency(idle_N, tokens),
                 "sliding": sliding_N,
-                "expected_runs": _expected_in_all(own_N, stretches_2X, window),
-                "expected_runs_fair": float(_expected_in_all(fair, stretches_2X, window)),
+                "expected_runs": _expected_in_all(own_N, stretches_2X, window, expected_runs),
+                "expected_runs_fair": float(
+                    _expected_in_all(fair, stretches_2X, window, expected_runs)
+                ),
                 "window_fair_intervals": window * fair,
+                "expected_share": _expected_in_all(own_N, stretches_2X, window, _idle_tokens)
+                / (tokens or np.nan),
+                "expected_sliding": _expected_in_all(own_N, stretches_2X, window, expected_sliding),
+                "load_expected": load,
             }
         )
-        for window, runs_N, idle_N, sliding_N in zip(
-            windows, runs.runs_WN, runs.idle_tokens_WN, runs.sliding_WN, strict=True
+        for window, runs_N, idle_N, sliding_N, load in zip(
+            windows, runs.runs_WN, runs.idle_tokens_WN, runs.sliding_WN, load_W, strict=True
         )
     ]
     return pd.concat(tables, ignore_index=True)
 
 
-def _expected_in_all(rate: Values, stretches_2X: np.ndarray, window: int) -> np.ndarray:
-    """Return the expected runs of W or more in all stretches together: shape of the rate."""
+def _expected_in_all(
+    rate: Values,
+    stretches_2X: np.ndarray,
+    window: int,
+    expected: Callable[[Values, Values, Values], np.ndarray],
+) -> np.ndarray:
+    """Return what is expected of windows of W in all stretches together: shape of the rate."""
     length_X, number_X = stretches_2X[:, stretches_2X[0] >= window]
-    return np.asarray(expected_runs(np.asarray(rate)[..., None], length_X, window) @ number_X)
+    return np.asarray(expected(np.asarray(rate)[..., None], length_X, window) @ number_X)
+
+
+def _idle_tokens(rate: Values, tokens: Values, window: Values) -> np.ndarray:
+    return np.asarray(expected_idle_share(rate, tokens, window) * tokens)
 
 
 def _log_ratio(over_N: np.ndarray, under_N: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ LEFT_OUT = {
         *("longest_idle_shuffled", "rate_deficit", "burstiness"),
         *("burstiness_index", "burstiness_index_null"),
     ),
-    "idle_windows": ("runs_shuffled",),
+    "idle_windows": ("runs_shuffled", "load_expected"),
 }
 """Columns that are null in this order, by table."""
 WHY_LEFT_OUT = (
@@ -94,6 +94,7 @@ def idle_pass_windows_table(
         sliding  int64, windows of W consecutive passes that all idle; they overlap
         expected_runs, expected_runs_fair  of independent tokens at the own and at the fair rate
         window_fair_intervals  `window_tokens` times the fair rate
+        expected_share, expected_sliding  share and sliding at the own rate
     """
     own_N, fair = selection_frequency(counts_N, tokens), fair_rate(counts_N, tokens)
     return pd.concat(
@@ -109,6 +110,8 @@ def idle_pass_windows_table(
                     "expected_runs": null.expected_runs(own_N, window),
                     "expected_runs_fair": float(null.expected_runs(np.array([fair]), window)[0]),
                     "window_fair_intervals": null.window_tokens(window) * fair,
+                    "expected_share": null.expected_idle_share(own_N, window),
+                    "expected_sliding": null.expected_sliding(own_N, window),
                     **dict.fromkeys(LEFT_OUT["idle_windows"], np.nan),
                 }
             )

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import erfc
 
+from moe_probe.analysis.statistics.set_sizes import SetSizes
 from moe_probe.analysis.statistics.undefined import positive
 
 LEAST_DOCUMENTS = 30
@@ -39,21 +40,22 @@ def subject_frequency(counts_SN: np.ndarray, tokens_S: np.ndarray) -> np.ndarray
 
 
 def frequency_null(
-    num_experts: int, top_k: int, tokens_S: np.ndarray, deff_S: np.ndarray | float = 1.0
+    num_experts: int, sizes: SetSizes, tokens_S: np.ndarray, deff_S: np.ndarray | float = 1.0
 ) -> tuple[float, np.ndarray]:
     """Return mean and sd of `subject_frequency` if every token chose its experts at random.
 
     Args:
         num_experts: N.
-        top_k: k; 1 for first choices.
+        sizes: How many experts a token selects.
         tokens_S: T_S.
         deff_S: Design effect of each subject: documents are not independent tokens.
 
     Returns:
-        p0 = k/N and sqrt(p0 (1 - p0) deff_S / T_S), the latter float64 [S].
+        p0 = k/N and sqrt(p0 (1 - p0) deff_S / T_S), the latter float64 [S], NaN without tokens.
     """
-    fair = top_k / num_experts
-    return fair, np.sqrt(fair * (1 - fair) * deff_S / positive(tokens_S))
+    fair = sizes.mean_k / num_experts
+    variance = fair * (1 - sizes.null_k / num_experts)
+    return fair, np.sqrt(variance * deff_S / positive(tokens_S))
 
 
 def purity(counts_SN: np.ndarray, tokens_S: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ def own_rate_any(frequency_N: np.ndarray, top_k: int) -> np.ndarray:
     return np.asarray(1 - pairs_JI[..., top_k, top_k] / total**2)
 
 
-def coactivation(num_experts: int, top_k: int) -> float:
+def coactivation(num_experts: int, top_k: float) -> float:
     """Return P(j selected | i selected) under N0: (k - 1) / (N - 1); NaN where k is 1."""
     return (top_k - 1) / (num_experts - 1) if top_k > 1 else math.nan
 

@@ -55,7 +55,8 @@ def ranking_stability(
         spearman_null_sd  1 / sqrt(N - 1), of one split by chance
         number  m, a tenth of the experts, at least one
         bottom_overlap, top_overlap  share of the m least used, and of the m busiest, that both have
-        overlap_null  m / N, of both by chance
+        overlap_null, overlap_null_sd  m / N, of both by chance, and the standard deviation of one
+            split
 
     Raises:
         TraceError: the trace has no per-token rows, or is damaged.
@@ -91,6 +92,7 @@ def ranking_stability(
             "bottom_overlap": float(bottom_overlap(first_RN, second_RN, least).mean()),
             "top_overlap": float(top_overlap(first_RN, second_RN, least).mean()),
             "overlap_null": null.overlap,
+            "overlap_null_sd": null.overlap_sd,
         }
 
     layers = documents_by_layer(source, rule, threads, progress)

@@ -213,6 +213,10 @@ def idle_windows(sums: Sums) -> pd.DataFrame:
         window_fair_intervals  the window in mean distances between selections under even load
         window_tokens  the window in tokens: of forward passes the mean over so many in a row
         unit  of window and runs: tokens, or forward passes for tokens in all of the above
+        expected_share, expected_sliding  share and sliding at the own rate, as expected_runs
+        load_expected  relative load at which the longest run of independent tokens, in one stream
+            of T, has the window on average: who idles so long has less, or is used in bursts.
+            Null where the window is not below T, and in forward passes
     """
     tables = []
     for layer, state in sums.layers.items():
@@ -222,6 +226,7 @@ def idle_windows(sums: Sums) -> pd.DataFrame:
             tables.append(table.assign(unit=sums.settings.order.unit))
     names = ["layer", "expert", "window", "runs", "share", "expected_runs", "expected_runs_fair"]
     names += ["sliding", "runs_shuffled", "window_fair_intervals", "window_tokens", "unit"]
+    names += ["expected_share", "expected_sliding", "load_expected"]
     return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)
 
 

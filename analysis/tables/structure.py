@@ -34,7 +34,8 @@ def coactivation(sums: Sums) -> pd.DataFrame:
         assert sums.pairs is not None
         counts = sums.counts.layer(layer)
         pairs_NN, deff = sums.pairs.arrays[layer]["pairs_NN"], layer_deff(sums, layer)
-        facts = (counts.tokens, counts.spec.top_k, deff, MOST_PAIRS)
+        null_k = sums.set_sizes(layer).null_k
+        facts = (counts.tokens, counts.spec.top_k, deff, MOST_PAIRS, null_k)
         return coactivation_table(pairs_NN, counts.counts_N, *facts)
 
     return by_layer(sums, table) if sums.pairs is not None else nothing()

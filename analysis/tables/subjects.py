@@ -29,7 +29,7 @@ from moe_probe.analysis.metrics.information import (
 from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.segments import segments_table
 from moe_probe.analysis.metrics.sensitivity import rules_table
-from moe_probe.analysis.metrics.subjects import subjects_table
+from moe_probe.analysis.metrics.subjects import frequency_null, subjects_table
 from moe_probe.analysis.statistics.clusters import (
     cluster_variance,
     design_effect,
@@ -43,7 +43,7 @@ from moe_probe.analysis.tables.experts import deffs, median_deff
 from moe_probe.trace import SEGMENTS
 
 _SUBJECT_COLUMNS = ["layer", "expert", "subject", "count", "frequency"]
-_SUBJECT_COLUMNS += ["lift", "log_odds", "z", "q_value"]
+_SUBJECT_COLUMNS += ["lift", "log_odds", "z", "q_value", "frequency_null", "frequency_null_sd"]
 
 
 def subjects(sums: Sums) -> pd.DataFrame:
@@ -58,6 +58,8 @@ def subjects(sums: Sums) -> pd.DataFrame:
         z  log_odds over its standard error, with the subject's design effect, or the expert's own
             where that is larger
         q_value  of z, Benjamini-Hochberg over the whole table
+        frequency_null, frequency_null_sd  frequency if every token chose k of N experts at random,
+            k/N, and its standard deviation, with the subject's median design effect
         Subjects with fewer than 30 documents have no log_odds, z and q_value.
     """
     tables = []
@@ -67,8 +69,10 @@ def subjects(sums: Sums) -> pd.DataFrame:
         deff_S = subject_deffs(state, len(tokens_S), spec.num_experts)
         deff_SN = np.fmax(deff_S[:, None], within_deffs(state, spec.num_experts))
         table = subjects_table(counts_SN, tokens_S, sums.documents_S, deff_SN, sums.subjects)
-        table.insert(0, "layer", layer)
-        tables.append(table)
+        fair, sd_S = frequency_null(spec.num_experts, sums.set_sizes(layer), tokens_S, deff_S)
+        table["frequency_null"] = fair
+        table["frequency_null_sd"] = np.tile(sd_S, spec.num_experts)
+        tables.append(table.assign(layer=layer))
     table = pd.concat(tables, ignore_index=True)
     table["q_value"] = benjamini_hochberg(table["p_value"].to_numpy(np.float64))
     return table[_SUBJECT_COLUMNS]

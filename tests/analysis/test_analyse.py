@@ -21,7 +21,10 @@ FEW: dict[str, Any] = {"shuffles": 3, "replicates": 20, "permutations": 19, "win
 """Too few to conclude anything, and quick."""
 BY_ORDER = {
     "experts": {"longest_idle", "current_idle", "leading_idle", "burstiness_index"},
-    "idle_windows": {"runs", "share", "sliding", "expected_runs", "expected_runs_fair"},
+    "idle_windows": {
+        *("runs", "share", "sliding", "expected_runs", "expected_runs_fair"),
+        *("expected_share", "expected_sliding"),
+    },
 }
 """Columns, by table, that speak of the order asked for; no others may change with it."""
 IDLE = [
@@ -116,6 +119,12 @@ def test_runs_inside_documents_are_expected_of_their_lengths(tmp_path: Path) -> 
             if start + window <= length
         )
         np.testing.assert_allclose(table["expected_runs"], first_N + later_N, rtol=1e-9)
+        places = sum(max(length - window + 1, 0) for length in lengths)
+        sliding_N = places * (1 - rate_N) ** window
+        np.testing.assert_allclose(table["expected_sliding"], sliding_N, rtol=1e-9)
+        # A run of W tokens or more has W - 1 tokens more than places.
+        inside_N = sliding_N + (window - 1) * (first_N + later_N)
+        np.testing.assert_allclose(table["expected_share"], inside_N / sum(lengths), rtol=1e-9)
 
 
 def test_repeated_rows_have_no_idle_runs(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.orders import Order
 from moe_probe.analysis.results import Analysis, analyse
 from moe_probe.analysis.statistics.idle_null import (
+    expected_idle_share,
     expected_longest_run,
     expected_runs,
     p_longest_at_least,
@@ -227,6 +228,14 @@ def test_idle_windows(case: Case) -> None:
         assert row["sliding"] == sum(run - window + 1 for run in runs)
         p = layer.count(row["expert"]) / tokens
         assert same(row["expected_runs"], float(expected_runs(p, tokens, window)))
+        idle = (1 - p) ** window
+        assert same(row["expected_sliding"], max(tokens - window + 1, 0) * idle)
+        assert same(row["expected_share"], float(expected_idle_share(p, tokens, window)))
+        load = row["load_expected"]
+        assert math.isnan(load) == (window >= tokens)
+        if window < tokens:
+            fair = sum(len(layer.slots(t)) for t in layer.tokens) / tokens / layer.spec.num_experts
+            assert expected_longest_run(load * fair, tokens) == pytest.approx(window)
     assert len(case.found.idle_windows) == 3 * sum(layer.spec.num_experts for layer in case.layers)
 
 

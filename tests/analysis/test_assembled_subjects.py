@@ -122,6 +122,12 @@ def test_z_and_q_values(case: Case) -> None:
             for here, side in ((row["count"], size), (count - row["count"], total - size)):
                 variance += side / (side + 0.01 * total) / (here + prior)
             assert same(row["z"], row["log_odds"] / math.sqrt(variance * deff))
+            each = [len(layer.slots(token)) for token in layer.tokens]
+            fair = sum(each) / len(each) / layer.spec.num_experts
+            assert same(row["frequency_null"], fair)
+            spread = fair - sum(k * k for k in each) / len(each) / layer.spec.num_experts**2
+            chance = math.sqrt(spread * layer.median_deff(documents) / len(tokens))
+            assert same(row["frequency_null_sd"], chance)
             p_values.append(math.erfc(abs(row["z"]) / math.sqrt(2)))
     q_values = case.found.subjects["q_value"].dropna().to_numpy()
     ordered = sorted(p_values)
@@ -361,6 +367,10 @@ def test_coactivation(case: Case) -> None:
             alone = layer.count(one)
             assert same(row["conditional"], both / alone if alone else math.nan)
             assert same(row["jaccard"], both / either if either else math.nan)
+            # Of fair sets of these sizes, both of a pair over one of it.
+            each = sum(len(chosen) for chosen in sets)
+            fair = sum(len(chosen) * (len(chosen) - 1) for chosen in sets) / each
+            assert same(row["conditional_null"], fair / (layer.spec.num_experts - 1))
         if pairs:
             # The expected pairs have the margins of those counted: weights w_i w_j.
             expected = table["expected"].unstack().fillna(0).to_numpy()

@@ -91,7 +91,7 @@ def test_one_expert_in_almost_every_pair() -> None:
 
 def test_equal_experts_are_as_often_together_as_chance_says() -> None:
     sets = [set(chosen) for chosen in combinations(range(5), 3)] * 2
-    table = coactivation_table(*pairs_of(sets, 5), len(sets), 3, 1.0, 100)
+    table = coactivation_table(*pairs_of(sets, 5), len(sets), 3, 1.0, 100, 3)
     assert len(table) == 20
     assert table["conditional"].to_numpy() == pytest.approx(2 / 4)
     assert table["ratio"].to_numpy() == pytest.approx(1)
@@ -101,7 +101,7 @@ def test_equal_experts_are_as_often_together_as_chance_says() -> None:
 def test_table_holds_every_pair_in_both_directions() -> None:
     sets = sets_of(draw(3, 300, 6, 3))
     pairs_NN, counts_N = pairs_of(sets, 6)
-    table = coactivation_table(pairs_NN, counts_N, 300, 3, 4.0, 15)
+    table = coactivation_table(pairs_NN, counts_N, 300, 3, 4.0, 15, 3)
     keys = list(zip(table["expert"], table["other"], strict=True))
     assert keys == [(i, j) for i in range(6) for j in range(6) if i != j]
     # Every pair of a token's three appears twice.
@@ -122,8 +122,8 @@ def test_table_holds_every_pair_in_both_directions() -> None:
 def test_table_keeps_the_pairs_furthest_from_chance() -> None:
     sets = sets_of(draw(4, 300, 12, 3)) + [{2, 7}] * 200
     pairs_NN, counts_N = pairs_of(sets, 12)
-    whole = coactivation_table(pairs_NN, counts_N, 500, 3, 1.0, 1000)
-    some = coactivation_table(pairs_NN, counts_N, 500, 3, 1.0, 4)
+    whole = coactivation_table(pairs_NN, counts_N, 500, 3, 1.0, 1000, 3)
+    some = coactivation_table(pairs_NN, counts_N, 500, 3, 1.0, 4, 3)
     assert len(some) == 8
     assert {2, 7} in [{row.expert, row.other} for row in some.itertuples()]
     far = deviance(whole["count"].to_numpy(), whole["expected"].to_numpy())
@@ -138,9 +138,9 @@ def test_one_token_of_rare_experts_is_not_the_strongest_pair() -> None:
     sets = [set(rng.choice(6, 2, replace=False).tolist()) for _ in range(3000)]
     sets += [{0, 3}] * 300 + [{6, 7}, {6, 1}]
     pairs_NN, counts_N = pairs_of(sets, 8)
-    table = coactivation_table(pairs_NN, counts_N, len(sets), 2, 1.0, 1)
+    table = coactivation_table(pairs_NN, counts_N, len(sets), 2, 1.0, 1, 2)
     assert table[["expert", "other"]].to_numpy().tolist() == [[0, 3], [3, 0]]
-    whole = coactivation_table(pairs_NN, counts_N, len(sets), 2, 1.0, 100)
+    whole = coactivation_table(pairs_NN, counts_N, len(sets), 2, 1.0, 100, 2)
     rare = whole[whole["expected"] < 5]
     lone = rare.query("expert == 6 and other == 7").iloc[0]
     assert lone["count"] == 1
@@ -166,14 +166,14 @@ def test_deviance_against_tails_of_poisson() -> None:
 
 def test_one_expert_per_token_has_no_pairs() -> None:
     pairs_NN, counts_N = pairs_of(sets_of(draw(5, 50, 6, 1)), 6)
-    table = coactivation_table(pairs_NN, counts_N, 50, 1, 1.0, 100)
+    table = coactivation_table(pairs_NN, counts_N, 50, 1, 1.0, 100, 1)
     assert len(table) == 0
     assert {"expert", "other", "count", "conditional", "jaccard", "expected"} < set(table)
 
 
 def test_no_tokens_give_null() -> None:
     nothing = np.zeros((4, 4), np.int64)
-    table = coactivation_table(nothing, np.zeros(4, np.int64), 0, 2, 1.0, 100)
+    table = coactivation_table(nothing, np.zeros(4, np.int64), 0, 2, 1.0, 100, 2)
     assert len(table) == 12
     assert table[["conditional", "jaccard", "ratio", "z"]].isna().all(axis=None)
     assert math.isnan(groups_hit(np.zeros((0, 2), np.uint8), 8, 4))
@@ -182,7 +182,7 @@ def test_no_tokens_give_null() -> None:
 def test_too_many_pairs_are_refused() -> None:
     pairs_NN, counts_N = pairs_of([{0, 1, 2}], 4)
     with pytest.raises(ValueError, match="more pairs than 1 tokens with 2 experts"):
-        coactivation_table(pairs_NN, counts_N, 1, 2, 1.0, 10)
+        coactivation_table(pairs_NN, counts_N, 1, 2, 1.0, 10, 2)
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -214,5 +214,5 @@ def test_published_pair_of_deepseek_v2_lite() -> None:
         frozenset(pair) for ranked in ranked_TK.tolist() for pair in pairwise(ranked)
     )
     assert round(adjacent[frozenset((i, j))] / int(counts_N[i]), 3) == 0.323
-    table = coactivation_table(pairs_NN, counts_N, 8327, 6, 1.0, 64 * 63)
+    table = coactivation_table(pairs_NN, counts_N, 8327, 6, 1.0, 64 * 63, 6)
     assert table["conditional"].max() == conditional_NN[i, j]

@@ -21,6 +21,7 @@ from moe_probe.analysis.metrics.subjects import (
     subjects_table,
     two_sided_p,
 )
+from moe_probe.analysis.statistics.set_sizes import SetSizes
 from tests.analysis.documents import IDLE, Documents, random_documents
 
 EMPTY = 3
@@ -131,9 +132,21 @@ def test_z_and_frequency_under_fair_routing(repeats: int) -> None:
         frequency.append(subject_frequency(counts_SN, repeats * tokens_S))
     assert np.mean(z) == pytest.approx(0, abs=0.05)
     assert np.std(z, axis=(0, 2)) == pytest.approx(1, abs=0.08)
-    mean, sd_S = frequency_null(num_experts, top_k, repeats * tokens_S, repeats)
+    sizes = SetSizes(top_k, top_k)
+    mean, sd_S = frequency_null(num_experts, sizes, repeats * tokens_S, repeats)
     assert np.mean(frequency) == pytest.approx(mean)
     assert np.std(frequency, axis=(0, 2)) == pytest.approx(sd_S, rel=0.05)
+
+
+def test_frequency_of_fair_routing_where_tokens_differ_in_k() -> None:
+    rng, tokens, repetitions = np.random.default_rng(1), 40, 4000
+    k_T = np.arange(tokens) % 8
+    sizes = SetSizes(float(k_T.mean()), float((k_T**2).sum() / k_T.sum()))
+    place = np.argsort(rng.random((repetitions, tokens, 8), dtype=np.float32), axis=2)
+    frequency = (place < k_T[:, None]).mean(axis=1)
+    mean, sd_S = frequency_null(8, sizes, np.array([tokens, 0]))
+    assert frequency.mean() == pytest.approx(mean)
+    assert sd_S == pytest.approx([frequency.std(), math.nan], rel=0.03, nan_ok=True)
 
 
 def test_two_sided_p() -> None:

@@ -5,6 +5,7 @@ Shape suffixes: D documents, N experts, T tokens, K slots.
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_planted_ranking_and_noise(tmp_path: Path) -> None:
     assert (noise["spearman"].abs() < 2 * noise["spearman_null_sd"]).all()
     assert noise["bottom_overlap"].mean() == pytest.approx(0.1, abs=0.05)
     assert noise["overlap_null"].tolist() == [0.1] * 4
+    # 4 of 40 drawn twice: hypergeometric, as a share of the 4.
+    spread = math.sqrt(4 * 0.1 * 0.9 * 36 / 39) / 4
+    assert noise["overlap_null_sd"].tolist() == pytest.approx([spread] * 4)
     again = ranking_stability(tmp_path / "noise", threads=1)
     assert again.equals(noise), "same seed, same numbers"
 
