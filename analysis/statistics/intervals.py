@@ -77,8 +77,8 @@ def share_interval(
 
     Ten or more selections: Wilson at T / deff. One to nine: Clopper-Pearson at T / deff, with the
     layer's median where it is the larger, because few hits say too little of how they cluster.
-    None: from 0 to 3 / T_eff (one-sided), at the median. In the last two cases no design effect
-    is below 1: rare selections are never more evenly spread than independent ones.
+    None: from 0 to 3 / T_eff (one-sided), likewise. In the last two cases no design effect is
+    below 1: rare selections are never more evenly spread than independent ones.
 
     Args:
         counts_N: Selections, [..., N].

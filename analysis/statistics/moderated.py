@@ -9,6 +9,7 @@ Shape suffixes: S subjects, N experts of a layer; P powers of a document's token
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,18 @@ def interval_deffs(moments: ClusterMoments) -> np.ndarray:
     most_S = own_SN.sum(axis=1) * np.maximum(known_S - 1, 1) / positive(known_S)
     total_SN = np.maximum(np.minimum(own_SN + prior_S[:, None], most_S[:, None]), 1)
     return np.asarray(positive(moderated_SN) * (stdtrit(total_SN, 0.975) / Z) ** 2)
+
+
+def unseen_deffs(moments: ClusterMoments) -> np.ndarray:
+    """Return the `interval_deffs` of an expert that nothing selects, be there one or not.
+
+    Returns:
+        float64 [S]; NaN where those of all experts are.
+    """
+    none_S1 = np.zeros((len(moments.n_S), 1))
+    names = ("c_SN", "c_square_SN", "cn_SN")
+    sums = {name: np.append(getattr(moments, name), none_S1, axis=1) for name in names}
+    return interval_deffs(replace(moments, **sums))[:, -1]
 
 
 def centred_within(moments: ClusterMoments) -> ClusterMoments:

@@ -25,11 +25,12 @@ from moe_probe.analysis.statistics.intervals import (
     tokens_needed,
     tokens_to_estimate,
 )
+from moe_probe.analysis.statistics.moderated import unseen_deffs
 from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
-from moe_probe.analysis.tables.experts import deffs, median_deff, num_documents, widened_deffs
+from moe_probe.analysis.tables.experts import deffs, median_deff, num_documents
 from moe_probe.analysis.tables.gates import gates_of_layer
 from moe_probe.analysis.tables.subjects import within_deffs
 
@@ -114,7 +115,7 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
     deff_N = deffs(state, spec.num_experts)
     low, median, high = layer_quantiles(deff_N, (0.05, 0.5, 0.95)).tolist()
     effective = float(effective_tokens(tokens, median))
-    wide = float(np.maximum(median_deff(widened_deffs(state, spec.num_experts)), 1))
+    wide = _deff_of_none(state, spec.num_experts)
     certain = effective_tokens(tokens, wide)
     row |= {
         "deff_low": low,
@@ -137,6 +138,14 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         **_tokens_wanted(spec.num_experts, sizes.mean_k, wide, median),
     }
     return row
+
+
+def _deff_of_none(state: LayerState | None, num_experts: int) -> float:
+    """What `share_interval` takes for an expert never selected, be there one or not."""
+    if state is None:
+        return np.nan
+    unseen = unseen_deffs(state.moments.pooled())[0]
+    return float(np.maximum(np.fmax(unseen, median_deff(state.interval_deffs_N)), 1))
 
 
 def _tokens_wanted(

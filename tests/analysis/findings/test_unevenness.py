@@ -135,8 +135,13 @@ def test_three_documents_certify_single_experts_alone(tmp_path: Path) -> None:
 def test_certifiable_load_is_where_the_interval_of_none_ends(tmp_path: Path) -> None:
     """3 N d / (k T) with a design effect d of at least 1, which T / T_eff need not be."""
     weight_N = np.where(np.arange(64) < 1, 0.0, 1.0)
-    for each in (1, 10):
-        found = analyse(planted(tmp_path / str(each), weight_N, 6, each=each), **FEW)
+    paths = [planted(tmp_path / str(each), weight_N, 6, each=each) for each in (1, 10)]
+    # Ten documents that differ: an expert that none selects is widened by more than the median.
+    unlike_DN = weight_N * np.random.default_rng(0).lognormal(0, 0.5, (10, 64))
+    weights, lengths = dict.fromkeys((0, 1), unlike_DN), np.arange(20, 220, 20)
+    paths.append(write(tmp_path / "unlike", weights, ["a"] * 10, lengths, top_k=6, seed=2))
+    for path in paths:
+        found = analyse(path, **FEW)
         layers, never = found.layers, found.experts.query("layer == 1 and expert == 0").iloc[0]
         assert never["count"] == 0
         assert layers["certifiable_load"][1] == pytest.approx(never["ci_high"])

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import norm, t
 
 from moe_probe.analysis.statistics.intervals import share_interval, wilson
-from moe_probe.analysis.statistics.moderated import centred_within, interval_deffs
+from moe_probe.analysis.statistics.moderated import centred_within, interval_deffs, unseen_deffs
 from tests.analysis.statistics.documents import Documents
 from tests.analysis.statistics.moderated_oracle import naive_interval_deffs
 
@@ -224,6 +224,18 @@ def test_shards_and_subjects() -> None:
     centred = Documents(found.tokens_C[:, None] * common_N + apart_CN, found.tokens_C)
     within_SN = interval_deffs(centred_within(moments))
     np.testing.assert_allclose(within_SN, interval_deffs(centred.moments()), rtol=1e-6)
+
+
+def test_an_expert_that_nothing_selects() -> None:
+    """As if it were there; it changes nothing of the others."""
+    rng = np.random.default_rng(8)
+    found, subject_C = alike(UNEVEN, skewed(50, rng), 5, rng), rng.integers(0, 3, 50)
+    with_none = Documents(np.pad(found.counts_CN, ((0, 0), (0, 1))), found.tokens_C)
+    deff_SN = interval_deffs(with_none.moments(subject_C))
+    for documents in (found, with_none):
+        unseen_S = unseen_deffs(documents.moments(subject_C))
+        np.testing.assert_allclose(unseen_S, deff_SN[:, -1])
+    assert np.isnan(unseen_deffs(Documents(found.counts_CN[:1], found.tokens_C[:1]).moments()))
 
 
 def test_no_interval_without_two_documents_or_variation() -> None:
