@@ -5,8 +5,8 @@
     ├── TraceError           a trace that cannot be read or written
     └── CaptureError         routing that cannot be read, or was not read completely
 
-A MemoryError is one sentence and exit code 1 too. Anything else that reaches the command line is a
-bug and keeps its traceback.
+Memory that runs out is one sentence and exit code 1 too. Anything else that reaches the command
+line is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -7,10 +7,40 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from moe_probe.errors import MoeProbeError
+
+_LEAST = 1 << 30
+"""Address space that numpy, scipy and pyarrow reserve, most of which they do not use. Where there
+is less, OpenBLAS asks for it again and again without end."""
+_LACKS = (
+    *("failed to map segment", "Cannot allocate memory"),
+    *("can't start new thread", "Failed to launch worker thread"),
+)
+"""How errors that are no MemoryError say that memory ran out."""
+
 
 def available_memory() -> int:
     """Return the bytes that the machine, control groups and resource limits leave."""
     return min([_machine_available(), *_cgroup_available(), *_limits_available()])
+
+
+def refuse_low_limits() -> None:
+    """Raise MoeProbeError where a resource limit leaves less than libraries reserve."""
+    left = min(_limits_available(), default=_LEAST)
+    if left < _LEAST:
+        raise MoeProbeError(
+            f"A limit on this process (ulimit -v or -d) leaves {gib(left)} of address space; "
+            f"numpy, scipy and pyarrow need {gib(_LEAST)}, most of which they only reserve. "
+            "Raise the limit."
+        )
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """Return what an error says of memory that ran out, without a full stop; None if nothing."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    if isinstance(error, MemoryError):
+        return "\n".join(lines).strip()
+    return next((line for line in lines if any(lack in line for lack in _LACKS)), None)
 
 
 def gib(num_bytes: float) -> str:

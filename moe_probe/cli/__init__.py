@@ -51,12 +51,17 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Show it."),
     ] = False,
 ) -> None:
-    pass
+    # It loads no library that needs much.
+    if context.invoked_subcommand != "env":
+        from moe_probe.memory import refuse_low_limits
+
+        refuse_low_limits()
 
 
 def main() -> None:
@@ -66,8 +71,12 @@ def main() -> None:
     except MoeProbeError as error:
         output.error(str(error))
         sys.exit(error.exit_code)
-    except MemoryError as error:
-        cause = str(error).strip().rstrip(".")
+    except (MemoryError, ImportError, RuntimeError) as error:
+        from moe_probe.memory import lack_of_memory
+
+        cause = lack_of_memory(error)
+        if cause is None:
+            raise
         output.error(
             f"Memory ran out{': ' + cause if cause else ''}. Use a machine with more memory, or "
             "fewer --threads where the command has them."

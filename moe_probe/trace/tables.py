@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moe_probe.errors import TraceError
+from moe_probe.memory import lack_of_memory
 from moe_probe.trace import limits
 from moe_probe.trace.files import atomic
 from moe_probe.trace.schema import LATER_COLUMNS, SEQUENCE_SCHEMA, LayerSpec
@@ -104,9 +105,10 @@ def _readable(path: Path, footer: pq.FileMetaData | None = None) -> Iterator[pq.
         # Not pq.read_table: it would make columns of directories named like "task=mmlu".
         with pq.ParquetFile(path, metadata=footer) as file:
             yield file
-    except MemoryError:
-        raise  # pyarrow's is one of its own errors too, and says nothing of the file
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        # It says nothing of the file.
+        if (lack := lack_of_memory(error)) is not None:
+            raise MemoryError(lack) from error
         reason = str(error).split("\n")[0].rstrip(".")
         raise TraceError(f"{path} cannot be read as part of a trace: {reason}.") from error
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moe_probe import memory
 from moe_probe.analysis import gathering
 from moe_probe.analysis.accumulators.structure import refuse_large
 from moe_probe.errors import MoeProbeError
@@ -58,10 +62,17 @@ def test_a_report_of_too_many_experts_is_refused_before_the_scan(
         (MemoryError(), "Memory ran out. Use a machine"),
         (MemoryError("Unable to allocate 3 GiB."), "ran out: Unable to allocate 3 GiB. Use"),
         (pa.ArrowMemoryError("malloc of 9 failed"), "ran out: malloc of 9 failed. Use"),
+        (
+            ImportError("\nIMPORTANT:\n/a.so: failed to map segment from shared object\n"),
+            "/a.so: f",
+        ),
+        (pa.ArrowException("Failed to launch worker thread"), "ran out: Failed to launch"),
+        (OSError(12, "Cannot allocate memory"), "Cannot allocate memory. Use"),
+        (RuntimeError("can't start new thread"), "ran out: can't start new thread. Use"),
     ],
 )
 def test_memory_that_runs_out_is_one_sentence(
-    probe: Any, trace: Path, monkeypatch: pytest.MonkeyPatch, error: MemoryError, said: str
+    probe: Any, trace: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
@@ -72,3 +83,42 @@ def test_memory_that_runs_out_is_one_sentence(
     assert (result.code, result.out) == (1, "")
     assert said in " ".join(result.err.split())
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_limits_below_what_libraries_reserve_are_refused(trace: Path, limit: str) -> None:
+    """OpenBLAS would ask for memory again and again, for ever."""
+    code = (
+        "import resource, sys; from moe_probe.cli import main\n"
+        f"resource.setrlimit(resource.{limit}, (300_000 << 10, resource.RLIM_INFINITY))\n"
+        f"sys.argv = ['moe-probe', 'report', {str(trace)!r}]; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert (run.returncode, run.stdout) == (1, "")
+    said = re.fullmatch(
+        r"Error: A limit on this process \(ulimit -v or -d\) leaves (\d+\.\d) GiB of address "
+        r"space; numpy, scipy and pyarrow need 1\.0 GiB, most of which they only reserve\. "
+        r"Raise the limit\.\n",
+        run.stderr,
+    )
+    assert said is not None
+    assert 0.2 <= float(said[1]) <= 0.3
+
+
+def test_what_loads_nothing_of_them_is_not(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_limits_available", lambda: iter([1 << 28]))
+    assert probe("env", "--json").code == 0
+    assert probe("ls", "models").code == 1
+    monkeypatch.setattr(memory, "_limits_available", lambda: iter([1 << 30]))
+    assert probe("ls", "models").code == 0
+
+
+def test_other_errors_keep_their_traceback(
+    probe: Any, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(pq.ParquetFile, "read", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        probe("check", trace)
