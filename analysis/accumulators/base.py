@@ -5,7 +5,6 @@ Shape suffixes: G strata, S groups (task, subject, area), C clusters.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,16 +14,15 @@ from typing import Any, Self
 
 import numpy as np
 
+from moe_probe.analysis.accumulators import files
 from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.tables import Tables
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows
-from moe_probe.errors import TraceError
 from moe_probe.trace import SEGMENTS, LayerSpec
 from moe_probe.trace.counting import Stratum
 
 Arrays = dict[str, np.ndarray]
-_HEADER = "header"
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,6 @@ class LayerAccumulator:
     def save(self, path: Path) -> None:
         """Write a file that `load` reads; numpy's own format, compressed, without pickle."""
         header = {
-            "kind": self.kind,
             "rule": str(self.rule),
             "layers": [spec.to_json() for spec in self.layers.values()],
             "groups": self.axes.groups,
@@ -146,9 +143,7 @@ class LayerAccumulator:
             for layer, arrays in self.arrays.items()
             for name, array in arrays.items()
         }
-        arrays[_HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        with path.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        files.write(path, self.kind, header, arrays)
 
     def settings(self) -> dict[str, Any]:
         """What else a file needs to say; `restore` gets it back."""
@@ -160,26 +155,19 @@ class LayerAccumulator:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote; raises TraceError for anything else."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(file[_HEADER].tobytes())
-                if header["kind"] != cls.kind:
-                    raise ValueError(f"it holds {header['kind']}")
-                self = cls.__new__(cls)
-                specs = [LayerSpec.from_json(value) for value in header["layers"]]
-                self.layers = {spec.layer: spec for spec in specs}
-                self.rule = Rule(header["rule"])
-                groups = tuple((task, subject, area) for task, subject, area in header["groups"])
-                self.axes = Axes(groups, tuple(header["clusters"]))
-                self.restore(header)
-                self.arrays = {layer: {} for layer in self.layers}
-                for key in file.files:
-                    if key != _HEADER:
-                        layer, name = key.split("/")
-                        self.arrays[int(layer)][name] = file[key]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise TraceError(f"{path} is not a file of {cls.kind}: {error}.") from error
-        return self
+        with files.reading(path, cls.kind) as (header, arrays):
+            self = cls.__new__(cls)
+            specs = [LayerSpec.from_json(value) for value in header["layers"]]
+            self.layers = {spec.layer: spec for spec in specs}
+            self.rule = Rule(header["rule"])
+            groups = tuple((task, subject, area) for task, subject, area in header["groups"])
+            self.axes = Axes(groups, tuple(header["clusters"]))
+            self.restore(header)
+            self.arrays = {layer: {} for layer in self.layers}
+            for key, array in arrays.items():
+                layer, name = key.split("/")
+                self.arrays[int(layer)][name] = array
+            return self
 
 
 class TableAccumulator(LayerAccumulator):

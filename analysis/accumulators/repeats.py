@@ -11,12 +11,15 @@ stored prompt tokens, P pairs of such tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
+from moe_probe.analysis.accumulators import files
 from moe_probe.analysis.source import Rows
 from moe_probe.trace import LayerSpec
 
@@ -33,6 +36,8 @@ class Repeats:
             tokens at most.
     """
 
+    kind = "repeats"
+    """Name in files."""
     weights = False
     lookahead = False
 
@@ -57,8 +62,6 @@ class Repeats:
         self._prints_LE = np.zeros((len(layers), tokens), np.uint64)
         offset = dict(zip(self._sequence_id_S.tolist(), self._offset_S.tolist(), strict=False))
         self._left_P, self._right_P = _pairs(chosen, offset)
-        # Sums of random numbers, unlike ids, differ whenever sets do.
-        self._value_of_id = np.random.default_rng(0).integers(0, 1 << 64, 1 << 16, np.uint64)
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         """Note one layer of a part."""
@@ -88,13 +91,14 @@ class Repeats:
         is_known_T = number_T >= 0
         number_T = number_T[is_known_T]
         self._seen_E[number_T] = True
-        prints_T = self._value_of_id[ids_TK[is_known_T]].sum(axis=1)
+        prints_T = _values_of_ids()[ids_TK[is_known_T]].sum(axis=1)
         self._prints_LE[self._place[layer], number_T] = prints_T
 
     def merge(self, other: Self) -> None:
-        """Add what another shard saw of the same trace; raises ValueError if it is another one."""
-        if not np.array_equal(other._sequence_id_S, self._sequence_id_S):
-            raise ValueError("repeats of different traces cannot be merged")
+        """Add what another shard saw; raises ValueError if its trace or layers are others."""
+        is_same = np.array_equal(other._sequence_id_S, self._sequence_id_S)
+        if not is_same or other.layers != self.layers:
+            raise ValueError("repeats of different traces or layers cannot be merged")
         self._prints_LE[:, other._seen_E] = other._prints_LE[:, other._seen_E]
         self._seen_E |= other._seen_E
 
@@ -104,6 +108,37 @@ class Repeats:
         left_P, right_P = self._left_P[both_P], self._right_P[both_P]
         equal_L = [int((row[left_P] == row[right_P]).sum()) for row in self._prints_LE]
         return len(left_P), dict(zip(self.layers, equal_L, strict=True))
+
+    def save(self, path: Path) -> None:
+        """Write a file that `load` reads; numpy's own format, compressed, without pickle."""
+        specs = [spec.to_json() for spec in self.layers.values()]
+        arrays = {name: getattr(self, f"_{name}") for name in _ARRAYS}
+        files.write(path, self.kind, {"layers": specs, "prompts": self.prompts}, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; raises TraceError for anything else."""
+        with files.reading(path, cls.kind) as (header, arrays):
+            self = cls.__new__(cls)
+            specs = [LayerSpec.from_json(value) for value in header["layers"]]
+            self.layers = {spec.layer: spec for spec in specs}
+            self._place = {layer: place for place, layer in enumerate(self.layers)}
+            self.prompts = header["prompts"]
+            for name in _ARRAYS:
+                setattr(self, f"_{name}", arrays[name])
+            return self
+
+
+_ARRAYS = (
+    *("sequence_id_S", "start_S", "offset_S"),
+    *("seen_E", "prints_LE", "left_P", "right_P"),
+)
+
+
+@cache
+def _values_of_ids() -> np.ndarray:
+    # Sums of random numbers, unlike ids, differ whenever sets do.
+    return np.random.default_rng(0).integers(0, 1 << 64, 1 << 16, np.uint64)
 
 
 _Stored = tuple[int, int, int]

@@ -2,7 +2,7 @@
 
 Rows are looked at as they are stored, whatever the counting rule.
 
-Shape suffixes: T tokens of a block, K slots, L layers; T3 is ROUTER_SCALARS of each token.
+Shape suffixes: T tokens of a block, K slots; T3 is ROUTER_SCALARS of each token.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import ModuleType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_probe.analysis.accumulators.faults import Faults
 from moe_probe.analysis.source import Rows
 from moe_probe.trace import LayerSpec
 
@@ -44,7 +45,7 @@ def is_unscaled_softmax(spec: LayerSpec) -> bool:
     return spec.facts.get("scoring") == "softmax" and spec.facts.get("scale", 1) in (1, None)
 
 
-class WeightFaults:
+class WeightFaults(Faults):
     """Stored rows by layer, and those among them whose weights look like a fault.
 
     Args:
@@ -52,15 +53,13 @@ class WeightFaults:
         descending: Whether slots are said to be in descending order of weight.
     """
 
+    kind = "weight_faults"
+    sorts = len(WeightAnomalies._fields)
     weights = True
-    lookahead = False
 
     def __init__(self, layers: Mapping[int, LayerSpec], *, descending: bool) -> None:
-        self.layers = dict(layers)
+        super().__init__(layers)
         self.descending = descending
-        self.rows_L = np.zeros(len(layers), np.int64)
-        self._anomalies_L6 = np.zeros((len(layers), len(WeightAnomalies._fields)), np.int64)
-        self._place = {layer: place for place, layer in enumerate(layers)}
 
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         """Look at one layer of a part."""
@@ -76,24 +75,17 @@ class WeightFaults:
         scalars_T3: np.ndarray | None = None,
     ) -> None:
         """Look at one layer of some rows; without `scalars_T3` at its weights only."""
-        place, descending = self._place[layer], self.descending
-        found = self.inspect(
-            self.layers[layer], ids_TK, weights_TK, scalars_T3, descending=descending
-        )
-        self.rows_L[place] += len(weights_TK)
-        self._anomalies_L6[place] += found
-
-    def merge(self, other: Self) -> None:
-        """Add what another shard saw; raises ValueError if its layers or slot order differ."""
-        if (other.layers, other.descending) != (self.layers, self.descending):
-            raise ValueError("weights of different layers or slot orders cannot be merged")
-        self.rows_L += other.rows_L
-        self._anomalies_L6 += other._anomalies_L6
+        spec, descending = self.layers[layer], self.descending
+        found = self.inspect(spec, ids_TK, weights_TK, scalars_T3, descending=descending)
+        self.note(layer, len(weights_TK), found)
 
     def by_layer(self) -> dict[int, WeightAnomalies]:
         """Return what was found in each layer."""
-        found = (WeightAnomalies(*row) for row in self._anomalies_L6.tolist())
+        found = (WeightAnomalies(*row) for row in self.faults_LF.tolist())
         return dict(zip(self.layers, found, strict=True))
+
+    def settings(self) -> dict[str, Any]:
+        return {"descending": self.descending}
 
     @staticmethod
     def inspect(

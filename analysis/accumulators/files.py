@@ -1,0 +1,50 @@
+"""Files of accumulators: numpy's own format, compressed, without pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_probe.errors import TraceError
+
+_HEADER = "header"
+
+
+def write(
+    path: Path, kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Write a file that `reading` reads.
+
+    Args:
+        path: The file; replaced where there is one.
+        kind: What accumulator it is of.
+        header: What arrays do not say, as JSON has it.
+        arrays: By name.
+    """
+    text = json.dumps({"kind": kind, **header}).encode()
+    whole = {**arrays, _HEADER: np.frombuffer(text, np.uint8)}
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **whole)
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Give the header and the arrays that `write` wrote.
+
+    Raises:
+        TraceError: the file is none of this kind, or is damaged; so are errors of what is made of
+            it inside the block.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file[_HEADER].tobytes())
+            if header["kind"] != kind:
+                raise ValueError(f"it holds {header['kind']}")
+            yield header, {name: file[name] for name in file.files if name != _HEADER}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise TraceError(f"{path} is not a file of {kind}: {error}.") from error
