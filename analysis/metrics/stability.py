@@ -148,13 +148,29 @@ def divergence_deff(moments: ClusterMoments, *, within_subjects: bool = False) -
     Returns:
         NaN where no expert has a design effect.
     """
-    tokens = moments.n_S.sum()
-    share_N = moments.c_SN.sum(axis=0) / positive(tokens)
-    of_all_N = cluster_variance(moments.pooled())[0]
-    variance_N = stratified_variance(moments) if within_subjects else of_all_N
-    deff_N, weight_N = design_effect(variance_N, share_N, tokens), 1 - share_N
-    known_N = ~np.isnan(deff_N)
-    return float(deff_N[known_N] @ weight_N[known_N] / positive(weight_N[known_N].sum()))
+    pooled = moments.pooled()
+    if not within_subjects:
+        return float(divergence_deffs(pooled)[0])
+    share_N = pooled.c_SN[0] / positive(pooled.n_S)
+    deff_N = design_effect(stratified_variance(moments), share_N, pooled.n_S)
+    return float(_mean_deff(deff_N, share_N))
+
+
+def divergence_deffs(moments: ClusterMoments) -> np.ndarray:
+    """Return the same of each subject alone, for any divergence or information it is part of.
+
+    Returns:
+        float64 [S]; NaN where no expert has a design effect.
+    """
+    tokens_S1 = moments.n_S[:, None]
+    share_SN = moments.c_SN / positive(tokens_S1)
+    return _mean_deff(design_effect(cluster_variance(moments), share_SN, tokens_S1), share_SN)
+
+
+def _mean_deff(deff_N: np.ndarray, share_N: np.ndarray) -> np.ndarray:
+    """Mean over experts with weights 1 - p, [...]."""
+    weight_N = np.where(np.isnan(deff_N), 0.0, 1 - share_N)
+    return np.asarray((np.nan_to_num(deff_N) * weight_N).sum(-1) / positive(weight_N.sum(-1)))
 
 
 def _mean_rank(counts_N: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from moe_probe.analysis.metrics.information import (
 from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.segments import segments_table
 from moe_probe.analysis.metrics.sensitivity import rules_table
+from moe_probe.analysis.metrics.stability import divergence_deff, divergence_deffs
 from moe_probe.analysis.metrics.subjects import frequency_null, subjects_table
 from moe_probe.analysis.statistics.clusters import (
     cluster_variance,
@@ -39,7 +40,6 @@ from moe_probe.analysis.statistics.clusters import (
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
-from moe_probe.analysis.tables.experts import deffs, median_deff
 from moe_probe.trace import SEGMENTS
 
 _SUBJECT_COLUMNS = ["layer", "expert", "subject", "count", "frequency"]
@@ -88,6 +88,13 @@ def subject_deffs(state: LayerState | None, groups: int, num_experts: int) -> np
     return np.asarray(layer_quantiles(deff_SN, (0.5,))[0])
 
 
+def _divergence_deffs(state: LayerState | None, groups: int) -> np.ndarray:
+    """Return each subject's `divergence_deffs`: float64 [S], 1 where it is unknown."""
+    if state is None or not groups:
+        return np.ones(groups)
+    return np.asarray(np.nan_to_num(divergence_deffs(state.moments), nan=1.0))
+
+
 def within_deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
     """Return each expert's design effect inside subjects: float64 [N], NaN where undefined."""
     if state is None:
@@ -119,7 +126,8 @@ def specialization(sums: Sums) -> pd.DataFrame:
         balanced_decodability, balanced_decodability_null  the mean over subjects, and 1 / S
         q_value  p_value, adjusted over all layers: `permutation_q_values`
         mean_subject_kl_null, pooled_kl_null  of fair routing, to first order: `decomposition_null`
-            at A over the subjects' mean design effect, and over the layer's median
+            at A over the mean of the subjects' design effects, and over that of all text; of each
+            the mean over experts that divergences have
     """
     table = pd.DataFrame([_information_row(sums, layer) for layer in sums.specs])
     states = [state.information for state in sums.layers.values() if state.information is not None]
@@ -136,8 +144,9 @@ def _decomposition_nulls(sums: Sums, layer: int) -> tuple[float, float]:
     counts_SN, state = sums.by_group(layer)[0], sums.layers.get(layer)
     groups, num_experts = counts_SN.shape
     is_there_S = counts_SN.any(axis=1)
-    deff_S = np.nan_to_num(subject_deffs(state, groups, num_experts), nan=1.0)[is_there_S]
-    pooled = np.nan_to_num(median_deff(deffs(state, num_experts)), nan=1.0)
+    deff_S = _divergence_deffs(state, groups)[is_there_S]
+    pooled = np.nan if state is None else divergence_deff(state.moments)
+    pooled = np.nan_to_num(pooled, nan=1.0)
     facts = int(is_there_S.sum()), num_experts, sums.set_sizes(layer).null_k
     slots = int(counts_SN.sum())
     if not slots:
@@ -149,16 +158,15 @@ def _decomposition_nulls(sums: Sums, layer: int) -> tuple[float, float]:
 
 
 def _information_row(sums: Sums, layer: int) -> dict[str, Any]:
-    spec, state = sums.specs[layer], sums.layers.get(layer)
+    state = sums.layers.get(layer)
     counts_SN, _ = sums.by_group(layer)
     found = None if state is None else state.information
     guess = None if state is None else state.decodability
     null_R = np.full(1, np.nan) if found is None or not len(found.null_R) else found.null_R
     parts = decompose(counts_SN)
     used = int((counts_SN.sum(axis=0) > 0).sum())
-    deff_S = subject_deffs(state, len(counts_SN), spec.num_experts)
-    null_k, known_S = sums.set_sizes(layer).null_k, np.nan_to_num(deff_S, nan=1.0)
-    bias = information_null(counts_SN.sum(axis=1), used, null_k, known_S)
+    null_k, deff_S = sums.set_sizes(layer).null_k, _divergence_deffs(state, len(counts_SN))
+    bias = information_null(counts_SN.sum(axis=1), used, null_k, deff_S)
     return {
         "layer": layer,
         "mutual_information_bits": parts.information / math.log(2),
@@ -200,10 +208,10 @@ def divergence(sums: Sums) -> pd.DataFrame:
     tables = []
     for layer, spec in sums.specs.items():
         counts_SN, _ = sums.by_group(layer)
-        deff_S = subject_deffs(sums.layers.get(layer), len(counts_SN), spec.num_experts)
+        deff_S = _divergence_deffs(sums.layers.get(layer), len(counts_SN))
         used = int((counts_SN.sum(axis=0) > 0).sum())
-        sizes_S, known_S = counts_SN.sum(axis=1), np.nan_to_num(deff_S, nan=1.0)
-        null_SS = divergence_null(sizes_S, used, sums.set_sizes(layer).null_k, known_S)
+        sizes_S, null_k = counts_SN.sum(axis=1), sums.set_sizes(layer).null_k
+        null_SS = divergence_null(sizes_S, used, null_k, deff_S)
         columns = {"subject": names[first], "other": names[second]}
         columns["divergence_bits"] = jensen_shannon(counts_SN)[first, second]
         columns["divergence_null_bits"] = null_SS[first, second]

@@ -188,11 +188,16 @@ def test_specialization(case: Case) -> None:
         assert same(row["documents_pooled_kl"], uneven if of_documents else math.nan)
         assert row["balanced_decodability_null"] == 1 / len(groups)
         unit = layer.spec.num_experts / (2 * sum(sizes)) * (1 - null_share(layer))
-        known = layer.median_deff()
-        assert same(row["pooled_kl_null"], unit * (1 if math.isnan(known) else known))
-        inside = [NaiveLayer(group, layer.spec).median_deff() for group in groups if group]
-        deffs = [1 if math.isnan(value) else value for value in inside]
+        assert same(row["pooled_kl_null"], unit * mean_deff(layer, NaiveLayer.deff))
+        inside = [NaiveLayer(group, layer.spec) for group in groups if group]
+        deffs = [mean_deff(part, NaiveLayer.deff) for part in inside]
         assert same(row["mean_subject_kl_null"], unit * sum(deffs))
+        sizes = [size for size in sizes if size]
+        used = sum(layer.count(e) > 0 for e in layer.experts)
+        free = used - null_share(layer) * layer.spec.num_experts
+        lost = sum(d * (1 - n / sum(sizes)) for d, n in zip(deffs, sizes, strict=True))
+        bias = free * lost / (2 * sum(sizes) * math.log(2))
+        assert same(row["plug_in_bias_bits"], bias)
 
 
 def null_share(layer: NaiveLayer) -> float:
@@ -212,6 +217,25 @@ def test_decomposition_of_fair_routing(tmp_path: Path) -> None:
     found = analyse(tmp_path / "trace", shuffles=1, replicates=2, permutations=2).specialization
     for name in ("mean_subject_kl", "pooled_kl"):
         assert found[name].mean() == pytest.approx(found[f"{name}_null"].mean(), rel=0.1)
+
+
+def test_noise_of_subjects_that_are_alike(tmp_path: Path) -> None:
+    """The mean over layers, each with experts of its own that documents use in bursts."""
+    rng = np.random.default_rng(1)
+    specs = [LayerSpec(layer=n, num_experts=32, top_k=3) for n in range(24)]
+    chance_LN = [rng.gamma(0.5, size=32) for _ in specs]
+    with TraceWriter(tmp_path / "trace", layers=specs) as writer:
+        for number in range(150):
+            shape = (int(rng.integers(10, 60)), 32)
+            bursts = [np.log(chance_N * rng.gamma(1.0, size=32) + 1e-12) for chance_N in chance_LN]
+            ids = [np.argsort(-(burst + rng.gumbel(size=shape)))[:, :3] for burst in bursts]
+            writer.add(ids, doc_id=number, subject="ab"[number % 2])
+    found = analyse(tmp_path / "trace", shuffles=1, replicates=2, permutations=2)
+    apart, specialization = found.table("divergence"), found.specialization
+    noise = apart["divergence_null_bits"].mean()
+    assert apart["divergence_bits"].mean() == pytest.approx(noise, rel=0.1)
+    bias = specialization["plug_in_bias_bits"].mean()
+    assert specialization["mutual_information_bits"].mean() == pytest.approx(bias, rel=0.1)
 
 
 def test_experts_that_subjects_do_without(case: Case) -> None:
@@ -273,10 +297,12 @@ def test_what_is_selected_at_the_first_position(case: Case) -> None:
 
 
 def mean_deff(layer: NaiveLayer, deff: Callable[[NaiveLayer, int], float]) -> float:
-    """Over the experts, weighted by the share of tokens that do not select each."""
+    """Over the experts, weighted by the share of tokens that do not select each; 1 if unknown."""
     rest = {e: 1 - layer.count(e) / len(layer.tokens) for e in layer.experts}
-    known = {e: deff(layer, e) for e in layer.experts if 0 < rest[e] < 1}
-    return sum(rest[e] * value for e, value in known.items()) / sum(rest[e] for e in known)
+    found = {e: deff(layer, e) for e in layer.experts if 0 < rest[e] < 1}
+    known = {e: value for e, value in found.items() if not math.isnan(value)}
+    weight = sum(rest[e] for e in known)
+    return sum(rest[e] * value for e, value in known.items()) / weight if known else 1.0
 
 
 def test_noise_of_segments(case: Case) -> None:
