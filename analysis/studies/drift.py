@@ -62,7 +62,7 @@ def load_drift(
         between, between_null  share of the variance of an expert's use that lies between windows,
             in [0, 1]; (V - 1) / (V W - 1) of independent tokens
         between_null_documents  the latter times the expert's design effect, at most 1: documents
-            in random order
+            in random order; too large where documents are longer than W / 2
         changes  times that the load changes fourfold or more from one window to the next, by more
             than 5 standard deviations of the two counts: see `load_changes`
 
@@ -112,8 +112,9 @@ def load_changes(
     The windows are those of `load_drift`, whose arguments and errors these are.
 
     Returns:
-        One row per change, by layer and expert. None are expected by chance: counts a and b differ
-        by more than 5 sqrt(a + b).
+        One row per change, by layer and expert. Independent tokens make none: counts a and b differ
+        by more than 5 sqrt(a + b). Documents that use experts in bursts do, without any drift, in
+        windows that hold only few of them.
         layer, expert
         first_token  number of the later window's first token, counted from 0 in recording order
         before, after  relative load in the two windows

@@ -55,8 +55,9 @@ def subject_clades(
         size  m, how many they are
         height  mean distance of its two branches, in [0, 1]: root of bits
         recurs  share of the replicates in whose trees they are a clade, too
-        recurs_null  2 S / (m (m + 1) C(S, m)), in a tree that joins random branches. Source:
-            Rosenberg (2003)
+        recurs_null  2 S / (m (m + 1) C(S, m)), in a tree that joins random branches: a lower bound,
+            since clades of the documents that are resampled recur more often even where subjects
+            are alike. Source: Rosenberg (2003)
         replicates  those that draw documents of every subject; without any, recurs is null
 
     Raises:
