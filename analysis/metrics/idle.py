@@ -24,6 +24,7 @@ from moe_probe.analysis.statistics.idle_null import (
     p_longest_at_least,
     rate_for_longest_run,
 )
+from moe_probe.analysis.statistics.undefined import positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,12 +179,12 @@ def idle_windows_table(
             even load, the unit in which models compare
         expected_share, expected_sliding  share and sliding of the same tokens, at the own rate
         load_expected  relative load of which the longest run of T independent tokens has W on
-            average, in one stream; null where W is not between 0 and T
+            average, in one stream; null where W is not between 0 and T, and without selections
     """
     tokens = runs.tokens
     fair = fair_rate(counts_N, tokens)
     own_N = selection_frequency(counts_N, tokens)
-    load_W = rate_for_longest_run(np.array(windows), tokens) / fair
+    load_W = rate_for_longest_run(np.array(windows), tokens) / positive(fair)
     tables = [
         pd.DataFrame(
             {
