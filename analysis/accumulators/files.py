@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,11 @@ import numpy as np
 from moe_probe.errors import TraceError
 
 _HEADER = "header"
+# What numpy and zipfile raise of files that are cut short or changed.
+_DAMAGE = (
+    *(OSError, EOFError, KeyError, ValueError, TypeError),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def write(
@@ -41,10 +48,11 @@ def reading(path: Path, kind: str) -> Iterator[tuple[dict[str, Any], dict[str, n
             it inside the block.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             header = json.loads(file[_HEADER].tobytes())
             if header["kind"] != kind:
                 raise ValueError(f"it holds {header['kind']}")
             yield header, {name: file[name] for name in file.files if name != _HEADER}
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise TraceError(f"{path} is not a file of {kind}: {error}.") from error
+    except _DAMAGE as error:
+        reason = str(error) or "it is cut short"
+        raise TraceError(f"{path} is not a file of {kind}: {reason}.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,31 @@ def test_files(streams: list[Stream], tmp_path: Path, rule: Rule) -> None:
     for other in (Repeats, RowFaults, WeightFaults):
         with pytest.raises(TraceError, match=f"is not a file of {other.kind}: it holds counts"):
             other.load(tmp_path / "counts.npz")
+
+
+def test_damaged_files(streams: list[Stream], tmp_path: Path) -> None:
+    """Cut short anywhere, or with a bit that fell over: refused, or the same as before."""
+    path, rng = tmp_path / "shard.npz", np.random.default_rng(0)
+    whole = streams[0].filled(Rule.UNIQUE, [0, 1])
+    for kind in ("counts", "repeats"):
+        whole[kind].save(path)
+        data = path.read_bytes()
+        damaged = [data[: int(stop)] for stop in (0, 1, *rng.integers(len(data), size=20))]
+        for place in rng.integers(len(data), size=60).tolist():
+            flipped = bytes([data[place] ^ 1 << int(rng.integers(8))])
+            damaged.append(data[:place] + flipped + data[place + 1 :])
+        said = []
+        for number, found in enumerate(damaged):
+            path.write_bytes(found)
+            try:
+                loaded = type(whole[kind]).load(path)
+            except TraceError as error:
+                said.append(str(error))
+            else:
+                assert number >= 22
+                assert_same(loaded, whole[kind], whole["counts"])
+        assert len(said) > 60
+        assert all(re.search(rf"is not a file of {kind}: .*\w", text) for text in said)
 
 
 def test_traces_of_other_subjects_and_documents(tmp_path: Path) -> None:
