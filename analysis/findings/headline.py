@@ -56,7 +56,8 @@ def headline(
 
     Args:
         experts: layer, expert, count, relative_load, ci_low and ci_high of the relative load,
-            tier, longest_idle, longest_idle_shuffled, rate_deficit, burstiness.
+            tier, longest_idle, longest_idle_shuffled, rate_deficit, burstiness; in forward passes
+            also p_fair.
         layers: layer, num_experts, top_k, tokens, assignments, tokens_effective, documents,
             certifiable_load, uniform_p, unseen_null, and max_vio and cv, each with `_null` and
             `_noise`.
@@ -165,10 +166,11 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
     if len(never):
         most = f", whose load is at most {_share(least['ci_high'])} of its fair share"
         little = "; so little text does not tell that from chance" if is_fair else ""
+        # What independent tokens leave out by chance says nothing where documents are too few.
+        by_chance = "" if is_fair else f" ({_expected(layers['unseen_null'].sum())} by chance)"
         return [
-            f"Never selected: {len(never):,} of {len(experts):,} experts "
-            f"({_expected(layers['unseen_null'].sum())} by chance), such as {name_of(least)}"
-            f"{unknown or most}{little}."
+            f"Never selected: {len(never):,} of {len(experts):,} experts{by_chance}, such as "
+            f"{name_of(least)}{unknown or most}{little}."
         ]
     interval = f" (95% interval {_share(least['ci_low'])} to {_share(least['ci_high'])})"
     text = (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.findings.wording import (
     CHANCE,
-    TOO_SHORT,
     UNKNOWN,
     name_of,
+    no_window,
     none_idle,
 )
 from moe_probe.analysis.orders import PASSES
@@ -19,17 +20,18 @@ def idle_in_passes(experts: pd.DataFrame, idle_windows: pd.DataFrame) -> list[st
     tokens, which can be shuffled.
 
     Args:
-        experts: With layer, expert and longest_idle.
+        experts: With layer, expert, longest_idle and p_fair.
         idle_windows: With window, window_tokens and expected_runs_fair.
     """
     if experts["longest_idle"].isna().all():
         return [UNKNOWN]
     window = telling_pass_window(idle_windows)
     if window is None:
-        return [TOO_SHORT]
+        is_short = bool(idle_windows["window_tokens"].isna().any())
+        return [no_window(idle_windows["window"], PASSES, is_short=is_short)]
     idle = experts[experts["longest_idle"] >= window]
     if idle.empty:
-        return [none_idle(window, PASSES)]
+        return [none_idle(experts, experts["p_fair"].to_numpy(np.float64), window, PASSES)]
     tokens = idle_windows.loc[idle_windows["window"] == window, "window_tokens"].iloc[0]
     longest = idle.sort_values("longest_idle", ascending=False, kind="stable").iloc[0]
     return [

@@ -1,6 +1,6 @@
 """The sentence on idle experts where idle runs are counted in tokens.
 
-Shape suffixes: L layers.
+Shape suffixes: L layers, E experts of all layers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import pandas as pd
 from moe_probe.analysis.findings.idle_readings import idle_readings
 from moe_probe.analysis.findings.wording import (
     CHANCE,
-    TOO_SHORT,
     UNKNOWN,
     favoured_names,
     listed,
     name_of,
+    no_window,
     none_idle,
 )
 from moe_probe.analysis.orders import TOKENS
@@ -24,7 +24,7 @@ from moe_probe.analysis.tables.layers import mean_k
 
 _READINGS = {
     "order": "only in this order of the documents (once these are shuffled, no run is so long)",
-    "kept": "kept for a few subjects (little used overall, but not there)",
+    "kept": "kept for some subjects (used less on the others)",
     "low": (
         "certified below 10% of their fair share on all subjects together, and not used much more "
         "on any (starved, or kept for other text: this corpus alone cannot tell)"
@@ -48,11 +48,12 @@ def idle_in_tokens(
         return [UNKNOWN]
     window = telling_window(idle_windows, layers)
     if window is None:
-        return [TOO_SHORT]
+        windows = idle_windows["window"]
+        return [no_window(windows, TOKENS, is_short=windows.max() > layers["tokens"].max())]
+    if not (experts["longest_idle"] >= window).any():
+        return [none_idle(experts, _chances(experts, layers), window, TOKENS)]
     reading = idle_readings(experts, layers, subjects, window)
     idle = experts[reading != ""].sort_values("longest_idle", ascending=False, kind="stable")
-    if idle.empty:
-        return [none_idle(window, TOKENS)]
     parts = []
     for name, text in _READINGS.items():
         those = idle[reading[idle.index] == name]
@@ -80,11 +81,18 @@ def telling_window(idle_windows: pd.DataFrame, layers: pd.DataFrame) -> int | No
     Returns:
         Tokens; None where no window of the table is that telling, or none fits into the trace.
     """
-    tokens_L = layers["tokens"].to_numpy(np.float64)
-    experts_L = layers["num_experts"].to_numpy(np.float64)
+    tokens_L, experts_L = (layers[n].to_numpy(np.float64) for n in ("tokens", "num_experts"))
     rate_L = mean_k(layers) / experts_L
     for window in sorted(idle_windows["window"].unique().tolist()):
         expected = (experts_L * p_longest_at_least(rate_L, tokens_L, window)).sum()
         if window <= tokens_L.max(initial=0) and expected < CHANCE:
             return int(window)
     return None
+
+
+def _chances(experts: pd.DataFrame, layers: pd.DataFrame) -> np.ndarray:
+    """Return the chance of fair routing to leave an expert idle for as long as each one is: [E]."""
+    rates = mean_k(layers) / layers["num_experts"].to_numpy(np.float64)
+    facts = layers.assign(rate=rates).set_index("layer").loc[experts["layer"]]
+    rate_E, tokens_E = (facts[name].to_numpy(np.float64) for name in ("rate", "tokens"))
+    return p_longest_at_least(rate_E, tokens_E, experts["longest_idle"].to_numpy(np.float64))

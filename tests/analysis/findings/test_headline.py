@@ -196,8 +196,8 @@ def test_sentences_of_planted_experts(planted: Any) -> None:
     assert found.idle.startswith("4 of 16 experts idle for 1,000 tokens in a row or more")
     for reading in (
         "1 only in this order of the documents",
-        "1 kept for a few subjects (little used overall, but not there), such as expert 0 of "
-        "layer 7 on subject4",
+        "1 kept for some subjects (used less on the others), such as expert 0 of layer 7 on "
+        "subject4",
         "1 certified below 10% of their fair share",
         "1 used in bursts, by few documents, such as expert 3",
         "An expert that this trace never selects can be certified below",
@@ -288,7 +288,7 @@ def windows_in_passes(expected_fair: float) -> pd.DataFrame:
 
 def test_sentence_in_forward_passes(planted: Any) -> None:
     experts, layers, subjects = planted
-    experts = experts.assign(longest_idle=[99, 250, 100, *[0] * (EXPERTS - 3)])
+    experts = experts.assign(longest_idle=[99, 250, 100, *[0] * (EXPERTS - 3)], p_fair=1.0)
     args = (layers, windows_in_passes(0.0009), subjects, NO_SPECIALIZATION)
     text = headline(experts, *args, unit=PASSES).idle
     assert text.startswith(
@@ -297,6 +297,12 @@ def test_sentence_in_forward_passes(planted: Any) -> None:
     )
     short = headline(experts.assign(longest_idle=99), *args, unit=PASSES).idle
     assert short.startswith("No expert idles for 100 forward passes in a row: nothing exceeds")
+    experts = experts.assign(longest_idle=99).astype({"p_fair": float})
+    experts.loc[3, "p_fair"] = 0.9 * 0.001 / EXPERTS
+    assert headline(experts, *args, unit=PASSES).idle.startswith(
+        "No expert idles for 100 forward passes in a row; the run of 99 without expert 3 of layer "
+        "7 is longer than random routing leaves."
+    )
     unknown = headline(experts.assign(longest_idle=math.nan), *args, unit=PASSES).idle
     assert unknown.startswith("Idle runs are unknown")
 
@@ -305,3 +311,22 @@ def test_windows_that_chance_leaves_an_expert_idle_for_tell_nothing(planted: Any
     experts, layers, subjects = planted
     args = (layers, windows_in_passes(0.0011), subjects, NO_SPECIALIZATION)
     assert headline(experts, *args, unit=PASSES).idle.startswith("The trace is too short")
+    args = (layers, args[1].dropna(), *args[2:])
+    assert headline(experts, *args, unit=PASSES).idle.startswith(
+        "Chance may leave experts idle for 100 forward passes: ask for longer windows."
+    )
+
+
+def test_runs_below_the_windows_are_not_called_chance(planted: Any) -> None:
+    """Two of 16 experts a token, 20,000 tokens: fair routing leaves none idle for 130 of them."""
+    experts, layers, subjects = planted
+    windows = pd.DataFrame({"layer": 7, "window": [10, 1000, 5000]})
+    for longest, rest in (
+        (80, ": nothing exceeds chance."),
+        (400, "; the run of 400 without expert 2 of layer 7 is longer than random routing leaves."),
+    ):
+        runs = experts.assign(longest_idle=np.where(experts["expert"] == 2, longest, 50))
+        text = headline(runs, layers, windows, subjects, NO_SPECIALIZATION).idle
+        assert text.startswith(f"No expert idles for 1,000 tokens in a row{rest}")
+    text = headline(experts, layers, windows[:1], subjects, NO_SPECIALIZATION).idle
+    assert text.startswith("Chance may leave experts idle for 10 tokens: ask for longer windows.")
