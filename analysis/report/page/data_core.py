@@ -14,6 +14,7 @@ from moe_probe import __version__
 from moe_probe.analysis.metrics.idle_passes import WHY_LEFT_OUT
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload
+from moe_probe.analysis.tables.origin import COLUMNS
 from moe_probe.trace import SEGMENTS
 
 TABLES = (
@@ -48,6 +49,7 @@ def facts(contents: Contents, payload: Payload) -> None:
         "rule": str(contents.rule),
         "rule_description": contents.rule.description,
         "order": str(settings.order),
+        "origin": {COLUMNS["rule"]: str(contents.rule), COLUMNS["order"]: str(settings.order)},
         "idle_unit": settings.order.unit,
         "idle_left_out": WHY_LEFT_OUT if settings.in_passes else None,
         "caption": contents.analysis.caption,

@@ -210,5 +210,6 @@ function documentTable() {
     columns: columnsOf(names, ["text", "segment"]), rows,
     caption: `${documentName(page.state.document ?? 0)}, layer ${layers[l].layer}: experts by slot. ` +
       "All tokens, whatever the counting rule.",
+    origin: { counting_rule: null, token_order: null },
   };
 }

@@ -141,5 +141,6 @@ function heatmapTable() {
   });
   const columns = names.map((name) => ({ name, label: name.replaceAll("_", " ") }));
   const effect = hasOwnEffects(shown) ? "" : `; intervals with the ${OF_ALL_TEXT}`;
-  return { columns, rows, caption: `Relative load, ${textName(shown)}${effect}; ${meta.caption}` };
+  const caption = `Relative load, ${textName(shown)}${effect}; ${meta.caption}`;
+  return { columns, rows, caption, origin: shown.kind === "rule" ? { counting_rule: shown.key } : {} };
 }

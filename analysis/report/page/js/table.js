@@ -7,6 +7,7 @@ const PAGE_ROWS = 50;
  * @property {{name: string, label: string, text?: boolean}[]} columns
  * @property {Iterable<Array>} rows
  * @property {string} caption
+ * @property {Object<string, string|null>} [origin] rule or order where they are not the report's
  */
 
 /**
@@ -111,9 +112,18 @@ function download(name, content, type) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
-/** @param {string} id @param {Table} table */
+/**
+ * As files of the report's tables, it ends with rule and order, the same in all rows.
+ * @param {string} id
+ * @param {Table} table
+ */
 function downloadCsv(id, table) {
-  download(`${id}.csv`, csv(table.columns.map(({ name }) => name), table.rows), "text/csv");
+  const facts = { ...page.data.meta.origin, ...table.origin };
+  const told = Object.keys(facts).filter((name) => facts[name] !== null);
+  const names = [...table.columns.map(({ name }) => name), ...told];
+  const values = told.map((name) => facts[name]);
+  const rows = Array.from(table.rows, (row) => [...row, ...values]);
+  download(`${id}.csv`, csv(names, rows), "text/csv");
 }
 
 /** All rows of a table of the report, for views that show one as it is. */

@@ -13,6 +13,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page
 
+from moe_probe.analysis.tables.origin import COLUMNS
+
 AXE = files("axe_playwright_python") / "axe.min.js"
 
 
@@ -59,8 +61,10 @@ class Opened:
         return found.value.path().read_bytes()
 
     def csv(self, view: str) -> list[dict[str, str]]:
-        """Return the rows of a view's CSV."""
-        return list(csv.DictReader(io.StringIO(self.download(view).decode("utf-8"))))
+        """Return the rows of a view's CSV, without what says how they were counted."""
+        rows = csv.DictReader(io.StringIO(self.download(view).decode("utf-8")))
+        told = COLUMNS.values()
+        return [{name: row[name] for name in row if name not in told} for row in rows]
 
     def violations(self, selector: str = "html") -> list[str]:
         """Return what axe-core finds inside an element that is serious or critical."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,30 @@ def test_other_rules_count_less(open_page: Open, plain: Path) -> None:
         assert found["count"].sum().tolist() == rules.xs(name, level=1)["assignments"].tolist()
         largest = found["relative_load"].max() - 1
         np.testing.assert_allclose(largest, rules.xs(name, level=1)["max_vio"], rtol=1e-5)
+
+
+def test_every_csv_ends_as_files_of_tables_do(open_page: Open, plain: Path) -> None:
+    page, told = open_page(plain), ["counting_rule", "token_order"]
+    page.draw_all()
+
+    def ends(view: str) -> pd.DataFrame:
+        return pd.read_csv(io.BytesIO(page.download(view))).iloc[:, -2:].drop_duplicates()
+
+    expected = tables(plain, "experts").iloc[:, -2:].drop_duplicates()
+    assert list(expected) == told
+    cards = page.page.locator(".view:has(.buttons)").evaluate_all("all => all.map(one => one.id)")
+    assert len(cards) > 15
+    for view in cards:
+        found = ends(view)
+        # The one view that shows all tokens, as they were stored.
+        if view == "document":
+            assert not {*told} & {*found}
+        else:
+            assert found.equals(expected), view
+    box = page.page.locator(f"#{MAP}").get_by_label("Text", exact=True)
+    box.select_option(value="rule:question")
+    page.wait()
+    assert ends(MAP).values.tolist() == [["question", "canonical"]]
 
 
 def test_experts_sort_by_load(open_page: Open, plain: Path) -> None:
