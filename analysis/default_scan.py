@@ -27,6 +27,7 @@ from moe_probe.analysis.accumulators.structure import (
     PairCounts,
     PositionCounts,
     SlotCounts,
+    position_tokens,
 )
 from moe_probe.analysis.accumulators.weights import Confidence, WeightSums
 from moe_probe.analysis.index import subject_names
@@ -37,6 +38,7 @@ from moe_probe.analysis.layer_state import (
     finish_layer,
     resampling_of,
 )
+from moe_probe.analysis.metrics.positions import tokens_apart
 from moe_probe.analysis.passes import PassTable
 from moe_probe.analysis.quality import Check
 from moe_probe.analysis.quality.suite import Evidence
@@ -144,6 +146,7 @@ class DefaultScan:
             counts=self.counts,
             by_rule=self.by_rule,
             checks=checks,
+            positions_apart_B=tokens_apart(position_tokens(self.source, self.settings.rule)),
             pass_null=None if self.passes is None else PassNull(self.passes.by_stream()),
             layers=layers,
             **named,

@@ -1,6 +1,6 @@
 """What one scan of a trace leaves, from which all tables are made.
 
-Shape suffixes: S groups (task, subject, area), N experts of a layer.
+Shape suffixes: S groups (task, subject, area), N experts of a layer, B octaves of positions.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Sums:
     pairs: PairCounts | None = None
     flows: FlowCounts | None = None
     positions: PositionCounts | None = None
+    positions_apart_B: np.ndarray | None = None
+    """How differently documents are at each octave of positions: `tokens_apart`."""
     overlaps: Overlaps | None = None
     batches: BatchStats | None = None
     weights: WeightSums | None = None

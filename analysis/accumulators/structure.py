@@ -1,7 +1,7 @@
 """S2, S7, S9 and S11: selections by slot, in pairs, from layer to layer, and by position. Additive.
 
 Shape suffixes: T tokens of a part, K slots, N and M experts of two layers, B position bins,
-P pieces.
+P pieces, C clusters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from types import ModuleType
 import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, TableAccumulator
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.pieces import by_octave
+from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.source import Rows, Source
 from moe_probe.errors import MoeProbeError
 from moe_probe.memory import gib
 from moe_probe.trace import LayerSpec
@@ -100,6 +102,15 @@ def refuse_large(layers: Mapping[int, LayerSpec], available: int) -> None:
             "machine with more memory, or count alone: "
             "moe-probe export TRACE --format counts -o counts.csv"
         )
+
+
+def position_tokens(source: Source, rule: Rule) -> np.ndarray:
+    """Return how many tokens of each cluster a rule counts by octave of position: int64 [C, B]."""
+    tokens_CB = np.zeros((len(source.index.clusters), POSITION_BINS), np.int64)
+    for part in source.parts:
+        pieces, bin_P = by_octave(source.pieces(part, rule))
+        np.add.at(tokens_CB, (pieces.cluster_P, bin_P), pieces.tokens_P)
+    return tokens_CB
 
 
 class PositionCounts(LayerAccumulator):

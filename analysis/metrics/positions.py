@@ -3,7 +3,7 @@
 Bin 0 is position 0, where many models attend to a first token that means nothing; bin b above it
 is positions 2^(b-1) to 2^b - 1. Position 0 has its own row here, and belongs in no headline.
 
-Shape suffixes: B position bins, N experts of a layer; 2 a bin and the rest.
+Shape suffixes: B position bins, C clusters (documents), N experts of a layer; 2 a bin and the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ MOSTLY = 0.5
 
 
 def positions_table(
-    position_counts_BN: np.ndarray, position_tokens_B: np.ndarray, top_k: float, deff: float
+    position_counts_BN: np.ndarray,
+    position_tokens_B: np.ndarray,
+    top_k: float,
+    deff_B: np.ndarray | float,
 ) -> pd.DataFrame:
     """Tabulate each bin of positions against all others.
 
@@ -31,7 +34,7 @@ def positions_table(
         position_counts_BN: Selections by position, int64.
         position_tokens_B: Tokens by position, int64.
         top_k: k.
-        deff: Design effect of the documents.
+        deff_B: Design effect of each bin beside the rest, `position_deffs`, or one for all.
 
     Returns:
         One row per bin that has tokens.
@@ -42,7 +45,7 @@ def positions_table(
         divergence  Jensen-Shannon divergence between the bin's assignment shares and those of
             the rest, both weighing the same, in bits, [0, 1]; null where there is no rest
         divergence_null  what two samples of the same shares show: deff (N - k) / 8
-            (1/A + 1/A_rest) nats, in bits
+            (1/A + 1/A_rest) nats, in bits, at most 1; N of experts that something selects
         selection_share  share of the layer's selections that are in the bin; null without any
     """
     first_B, last_B = position_bins(len(position_tokens_B))
@@ -51,7 +54,8 @@ def positions_table(
     halves_B2N = np.stack([position_counts_BN, rest_BN], axis=1)
     selected_B2 = halves_B2N.sum(axis=2).astype(np.float64)
     selected_B2[(selected_B2 == 0).any(axis=1)] = np.nan
-    bias_B = divergence_bias(load_BN.shape[1], top_k, selected_B2[:, 0], selected_B2[:, 1])
+    used = int(position_counts_BN.any(axis=0).sum())
+    bias_B = divergence_bias(used, top_k, selected_B2[:, 0], selected_B2[:, 1])
     divergence_B = mutual_information(halves_B2N, equal_weights=True)
     table = pd.DataFrame(
         {
@@ -61,11 +65,48 @@ def positions_table(
             "max_load": load_BN.max(axis=1),
             "busiest": position_counts_BN.argmax(axis=1),
             "divergence": np.where(np.isnan(bias_B), np.nan, divergence_B),
-            "divergence_null": deff * bias_B,
+            "divergence_null": np.minimum(deff_B * bias_B, 1.0),
             "selection_share": position_counts_BN.sum(axis=1) / positive(position_counts_BN.sum()),
         }
     )
     return table[position_tokens_B > 0].reset_index(drop=True)
+
+
+def tokens_apart(tokens_CB: np.ndarray) -> np.ndarray:
+    """Return how differently documents are in each bin and in the rest of the positions.
+
+    sum over documents of (n/T - n'/T')^2, over 1/T + 1/T', with n, n' their tokens here and there.
+
+    Args:
+        tokens_CB: Tokens of each document by position.
+
+    Returns:
+        float64 [B], 0 or more: 0 where every document has as much of both, 1 where every token is
+        of a document of its own; NaN where one side has no tokens.
+    """
+    here_CB = tokens_CB.astype(np.float64)
+    rest_CB = here_CB.sum(axis=1, keepdims=True) - here_CB
+    here_B, rest_B = positive(here_CB.sum(axis=0)), positive(rest_CB.sum(axis=0))
+    apart_B = ((here_CB / here_B - rest_CB / rest_B) ** 2).sum(axis=0)
+    return np.asarray(apart_B / (1 / here_B + 1 / rest_B))
+
+
+def position_deffs(apart_B: np.ndarray, deff: float, mean_tokens: float) -> np.ndarray:
+    """Return the design effect of a bin's shares less those of the rest, 1 + rho (x - 1).
+
+    Documents are in both, so most of what they have of their own cancels. rho is that of tokens of
+    one document, alike throughout it, that deff = 1 + rho (sum n^2 / sum n - 1) tells.
+
+    Args:
+        apart_B: x, `tokens_apart`.
+        deff: Design effect of all tokens.
+        mean_tokens: sum n^2 / sum n over the documents.
+
+    Returns:
+        float64 [B], not negative; NaN where x is. Source: Kish (1965).
+    """
+    rho = min(max((deff - 1) / (mean_tokens - 1), 0.0), 1.0) if mean_tokens > 1 else 0.0
+    return np.asarray(1 + rho * (apart_B - 1))
 
 
 def first_position_experts(

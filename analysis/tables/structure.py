@@ -1,6 +1,6 @@
 """The tables `coactivation`, `slots`, `repeats`, `transitions` and `positions`.
 
-Shape suffixes: N experts of a layer, S groups (task, subject, area).
+Shape suffixes: N experts of a layer, S groups (task, subject, area), B octaves of positions.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import pandas as pd
 
 from moe_probe.analysis.metrics.coactivation import coactivation_table
 from moe_probe.analysis.metrics.locality import first_choice_nulls, repeats_table
-from moe_probe.analysis.metrics.positions import positions_table
+from moe_probe.analysis.metrics.positions import position_deffs, positions_table
 from moe_probe.analysis.metrics.ranking import rank_frequency
+from moe_probe.analysis.metrics.stability import divergence_deff
 from moe_probe.analysis.metrics.transitions import layer_information
 from moe_probe.analysis.statistics.random_sets import any_shared, own_rate_any
 from moe_probe.analysis.statistics.undefined import positive
@@ -163,9 +164,20 @@ def positions(sums: Sums) -> pd.DataFrame:
         assert sums.positions is not None
         arrays, null_k = sums.positions.arrays[layer], sums.set_sizes(layer).null_k
         counts_BN, tokens_B = arrays["position_counts_BN"], arrays["position_tokens_B"]
-        return positions_table(counts_BN, tokens_B, null_k, layer_deff(sums, layer))
+        return positions_table(counts_BN, tokens_B, null_k, _position_deffs(sums, layer))
 
     return by_layer(sums, table) if sums.positions is not None else nothing()
+
+
+def _position_deffs(sums: Sums, layer: int) -> np.ndarray:
+    assert sums.positions_apart_B is not None
+    apart_B, state = sums.positions_apart_B, sums.layers.get(layer)
+    if state is None:
+        return np.ones_like(apart_B)
+    documents = state.moments.pooled()
+    mean_tokens = float(documents.n_square_S[0] / max(documents.n_S[0], 1))
+    deff = divergence_deff(state.moments)
+    return position_deffs(apart_B, 1.0 if np.isnan(deff) else deff, mean_tokens)
 
 
 def layer_deff(sums: Sums, layer: int) -> float:

@@ -296,6 +296,24 @@ def test_what_is_selected_at_the_first_position(case: Case) -> None:
         ]
 
 
+def test_noise_of_positions_is_that_of_documents_in_both(tmp_path: Path) -> None:
+    """The mean over layers of documents that route alike from their first to their last token."""
+    rng = np.random.default_rng(2)
+    specs = [LayerSpec(layer=n, num_experts=24, top_k=3) for n in range(40)]
+    with TraceWriter(tmp_path / "trace", layers=specs) as writer:
+        for number in range(60):
+            shape = (int(rng.integers(5, 120)), 24)
+            bursts = [rng.normal(size=24) for _ in specs]
+            ids = [np.argsort(-(burst + rng.gumbel(size=shape)))[:, :3] for burst in bursts]
+            writer.add(ids, doc_id=number)
+    found = analyse(tmp_path / "trace", shuffles=1, replicates=2, permutations=2)
+    assert found.layers["deff_median"].min() > 5
+    means = found.table("positions").groupby("first")[["divergence", "divergence_null"]].mean()
+    assert list(means.index) == [0, 1, 2, 4, 8, 16, 32, 64]
+    ratio = means["divergence"] / means["divergence_null"]
+    assert ratio.tolist() == pytest.approx([1] * len(ratio), rel=0.2)
+
+
 def mean_deff(layer: NaiveLayer, deff: Callable[[NaiveLayer, int], float]) -> float:
     """Over the experts, weighted by the share of tokens that do not select each; 1 if unknown."""
     rest = {e: 1 - layer.count(e) / len(layer.tokens) for e in layer.experts}

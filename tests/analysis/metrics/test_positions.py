@@ -1,6 +1,6 @@
 """Position effects against loops over tokens, planted effects and closed forms.
 
-Shape suffixes: T tokens, K slots, B position bins, N experts.
+Shape suffixes: T tokens, K slots, B position bins, C documents, N experts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from moe_probe.analysis.metrics.positions import (
     first_position_experts,
     position_bins,
+    position_deffs,
     positions_table,
+    tokens_apart,
 )
 from tests.analysis.metrics.routing import draw, sets_of
 
@@ -67,7 +69,8 @@ def test_table_against_the_rest_of_the_positions(empty: bool) -> None:
             for e in range(7)
             if half[e] > 0
         )
-        chance = 2 * (7 - 3) / 8 * (1 / here_N.sum() + 1 / rest_N.sum()) / math.log(2)
+        used = np.count_nonzero(here_N + rest_N)
+        chance = 2 * (used - 3) / 8 * (1 / here_N.sum() + 1 / rest_N.sum()) / math.log(2)
         assert row["max_load"] == pytest.approx(7 * q_N.max())
         assert here_N[row["busiest"]] == here_N.max()
         assert row["divergence"] == pytest.approx(divergence)
@@ -114,12 +117,35 @@ def test_null_is_the_mean_divergence_of_random_routing() -> None:
     assert (np.abs(found.mean(axis=0) - null) < 3 * error + 0.03 * null).all()
 
 
+def test_how_differently_documents_are_in_a_bin_and_in_the_rest() -> None:
+    tokens_CB = np.array([[1, 0, 4], [1, 2, 0], [0, 1, 0]])
+    for bin_, found in enumerate(tokens_apart(tokens_CB).tolist()):
+        here = tokens_CB[:, bin_].tolist()
+        rest = [sum(row) - row[bin_] for row in tokens_CB.tolist()]
+        apart = sum((n / sum(here) - m / sum(rest)) ** 2 for n, m in zip(here, rest, strict=True))
+        assert found == pytest.approx(apart / (1 / sum(here) + 1 / sum(rest)))
+    assert tokens_apart(np.eye(5, dtype=np.int64)).tolist() == pytest.approx([1] * 5)
+    assert tokens_apart(np.full((4, 2), 3)).tolist() == [0, 0]
+    assert np.isnan(tokens_apart(np.array([[2, 0], [3, 0]]))).all()
+
+
+def test_design_effect_of_a_bin() -> None:
+    # Of 11 tokens each, rho = 0.3.
+    assert position_deffs(np.array([0.0, 1.0, 5.0]), 4.0, 11.0).tolist() == pytest.approx(
+        [0.7, 1.0, 2.2]
+    )
+    for deff, mean_tokens in ((0.5, 11.0), (3.0, 1.0)):
+        assert position_deffs(np.array([0.0, 5.0]), deff, mean_tokens).tolist() == [1, 1]
+
+
 def test_one_bin_has_no_rest() -> None:
     counts_BN = np.array([[4, 4, 0], [0, 0, 0]])
     (row,) = positions_table(counts_BN, np.array([4, 0]), 2, 1.0).to_dict("records")
     assert (row["first"], row["last"], row["max_load"]) == (0, 0, 1.5)
     assert math.isnan(row["divergence"])
     assert math.isnan(row["divergence_null"])
+    few = positions_table(np.eye(16, dtype=np.int64), np.ones(16, np.int64), 1, 9.0)
+    assert few["divergence_null"].max() == 1
     nothing = positions_table(np.zeros((4, 3), np.int64), np.zeros(4, np.int64), 2, 1.0)
     assert len(nothing) == 0
     assert len(first_position_experts(np.zeros((4, 3), np.int64), np.zeros(4, np.int64))) == 0
