@@ -148,6 +148,11 @@ COUNTS_SCHEMA = pa.schema(
     ]
 )
 
+# Columns of tables in which a row may have no value; all others are filled in every row.
+MAY_BE_NULL = frozenset(
+    [*(field.name for field in OUTCOMES), "loglik", "is_greedy", "response", "weight_sum"]
+)
+
 
 def identity_schema(*, token_ids: bool = False, forward_passes: bool = False) -> pa.Schema:
     """The columns of a routing part that say which token of which sequence a row is.

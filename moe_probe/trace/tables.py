@@ -19,7 +19,7 @@ from moe_probe.errors import TraceError
 from moe_probe.memory import lack_of_memory
 from moe_probe.trace import limits
 from moe_probe.trace.files import atomic
-from moe_probe.trace.schema import LATER_COLUMNS, SEQUENCE_SCHEMA, LayerSpec
+from moe_probe.trace.schema import LATER_COLUMNS, MAY_BE_NULL, SEQUENCE_SCHEMA, LayerSpec
 
 SEGMENT_KEY = "moe_probe.segment"
 _PLAIN = ("count", "unique_count", "weight_sum")
@@ -76,6 +76,8 @@ def _checked(table: pa.Table, schema: pa.Schema) -> pa.Table:
     for field in schema:
         if table.schema.field(field.name).type != field.type:
             raise ValueError(f"{field.name} is not of type {field.type}")
+        if field.name not in MAY_BE_NULL and table[field.name].null_count:
+            raise ValueError(f"{field.name} is null in some row")
     return table
 
 
@@ -84,7 +86,7 @@ def read_tables(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
     tables = []
     for path in paths:
         with _readable(path) as file:
-            tables.append(_filled(file, schema).cast(schema))
+            tables.append(_checked(_filled(file, schema).cast(schema), schema))
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
@@ -119,10 +121,8 @@ def read_sequences(paths: list[Path]) -> pa.Table:
     where = paths[0].parent if paths else Path()
     for name, (least, most) in limits.READ.items():
         bounds = pc.min_max(sequences[name]).as_py()
-        if sequences[name].null_count or (
-            len(sequences) and not least <= bounds["min"] <= bounds["max"] <= most
-        ):
-            raise TraceError(f"{where} is damaged: {name} is absent or impossible in some row.")
+        if len(sequences) and not least <= bounds["min"] <= bounds["max"] <= most:
+            raise TraceError(f"{where} is damaged: {name} is impossible in some row.")
     if pc.any(pc.greater(sequences["prefix_tokens"], sequences["num_tokens"])).as_py():
         raise TraceError(f"{where} is damaged: a sequence shares more tokens than it has.")
     has_owner = pc.greater_equal(sequences["prefix_id"], 0)

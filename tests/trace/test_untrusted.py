@@ -14,7 +14,13 @@ import pytest
 
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
-from moe_probe.trace.schema import LATER_COLUMNS
+from moe_probe.trace.schema import (
+    COUNTS_SCHEMA,
+    LATER_COLUMNS,
+    MAY_BE_NULL,
+    OUTCOMES,
+    SEQUENCE_SCHEMA,
+)
 from tests.trace.recordings import record
 
 
@@ -32,6 +38,15 @@ def read_all(path: Path) -> None:
             block.topk_ids(layer), block.topk_weights(layer)
             if spec.scalars:
                 block.router_scalars(layer)
+
+
+def read_everything(path: Path) -> None:
+    """The same, and what only a scan reads."""
+    trace = open_trace(path)
+    for part in trace.routing_parts:
+        trace.read_identity(part, token_ids=True, forward_passes=True)
+        trace.read_layers(part, list(trace.layers), weights=True)
+    read_all(path)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +108,31 @@ def test_damaged_parts(path: Path, kind: str, damage: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("routing", ["sequence_id", "position", "token_id", "forward_pass", "L01", "W01"]),
+        ("counts", [field.name for field in COUNTS_SCHEMA if field.name != "weight_sum"]),
+        ("sequences", [field.name for field in SEQUENCE_SCHEMA if field not in OUTCOMES]),
+    ],
+)
+def test_columns_without_a_value(path: Path, kind: str, columns: list[str]) -> None:
+    part = min((path / kind).glob("part-0-*.parquet"))
+    table = pq.read_table(part)
+    for column in columns:
+        values = table[column].combine_chunks()
+        some = pa.concat_arrays([values[:-1], pa.nulls(1, values.type)])
+        place = table.schema.get_field_index(column)
+        pq.write_table(table.set_column(place, column, some), part)
+        with pytest.raises(TraceError, match=f"{part} cannot .*: {column} is null in some row"):
+            read_everything(path)
+    for column in MAY_BE_NULL & set(table.column_names):
+        place, values = table.schema.get_field_index(column), table[column]
+        table = table.set_column(place, column, pa.nulls(len(table), values.type))
+    pq.write_table(table, part)
+    read_everything(path)
+
+
+@pytest.mark.parametrize(
     "values", [pa.array([1, 2]), pa.array([b"aa", b"bb"]), pa.array([b"a", b"b"], pa.binary(1))]
 )
 def test_routing_of_other_types(path: Path, values: pa.Array) -> None:
@@ -109,14 +149,13 @@ def test_routing_of_other_types(path: Path, values: pa.Array) -> None:
         ("sequence_id", -1),
         ("sequence_id", 1),
         ("num_tokens", 1 << 50),
-        ("num_tokens", None),
         ("multiplicity", -3),
         ("prefix_tokens", 1 << 20),
         ("cached_tokens", 1),
         ("prefix_id", 1 << 62),
     ],
 )
-def test_impossible_sequences(path: Path, column: str, value: int | None) -> None:
+def test_impossible_sequences(path: Path, column: str, value: int) -> None:
     part = next((path / "sequences").glob("*.parquet"))
     table = pq.read_table(part)
     values = pa.array([value, *table[column].to_pylist()[1:]], pa.int64())
