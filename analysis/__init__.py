@@ -36,17 +36,14 @@ if TYPE_CHECKING:
     from moe_probe.analysis.studies.committees import committees
     from moe_probe.analysis.studies.contexts import token_contexts
     from moe_probe.analysis.studies.devices import device_fanout
-    from moe_probe.analysis.studies.documents import (
-        expert_selectivity,
-        exposures,
-        subject_selectivity,
-    )
     from moe_probe.analysis.studies.drift import load_changes, load_drift
+    from moe_probe.analysis.studies.exposures import exposures
     from moe_probe.analysis.studies.first_choices import first_choices
     from moe_probe.analysis.studies.locality import working_sets
     from moe_probe.analysis.studies.margins import margin_contrast
     from moe_probe.analysis.studies.next_layer import layer_predictability
     from moe_probe.analysis.studies.passes import pass_balance
+    from moe_probe.analysis.studies.selectivity import expert_selectivity, subject_selectivity
     from moe_probe.analysis.studies.set_sizes import experts_per_token
     from moe_probe.analysis.studies.stability import ranking_stability
     from moe_probe.analysis.studies.subject_tree import document_separation, subject_clades
@@ -131,9 +128,9 @@ _MODULES = {
     "concentration_difference": "metrics.decomposition",
     "device_fanout": "studies.devices",
     "document_separation": "studies.subject_tree",
-    "expert_selectivity": "studies.documents",
+    "expert_selectivity": "studies.selectivity",
     "experts_per_token": "studies.set_sizes",
-    "exposures": "studies.documents",
+    "exposures": "studies.exposures",
     "first_choices": "studies.first_choices",
     "layer_predictability": "studies.next_layer",
     "load_changes": "studies.drift",
@@ -142,7 +139,7 @@ _MODULES = {
     "margin_contrast": "studies.margins",
     "ranking_stability": "studies.stability",
     "subject_clades": "studies.subject_tree",
-    "subject_selectivity": "studies.documents",
+    "subject_selectivity": "studies.selectivity",
     "token_contexts": "studies.contexts",
     "token_lists": "studies.vocabulary",
     "token_predictability": "studies.vocabulary",

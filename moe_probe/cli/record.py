@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 import shlex
@@ -15,13 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_probe import output
+from moe_probe.cli.values import (
+    parse_batch_size,
+    parse_limit,
+    parse_model_args,
+    parse_sample,
+)
 from moe_probe.errors import MoeProbeError, UsageError
 
 if TYPE_CHECKING:
     from moe_probe.evaluation.plan import RecordOptions
     from moe_probe.evaluation.run import RunResult
-
-_MAX_DOCUMENTS = 10**15
 
 
 def record(
@@ -95,13 +98,13 @@ def record(
         tasks=[name for names in task for name in names.split(",") if name],
         output_path=output_path,
         num_fewshot=num_fewshot,
-        limit=_parse_limit(limit),
-        batch_size=_parse_batch_size(batch_size, is_hf=not server and backend != "vllm"),
+        limit=parse_limit(limit),
+        batch_size=parse_batch_size(batch_size, is_hf=not server and backend != "vllm"),
         dtype=dtype,
         device=device,
-        model_args=_parse_model_args(model_args),
+        model_args=parse_model_args(model_args),
         capture=capture,
-        sample_every=_parse_sample(sample),
+        sample_every=parse_sample(sample),
         force=force,
         resume=resume,
         baseline=baseline,
@@ -215,53 +218,6 @@ def _print_result(result: RunResult) -> None:
     output.result(f"{result.path} ({output.quantity(size, 'B')})")
     if totals.layers:
         output.note(f"Next: moe-probe report {shlex.quote(str(result.path))}")
-
-
-def _parse_model_args(text: str) -> dict[str, Any]:
-    """Read key=value,... or, where a value has structure, one JSON object."""
-    if text.lstrip().startswith("{"):
-        try:
-            return dict(json.loads(text))
-        except ValueError as error:
-            raise UsageError(
-                f"--model-args begins as a JSON object but is none: {error}."
-            ) from error
-    arguments: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        name, separator, value = item.partition("=")
-        if not separator:
-            raise UsageError(f"--model-args has {item!r}, which is not key=value.")
-        number = re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]+)?", value)
-        literal: Any = {"True": True, "False": False, "None": None}.get(value, value)
-        arguments[name] = (float(value) if number[1] else int(value)) if number else literal
-    return arguments
-
-
-def _parse_sample(text: str) -> int:
-    found = re.fullmatch(r"1/([0-9]{1,18})", text)
-    if not found or int(found[1]) < 1:
-        raise UsageError(f"--sample {text!r:.80} is not of the form 1/N, such as 1/50.")
-    return int(found[1])
-
-
-def _parse_limit(limit: float | None) -> float | None:
-    if limit is None or 0 < limit < 1:
-        return limit
-    if not (1 <= limit <= _MAX_DOCUMENTS and limit == int(limit)):
-        raise UsageError(
-            f"--limit {limit} is neither a whole number of documents from 1 to {_MAX_DOCUMENTS} "
-            "nor a share between 0 and 1."
-        )
-    return int(limit)
-
-
-def _parse_batch_size(text: str, *, is_hf: bool) -> str:
-    if not text:
-        return "8" if is_hf else "auto"
-    # lm-eval's own model class takes how often to look for the largest batch, too.
-    if not re.fullmatch(r"[1-9][0-9]{0,8}|auto" + (r"(:[1-9][0-9]{0,8})?" if is_hf else ""), text):
-        raise UsageError(f"--batch-size {text!r:.80} is neither a number from 1 on nor auto.")
-    return text
 
 
 def _default_output(model: str, tasks: list[str]) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_probe.errors import UsageError
 from moe_probe.evaluation.mmlu import prepared_subjects
@@ -21,24 +21,13 @@ from moe_probe.evaluation.mmlu_tasks import (
     task_group,
 )
 from moe_probe.evaluation.sample import SAMPLE_TASK, sample_directory
+from moe_probe.evaluation.task_names import TaskFacts, facts_of, leaves_of
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import Entry
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskFacts:
-    """What a leaf task is about."""
-
-    task: str
-    """lm-eval's name of the task."""
-    subject: str
-    """The MMLU subject; the task's name for any other task."""
-    area: str
-    """The group of MMLU subjects (stem, humanities, social sciences, other), else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +117,14 @@ def load_tasks(
     manager = _manager(wanted, copy, include_path)
     _refuse_unknown(wanted, manager)
     index = manager.task_index
-    leaves = [leaf for name in wanted for leaf in _leaves(name, index)]
+    leaves = [leaf for name in wanted for leaf in leaves_of(name, index)]
     if shared := [leaf for leaf, count in Counter(leaves).items() if count > 1]:
         raise UsageError(
             f"More than one of {', '.join(wanted)} holds the task {shared[0]}. "
             "Record them in separate runs."
         )
     areas = subject_areas(stock)
-    facts = {leaf: _facts(leaf, index, areas) for leaf in leaves}
+    facts = {leaf: facts_of(leaf, index, areas) for leaf in leaves}
     return TaskPlan(manager=manager, names=wanted, facts=facts)
 
 
@@ -200,49 +189,13 @@ def _without_override_warnings() -> Iterator[None]:
         logger.removeFilter(other)
 
 
-def _leaves(name: str, index: Mapping[str, Entry]) -> Iterator[str]:
-    """Expand a name into leaf tasks, as lm-eval's task factory does but without building them."""
-    entry = index[name]
-    match entry.kind.name:
-        case "GROUP":
-            yield from _members(name, entry.cfg.get("task"), index)
-        case "TAG":
-            yield from (task for task in sorted(entry.tags) if task in index)
-        case _:
-            yield name
-
-
-def _members(group: str, items: object, index: Mapping[str, Entry]) -> Iterator[str]:
-    for item in items if isinstance(items, list) else []:
-        if isinstance(item, dict) and "group" in item:
-            if item["group"] in index:
-                yield from _leaves(item["group"], index)
-            else:
-                yield from _members(f"{group}::{item['group']}", item.get("task"), index)
-            continue
-        name = str(item["task"]) if isinstance(item, dict) and "task" in item else str(item)
-        if name in index:
-            yield from _leaves(name, index)
-        else:
-            yield f"{group}::{name}"
-
-
-def _facts(leaf: str, index: Mapping[str, Entry], areas: Mapping[str, str]) -> TaskFacts:
-    config: dict[str, Any] = (index[leaf].cfg if leaf in index else None) or {}
-    subject = config.get("dataset_name")
-    # Also variants such as mmlu_anatomy_generative, and subjects that only an offline copy has.
-    if leaf == f"mmlu_{subject}" or (leaf.startswith("mmlu_") and subject in areas):
-        return TaskFacts(task=leaf, subject=str(subject), area=areas.get(str(subject), ""))
-    return TaskFacts(task=leaf, subject=leaf, area="")
-
-
 def _refuse_uncovered(wanted: list[str], stock: Mapping[str, Entry], copy: Path) -> None:
     subjects = prepared_subjects(copy)
     own = {f"mmlu_{subject}" for subject in subjects}
     served = {name for name in wanted if name in own}
     for name in wanted:
         if name in stock:
-            if not own.intersection(_leaves(name, stock)) and name != "mmlu":
+            if not own.intersection(leaves_of(name, stock)) and name != "mmlu":
                 have = ", ".join(sorted(subjects))
                 raise UsageError(f"{copy} has no questions of {name}. It has: {have}.")
             served.add(name)

@@ -14,7 +14,8 @@ from moe_probe.errors import UsageError
 from moe_probe.evaluation.mmlu import prepare
 from moe_probe.evaluation.mmlu_tasks import task_group
 from moe_probe.evaluation.sample import sample_directory
-from moe_probe.evaluation.tasks import TaskFacts, load_tasks
+from moe_probe.evaluation.task_names import TaskFacts
+from moe_probe.evaluation.tasks import load_tasks
 
 SAMPLE = Path(moe_probe.__file__).parent / "bundled" / "mmlu_sample"
 SIZES = {"stem": 19, "humanities": 13, "social sciences": 12, "other": 13}
