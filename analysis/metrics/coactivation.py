@@ -116,7 +116,8 @@ def coactivation_table(
         expected  E of quasi-independence, in tokens
         ratio  count / expected; null where fewer than 5 are expected
         z  (count - expected) / sqrt(expected deff); null likewise. The variance is that of a rare
-            pair, so |z| is too small where k is close to N
+            pair, so |z| is too small where k is close to N; and deff that of single experts, so it
+            is too small where documents differ in experts but not in pairs
         conditional_null  (k - 1) / (N - 1), conditional under even routing
 
     Raises:

@@ -26,7 +26,8 @@ class LayerInformation:
     bits: float
     """I, in [0, log2 min(N, M)]."""
     null_bits: float
-    """What independent layers would show: (N - 1)(M - 1) deff / (2 T ln 2)."""
+    """What independent layers would show, at most: (N - 1)(M - 1) deff / (2 T ln 2). Less where
+    documents do not have their own way in both layers."""
     share: float
     """U = I / H(next), the uncertainty coefficient: in [0, 1]; NaN where H is 0."""
 
