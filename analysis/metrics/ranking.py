@@ -31,21 +31,6 @@ def rank_frequency(rank_counts_KN: np.ndarray, tokens: int) -> np.ndarray:
     return selection_frequency(rank_counts_KN, tokens)
 
 
-def first_choice_share(rank_counts_KN: np.ndarray) -> np.ndarray:
-    """Return the share of an expert's selections that are first choices (A2).
-
-    Near 1 it leads, near 0 it fills up the top k.
-
-    Args:
-        rank_counts_KN: As in `rank_frequency`.
-
-    Returns:
-        float64 [N] in [0, 1]; NaN for an expert that nothing selected. Null 1/k.
-    """
-    total_N = rank_counts_KN.sum(axis=0)
-    return np.asarray(rank_counts_KN[0] / np.where(total_N > 0, total_N, np.nan))
-
-
 def experts_to_cover(
     counts_N: np.ndarray, shares: Sequence[float] = (0.5, 0.8, 0.9, 0.99)
 ) -> np.ndarray:

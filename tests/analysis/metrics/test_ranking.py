@@ -18,7 +18,6 @@ from moe_probe.analysis.metrics.ranking import (
     bottom_probability,
     bottom_set,
     experts_to_cover,
-    first_choice_share,
     rank_frequency,
     rank_from_least,
     rank_interval,
@@ -33,9 +32,6 @@ def test_slots_of_experts() -> None:
     rank_counts_KN = np.array([[3, 1, 0], [1, 2, 0]])
     assert rank_frequency(rank_counts_KN, 4).tolist() == [[0.75, 0.25, 0], [0.25, 0.5, 0]]
     assert np.isnan(rank_frequency(rank_counts_KN * 0, 0)).all()
-    share_N = first_choice_share(rank_counts_KN)
-    assert share_N == pytest.approx([3 / 4, 1 / 3, math.nan], nan_ok=True)
-    assert first_choice_share(rank_counts_KN[:1])[:2].tolist() == [1, 1]
 
 
 @settings(deadline=None, max_examples=80)
