@@ -17,6 +17,7 @@ from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.documents import (
     DocumentCounts,
     cluster_tokens,
+    segment_tokens,
     smallest_type,
 )
 from moe_probe.analysis.accumulators.gaps import Gaps
@@ -146,6 +147,8 @@ class DefaultScan:
             counts=self.counts,
             by_rule=self.by_rule,
             checks=checks,
+            segment_tokens_CG=segment_tokens(self.source, self.settings.rule),
+            is_prefix_C=self.source.index.clusters.is_prefix_C,
             positions_apart_B=tokens_apart(position_tokens(self.source, self.settings.rule)),
             pass_null=None if self.passes is None else PassNull(self.passes.by_stream()),
             layers=layers,

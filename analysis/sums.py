@@ -1,6 +1,7 @@
 """What one scan of a trace leaves, from which all tables are made.
 
-Shape suffixes: S groups (task, subject, area), N experts of a layer, B octaves of positions.
+Shape suffixes: S groups (task, subject, area), N experts of a layer, B octaves of positions,
+C clusters (documents and prefixes), G segments.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ class Sums:
     positions: PositionCounts | None = None
     positions_apart_B: np.ndarray | None = None
     """How differently documents are at each octave of positions: `tokens_apart`."""
+    segment_tokens_CG: np.ndarray | None = None
+    """Tokens of each document and prefix by segment."""
+    is_prefix_C: np.ndarray | None = None
+    """Which of these are prefixes."""
     overlaps: Overlaps | None = None
     batches: BatchStats | None = None
     weights: WeightSums | None = None

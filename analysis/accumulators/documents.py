@@ -3,7 +3,8 @@
 The table of documents is the only one that grows with the trace, up to MAX_CLUSTERS rows. Moments
 and bootstrap replicates (S16, `statistics.clusters`) are made of it.
 
-Shape suffixes: C clusters, S groups (task, subject, area), N experts of a layer, P pieces.
+Shape suffixes: C clusters, S groups (task, subject, area), N experts of a layer, P pieces,
+G segments.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows, Source
 from moe_probe.analysis.statistics.clusters import ClusterMoments
-from moe_probe.trace import LayerSpec
+from moe_probe.trace import SEGMENTS, LayerSpec
 
 _CHUNK = 1024
 _TYPES = (np.uint8, np.uint16, np.uint32, np.int64)
@@ -36,6 +37,16 @@ def cluster_tokens(source: Source, rule: Rule) -> np.ndarray:
         pieces = source.pieces(part, rule)
         np.add.at(tokens_C, pieces.cluster_P, pieces.tokens_P)
     return tokens_C
+
+
+def segment_tokens(source: Source, rule: Rule) -> np.ndarray:
+    """Return the same by segment: int64 [C, G]."""
+    tokens_CG = np.zeros((len(source.index.clusters), len(SEGMENTS)), np.int64)
+    for part in source.parts:
+        pieces = source.pieces(part, rule)
+        segment_P = pieces.stratum_P % len(SEGMENTS)
+        np.add.at(tokens_CG, (pieces.cluster_P, segment_P), pieces.tokens_P)
+    return tokens_CG
 
 
 class DocumentCounts(TableAccumulator):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.information import mutual_information
+from moe_probe.analysis.statistics.clusters import likeness
 from moe_probe.analysis.statistics.random_sets import divergence_bias
 from moe_probe.analysis.statistics.undefined import positive
 
@@ -94,8 +95,7 @@ def tokens_apart(tokens_CB: np.ndarray) -> np.ndarray:
 def position_deffs(apart_B: np.ndarray, deff: float, mean_tokens: float) -> np.ndarray:
     """Return the design effect of a bin's shares less those of the rest, 1 + rho (x - 1).
 
-    Documents are in both, so most of what they have of their own cancels. rho is that of tokens of
-    one document, alike throughout it, that deff = 1 + rho (sum n^2 / sum n - 1) tells.
+    Documents are in both, so most of what they have of their own cancels; rho is their `likeness`.
 
     Args:
         apart_B: x, `tokens_apart`.
@@ -103,10 +103,9 @@ def position_deffs(apart_B: np.ndarray, deff: float, mean_tokens: float) -> np.n
         mean_tokens: sum n^2 / sum n over the documents.
 
     Returns:
-        float64 [B], not negative; NaN where x is. Source: Kish (1965).
+        float64 [B], not negative; NaN where x is.
     """
-    rho = min(max((deff - 1) / (mean_tokens - 1), 0.0), 1.0) if mean_tokens > 1 else 0.0
-    return np.asarray(1 + rho * (apart_B - 1))
+    return np.asarray(1 + likeness(deff, mean_tokens) * (apart_B - 1))
 
 
 def first_position_experts(

@@ -1,6 +1,7 @@
 """F1: how the use of experts differs between the segments of a prompt.
 
-Shape suffixes: G segments, N experts of a layer, B bins of position.
+Shape suffixes: G segments, N experts of a layer, B bins of position, C clusters (documents and
+prefixes), X those of one kind.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import pandas as pd
 
 from moe_probe.analysis.metrics.divergence import divergence_null, jensen_shannon
 from moe_probe.analysis.metrics.frequency import assignment_share, relative_load
+from moe_probe.analysis.statistics.clusters import likeness
+from moe_probe.analysis.statistics.undefined import positive
 
 
 def load_shift(counts_N: np.ndarray, other_N: np.ndarray) -> np.ndarray:
@@ -32,7 +35,7 @@ def segments_table(
     counts_GN: np.ndarray,
     segments: Sequence[str],
     top_k: float,
-    deff_G: np.ndarray | float = 1.0,
+    deff_GG: np.ndarray | float = 1.0,
 ) -> pd.DataFrame:
     """Tabulate every two segments of one layer that have selections.
 
@@ -40,7 +43,7 @@ def segments_table(
         counts_GN: Selections by segment, [G, N].
         segments: Names.
         top_k: k.
-        deff_G: Design effect of each segment.
+        deff_GG: Design effect of every two, `segment_deffs`, or one for all.
 
     Returns:
         segment, other  names, in the order given
@@ -52,7 +55,8 @@ def segments_table(
     """
     used_N = counts_GN.any(axis=0)
     found_GG = jensen_shannon(counts_GN)
-    null_GG = divergence_null(counts_GN.sum(axis=1), int(used_N.sum()), top_k, deff_G)
+    null_GG = divergence_null(counts_GN.sum(axis=1), int(used_N.sum()), top_k)
+    null_GG = np.minimum(null_GG * deff_GG, 1.0)
     rows = []
     for one, other in combinations(np.flatnonzero(counts_GN.any(axis=1)).tolist(), 2):
         shift_N = load_shift(counts_GN[one], counts_GN[other])
@@ -81,6 +85,39 @@ _COLUMNS = (
     "losing_expert",
     "loss",
 )
+
+
+def segment_deffs(
+    tokens_CG: np.ndarray, is_prefix_C: np.ndarray, deffs: tuple[float, float]
+) -> np.ndarray:
+    """Return the design effect of the shares of one segment less those of another.
+
+    What a document has of its own cancels as far as it is in both. With rho the `likeness` of its
+    tokens, s its share of a segment's tokens T, and s', T' of the other one: sum of
+    (1 - rho) (s/T + s'/T') + rho (s - s')^2, over 1/T + 1/T'.
+
+    Args:
+        tokens_CG: Tokens of each document, and of each shared prefix, by segment.
+        is_prefix_C: Which of them are prefixes.
+        deffs: Design effects of all tokens of documents, and of those of prefixes.
+
+    Returns:
+        float64 [G, G], not negative; NaN where a segment has no tokens, or its deff is.
+    """
+    total_G = positive(tokens_CG.sum(axis=0))
+    noise_GG = np.zeros((len(total_G), len(total_G)))
+    for tokens_XG, deff in zip(
+        (tokens_CG[~is_prefix_C], tokens_CG[is_prefix_C]), deffs, strict=True
+    ):
+        n_X = tokens_XG.sum(axis=1).astype(np.float64)
+        if not n_X.any():
+            continue
+        rho, share_XG = likeness(deff, float((n_X**2).sum() / n_X.sum())), tokens_XG / total_G
+        own_G = (1 - rho) * share_XG.sum(axis=0) / total_G + rho * (share_XG**2).sum(axis=0)
+        both_GG = own_G[:, None] + own_G - 2 * rho * share_XG.T @ share_XG
+        is_there_G = tokens_XG.any(axis=0)
+        noise_GG += np.where(is_there_G[:, None] | is_there_G, both_GG, 0.0)
+    return np.asarray(noise_GG / (1 / total_G[:, None] + 1 / total_G))
 
 
 def position_matched_divergence(counts_BN: np.ndarray, other_BN: np.ndarray) -> float:

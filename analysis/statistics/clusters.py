@@ -125,6 +125,21 @@ def design_effect(variance: np.ndarray, share: np.ndarray, tokens: np.ndarray | 
     return np.asarray(variance * tokens / positive(share * (1 - share)))
 
 
+def likeness(deff: float, mean_tokens: float) -> float:
+    """Return rho of deff = 1 + rho (n - 1), the correlation of two tokens of one document.
+
+    Args:
+        deff: Design effect.
+        mean_tokens: n, sum n^2 / sum n over the documents.
+
+    Returns:
+        In [0, 1], 0 where documents have one token; NaN where deff is. Source: Kish (1965).
+    """
+    if not mean_tokens > 1:
+        return 0.0
+    return float(np.clip((deff - 1) / (mean_tokens - 1), 0.0, 1.0))
+
+
 def pooled_design_effect(moments: ClusterMoments) -> np.ndarray:
     """Return each expert's design effect, all subjects pooled: float64 [N], NaN where undefined."""
     pooled = moments.pooled()

@@ -27,7 +27,7 @@ from moe_probe.analysis.metrics.information import (
     uncertainty_coefficient,
 )
 from moe_probe.analysis.metrics.permutation import permutation_q_values
-from moe_probe.analysis.metrics.segments import segments_table
+from moe_probe.analysis.metrics.segments import segment_deffs, segments_table
 from moe_probe.analysis.metrics.sensitivity import rules_table
 from moe_probe.analysis.metrics.stability import divergence_deff, divergence_deffs
 from moe_probe.analysis.metrics.subjects import frequency_null, subjects_table
@@ -225,8 +225,8 @@ def divergence(sums: Sums) -> pd.DataFrame:
 def segments(sums: Sums) -> pd.DataFrame:
     """Tabulate every two segments of the text, subjects pooled: `segments_table`.
 
-    The null is of documents within subjects, and of the shared prefixes among each other; null
-    where these are fewer than two.
+    The null is of documents within subjects, and of the shared prefixes among each other, null
+    where these are fewer than two; what a document has of its own cancels as far as it is in both.
     """
     tables = []
     for layer, spec in sums.specs.items():
@@ -239,10 +239,11 @@ def segments(sums: Sums) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _segment_deffs(sums: Sums, layer: int) -> np.ndarray:
+def _segment_deffs(sums: Sums, layer: int) -> np.ndarray | float:
     state = sums.layers.get(layer)
-    documents, prefixes = (np.nan, np.nan) if state is None else state.segment_deffs
-    return np.where(np.array(SEGMENTS) == "prefix", prefixes, documents)
+    if state is None or sums.segment_tokens_CG is None or sums.is_prefix_C is None:
+        return math.nan
+    return segment_deffs(sums.segment_tokens_CG, sums.is_prefix_C, state.segment_deffs)
 
 
 def rules(sums: Sums) -> pd.DataFrame:

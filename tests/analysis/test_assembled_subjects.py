@@ -324,24 +324,41 @@ def mean_deff(layer: NaiveLayer, deff: Callable[[NaiveLayer, int], float]) -> fl
 
 
 def test_noise_of_segments(case: Case) -> None:
-    """That of documents within subjects; of the prefixes, that of one subject's against another."""
-    stored = case.found.sums.trace.counts.to_pandas()
+    """That of documents within subjects; of the prefixes, that of one subject's against another.
+    Of a document that is in both segments, what it has of its own cancels."""
+    rows = case.found.sums.trace.sequences.to_pandas().set_index("sequence_id")
+    ends = {number: (row["prefix_end"], row["question_end"]) for number, row in rows.iterrows()}
+
+    def of_segment(name: str, tokens: list[Token]) -> int:
+        passed = [sum(t.position >= end for end in ends[t.sequence]) for t in tokens]
+        return passed.count(("prefix", "question", "cue").index(name))
+
     for layer in case.layers:
         if layer.spec.empty_slots:
             continue
         table = case.table("segments", layer)
-        mine = stored[stored["layer"] == layer.spec.layer]
-        sizes = mine.groupby("segment")["unique_count"].sum().to_dict()
         apart = [[t for t in layer.tokens if (t.document[0] == 0) == flag] for flag in (0, 1)]
         parts = [NaiveLayer(tokens, layer.spec) for tokens in apart]
         documents = mean_deff(parts[0], within_deff)
         prefixes = mean_deff(parts[1], NaiveLayer.deff) if parts[1].tokens else documents
         used = sum(layer.count(e) > 0 for e in layer.experts)
+        rho = {}
+        for kind, deff in ((0, prefixes), (1, documents)):
+            sizes = [len(t) for (_, document), t in layer.documents.items() if document[0] == kind]
+            mean = sum(n * n for n in sizes) / sum(sizes) if sizes else 1
+            rho[kind] = min(max((deff - 1) / (mean - 1), 0), 1) if mean > 1 else 0
         for row in table.to_dict("records"):
             names = row["segment"], row["other"]
-            deffs = [prefixes if name == "prefix" else documents for name in names]
-            noise = sum(deff / sizes[name] for deff, name in zip(deffs, names, strict=True))
-            expected = min((used - layer.spec.top_k) / 8 * noise / math.log(2), 1.0)
+            total = [of_segment(name, layer.tokens) for name in names]
+            noise = 0.0
+            for (_, document), tokens in layer.documents.items():
+                one, other = (
+                    of_segment(name, tokens) / n for name, n in zip(names, total, strict=True)
+                )
+                own = rho[document[0]]
+                noise += (1 - own) * (one / total[0] + other / total[1]) + own * (one - other) ** 2
+            k = layer.spec.top_k
+            expected = min((used - k) / 8 * noise / k / math.log(2), 1.0)
             assert same(row["divergence_bits_null"], expected)
 
 

@@ -1,6 +1,6 @@
 """Segments, counting rules and selectivity against their definitions; what a template does.
 
-Shape suffixes: G segments, B bins, S subjects, N experts, C documents, T tokens, K slots.
+Shape suffixes: G segments, B bins, S subjects, N experts, C or D documents, T tokens, K slots.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import math
 import numpy as np
 import pytest
 
+from moe_probe.analysis.accumulators.documents import cluster_moments
 from moe_probe.analysis.metrics.divergence import jensen_shannon, random_jaccard
 from moe_probe.analysis.metrics.information import mutual_information
 from moe_probe.analysis.metrics.segments import (
     load_shift,
     position_matched_divergence,
+    segment_deffs,
     segments_table,
 )
 from moe_probe.analysis.metrics.selectivity import expert_selectivity, subject_selectivity
 from moe_probe.analysis.metrics.sensitivity import rules_table
+from moe_probe.analysis.metrics.stability import divergence_deff
 from tests.analysis.documents import IDLE, deepseek_tokens, needs_data, random_documents
 
 SEGMENTS = ("prefix", "question", "cue", "generated")
@@ -43,6 +46,34 @@ def test_segments_table() -> None:
     assert np.isnan(load_shift(counts_GN[0], counts_GN[3])).all()
     empty = segments_table(np.zeros((4, 7), np.int64), SEGMENTS, 2)
     assert (len(empty), list(empty)) == (0, list(table))
+
+
+def test_noise_of_documents_that_are_in_both_segments() -> None:
+    """Documents that route alike throughout, of a long and a short segment, and one prefix."""
+    rng = np.random.default_rng(3)
+    documents, experts, top_k = 60, 24, 3
+    length_DG = np.stack([rng.integers(5, 90, documents), rng.integers(1, 9, documents)], axis=1)
+    found, nulls = [], []
+    for _ in range(60):
+        counts_DGN = np.zeros((documents, 2, experts), np.int64)
+        for counts_GN, length_G in zip(counts_DGN, length_DG.tolist(), strict=True):
+            burst_N = rng.normal(size=experts)
+            for counts_N, length in zip(counts_GN, length_G, strict=True):
+                score_TN = burst_N + rng.gumbel(size=(length, experts))
+                ids_TK = np.argsort(-score_TN, axis=1)[:, :top_k]
+                counts_N += np.bincount(ids_TK.ravel(), minlength=experts)
+        one_D, tokens_D = np.zeros(documents, np.int64), length_DG.sum(axis=1)
+        moments = cluster_moments(counts_DGN.sum(axis=1), tokens_D, one_D, 1)
+        deffs = divergence_deff(moments), math.nan
+        deff_GG = segment_deffs(length_DG, np.zeros(documents, bool), deffs)
+        table = segments_table(counts_DGN.sum(axis=0), ("question", "cue"), top_k, deff_GG)
+        found.append(table["divergence_bits"][0])
+        nulls.append(table["divergence_bits_null"][0])
+    assert deffs[0] > 4
+    assert np.mean(found) == pytest.approx(np.mean(nulls), rel=0.1)
+    with_prefix = segment_deffs(np.array([[50, 0, 0], [0, 4, 4]]), np.array([True, False]), deffs)
+    assert np.isnan(with_prefix[0]).all()
+    assert with_prefix[1, 2] < 1
 
 
 def test_position_alone_is_no_difference_between_segments() -> None:
