@@ -104,6 +104,8 @@ class Pieces:
 
     def without(self, dropped_T: np.ndarray) -> Pieces:
         """Cut rows out: bool [T] says which."""
+        if not len(self):
+            return self
         is_bound_T, is_start_T = np.zeros((2, len(dropped_T) + 1), bool)
         is_start_T[self.start_P] = True
         is_bound_T[1:-1] = dropped_T[1:] != dropped_T[:-1]

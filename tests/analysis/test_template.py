@@ -205,3 +205,15 @@ def test_without_token_ids_there_is_no_template(tmp_path: Path) -> None:
     trace = write(tmp_path / "trace", documents, token_ids=False)
     with pytest.raises(TraceError, match="no token ids, which the rule no-template needs"):
         counted(trace)
+
+
+def test_a_part_without_any_new_context_counts_nothing(tmp_path: Path) -> None:
+    """As where an engine runs again what it ran before."""
+    with TraceWriter(tmp_path / "trace", layers=[LAYER], segment_tokens=4) as writer:
+        for number, new_from in enumerate((0, 4)):
+            ids = np.array([*(CONTENT + 10 * number + np.arange(3)), CUE[0]])
+            facts = {"doc_id": number, "question_end": 3, "new_from": new_from}
+            writer.add([ids[:, None]], token_ids=ids, **facts)
+    trace = open_trace(tmp_path / "trace")
+    assert len(trace.routing_parts) == 2
+    assert counted(trace) == dict.fromkeys(range(CONTENT, CONTENT + 3), 1)
