@@ -3,7 +3,7 @@
 Whatever is said to exceed chance would be seen in fewer than one of 1,000 traces of as many
 effective tokens whose routing is fair and random.
 
-Shape suffixes: L layers.
+Shape suffixes: E experts of all layers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from moe_probe.analysis.findings.wording import CHANCE, favoured_names, listed, 
 from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
 from moe_probe.analysis.orders import PASSES, TOKENS
 from moe_probe.analysis.statistics.intervals import few_documents
+from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.tables.layers import mean_k
 
 BEYOND_CHANCE = 2.5
@@ -56,8 +57,8 @@ def headline(
 
     Args:
         experts: layer, expert, count, relative_load, ci_low and ci_high of the relative load,
-            tier, longest_idle, longest_idle_shuffled, rate_deficit, burstiness; in forward passes
-            also p_fair.
+            tier, deff, longest_idle, longest_idle_shuffled, rate_deficit, burstiness; in forward
+            passes also p_fair.
         layers: layer, num_experts, top_k, tokens, assignments, tokens_effective, documents,
             certifiable_load, uniform_p, unseen_null, and max_vio and cv, each with `_null` and
             `_noise`.
@@ -81,7 +82,7 @@ def headline(
     return Headline(
         uneven=" ".join(
             [
-                unevenness(experts, layers, *load_limits(layers)),
+                unevenness(experts, layers, *load_limits(experts, layers)),
                 *_specialised(specialization),
                 *_unused(unused),
             ]
@@ -91,29 +92,34 @@ def headline(
     )
 
 
-def load_limits(layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return between which relative loads fair routing keeps all experts of all layers.
+def load_limits(experts: pd.DataFrame, layers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return between which relative loads fair routing keeps every expert.
 
     Quantiles of Binomial(T_eff, k/N) over their mean, shared out over the experts (Bonferroni).
     k is `mean_k`: tokens of different k vary less than tokens of their mean (Hoeffding 1956).
-    T_eff is smaller the fewer documents it rests on (`few_documents`), one token at the least.
+    T_eff is that of the layer, or of the expert where its own design effect leaves fewer: what few
+    documents use much varies more than the rest. It is smaller the fewer documents it rests on
+    (`few_documents`), one token at the least.
 
     Args:
-        layers: num_experts, top_k, tokens, assignments, tokens_effective, documents.
+        experts: layer and deff, NaN where it is unknown.
+        layers: layer, num_experts, top_k, tokens, assignments, tokens_effective, documents.
 
     Returns:
-        float64 [L] each; the chance that any expert is outside is at most 1 in 2,000.
-        NaN where T_eff is unknown.
+        float64 [E] each; the chance that any expert is outside is at most 1 in 2,000.
+        NaN where the layer's T_eff is unknown.
     """
-    names = ("tokens_effective", "documents", "num_experts")
-    tokens_L, documents_L, experts_L = (
-        layers[name].to_numpy(np.float64, na_value=np.nan) for name in names
+    facts = layers.assign(mean_k=mean_k(layers)).set_index("layer").loc[experts["layer"]]
+    names = ("tokens", "tokens_effective", "documents", "num_experts", "mean_k")
+    tokens_E, effective_E, documents_E, experts_E, k_E = (
+        facts[name].to_numpy(np.float64, na_value=np.nan) for name in names
     )
-    rate_L = mean_k(layers) / experts_L
-    tail = CHANCE / 4 / experts_L.sum()
-    tokens_L = np.maximum(tokens_L / few_documents(documents_L, tail), 1)
-    low_L, high_L = (bdtrik(chance, tokens_L, rate_L) for chance in (tail, 1 - tail))
-    return np.floor(low_L) / (tokens_L * rate_L), np.ceil(high_L) / (tokens_L * rate_L)
+    own_E = tokens_E / positive(experts["deff"].to_numpy(np.float64))
+    effective_E = np.where(own_E < effective_E, own_E, effective_E)
+    tail, rate_E = CHANCE / 4 / len(experts), k_E / experts_E
+    tokens_E = np.maximum(effective_E / few_documents(documents_E, tail), 1)
+    low_E, high_E = (bdtrik(chance, tokens_E, rate_E) for chance in (tail, 1 - tail))
+    return np.floor(low_E) / (tokens_E * rate_E), np.ceil(high_E) / (tokens_E * rate_E)
 
 
 def _unused(layer: pd.Series) -> list[str]:
@@ -160,8 +166,10 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
     known = experts.sort_values(order)
     never = known[known["count"] == 0]
     least = never.iloc[0] if len(never) else known.iloc[0]
-    is_here_L = (layers["layer"] == least["layer"]).to_numpy()
-    is_fair = least["relative_load"] >= load_limits(layers)[0][is_here_L][0]
+    is_here_L = layers["layer"] == least["layer"]
+    is_this_E = (experts["layer"] == least["layer"]) & (experts["expert"] == least["expert"])
+    low_E, _ = load_limits(experts, layers)
+    is_fair = least["relative_load"] >= low_E[is_this_E.to_numpy()][0]
     unknown = "" if least["ci_high"] >= 0 else _no_interval(layers.loc[is_here_L, "documents"])
     if len(never):
         most = f", whose load is at most {_share(least['ci_high'])} of its fair share"

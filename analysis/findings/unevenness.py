@@ -1,6 +1,6 @@
 """The sentence on how unevenly experts are loaded.
 
-Shape suffixes: L layers.
+Shape suffixes: L layers, E experts of all layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NOTHING_TO_TELL = "Every token selects every expert, so no load can be uneven."
 
 
 def unevenness(
-    experts: pd.DataFrame, layers: pd.DataFrame, low_L: np.ndarray, high_L: np.ndarray
+    experts: pd.DataFrame, layers: pd.DataFrame, low_E: np.ndarray, high_E: np.ndarray
 ) -> str:
     """Say in how many layers loads are less even than chance explains, and by how much.
 
@@ -34,21 +34,23 @@ def unevenness(
         experts: layer, relative_load, ci_high.
         layers: All with selections: layer, num_experts, tokens, assignments, tokens_effective,
             documents, uniform_p, and max_vio and cv, each with `_null` and `_noise`.
-        low_L, high_L: Relative loads that fair routing keeps experts between in all but one of
+        low_E, high_E: Relative loads that fair routing keeps experts between in all but one of
             2,000 traces; NaN where that is unknown.
     """
-    least_L = experts.groupby("layer")["relative_load"].min().reindex(layers["layer"]).to_numpy()
-    is_busier_L = layers["max_vio"].to_numpy() + 1 > high_L
+    layer_E, load_E = experts["layer"].to_numpy(), experts["relative_load"].to_numpy()
+    is_busier_E = load_E > high_E
     is_unlikely_L = layers["uniform_p"].to_numpy() * len(layers) < CHANCE / 2
-    uneven = int((is_busier_L | (least_L < low_L) | is_unlikely_L).sum())
+    outside = layer_E[is_busier_E | (load_E < low_E)]
+    uneven = int((layers["layer"].isin(outside) | is_unlikely_L).sum())
     if uneven:
-        values = _values(layers, "max_vio" if is_busier_L.any() else "cv")
+        values = _values(layers, "max_vio" if is_busier_E.any() else "cv")
         return f"Yes, beyond chance in {uneven} of {len(layers)} layers: {values}."
-    most_L = (layers["tokens"] * layers["num_experts"] / layers["assignments"]).to_numpy()
+    most_L = layers["tokens"] * layers["num_experts"] / layers["assignments"]
     if (most_L == 1).all():
         return _NOTHING_TO_TELL
     verdict = "No layer is loaded more unevenly than chance explains"
-    if not ((low_L > 0) | (high_L < most_L)).any():
+    most_E = most_L.set_axis(layers["layer"]).loc[layer_E].to_numpy()
+    if not ((low_E > 0) | (high_E < most_E)).any():
         verdict = _why_unknown(layers)
     if (experts["ci_high"] < RARE).any():
         verdict = "There are too few documents to tell more than intervals of single experts do"

@@ -210,12 +210,11 @@ def test_fair_idle_runs(fair: Analysis, routed: dict[int, np.ndarray]) -> None:
 
 
 def test_limits_hold_fair_routing(fair: Analysis) -> None:
-    load = fair.experts.groupby("layer")["relative_load"].agg(["min", "max"])
-    low_L, high_L = load_limits(fair.layers)
-    assert (low_L < load["min"]).all()
-    assert (load["max"] < high_L).all()
-    # And are no wider than documents, which are few, make them.
-    assert (high_L - 1 < 8 * fair.layers["cv_null"]).all()
+    low_E, high_E = load_limits(fair.experts, fair.layers)
+    assert fair.experts["relative_load"].between(low_E, high_E, inclusive="neither").all()
+    # And are, for most, no wider than documents, which are few, make them.
+    layers = fair.layers.set_index("layer").loc[fair.experts["layer"]]
+    assert np.median((high_E - 1) / layers["cv_null"]) < 8
 
 
 def test_fair_routing_has_no_finding(fair: Analysis) -> None:

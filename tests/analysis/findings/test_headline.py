@@ -69,6 +69,7 @@ def tables_of(ids_DTK: np.ndarray, layer: int) -> tuple[pd.DataFrame, pd.DataFra
             "ci_low": low_N,
             "ci_high": high_N,
             "tier": tiers(counts_SN, high_N, ratio_N),
+            "deff": deff_N,
             "longest_idle": longest_runs(ids_DTK.reshape(-1, TOP_K)),
             "longest_idle_shuffled": shuffled_N,
             "rate_deficit": rate_deficit(counts_N, tokens),

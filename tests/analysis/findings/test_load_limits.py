@@ -17,9 +17,11 @@ EXPERTS, TOP_K, LENGTH = 16, 2, 50
 
 
 def test_limits_hold_all_experts_of_fair_routing() -> None:
-    facts = {"num_experts": 64, "top_k": 6, "tokens": 100, "assignments": 600}
-    layers = pd.DataFrame([{**facts, "tokens_effective": 2000.0}])
-    (low,), (high,) = load_limits(layers.assign(documents=10_000))
+    facts = {"layer": 3, "num_experts": 64, "top_k": 6, "tokens": 100, "assignments": 600}
+    layers = pd.DataFrame([{**facts, "tokens_effective": 2000.0, "documents": 10_000}])
+    experts = pd.DataFrame({"layer": 3, "deff": np.full(64, np.nan)})
+    low_N, high_N = load_limits(experts, layers)
+    (low,), (high,) = set(low_N), set(high_N)
     load_RN = np.random.default_rng(4).binomial(2000, 6 / 64, (1000, 64)) / 2000 * 64 / 6
     assert ((load_RN < low) | (load_RN > high)).any(axis=1).mean() <= 0.005
     # And no wider than that: about 4.5 standard deviations.
@@ -38,14 +40,37 @@ def test_few_documents_rarely_exceed_chance(documents: int, spread: float) -> No
         counts_DN = np.array([np.bincount(ids.ravel(), minlength=EXPERTS) for ids in ids_DTK])
         p_N = counts_DN.mean(axis=0) / LENGTH
         variance_N = counts_DN.var(axis=0, ddof=1) / LENGTH
-        deff = np.nanmedian(variance_N / np.where(p_N > 0, p_N * (1 - p_N), np.nan))
+        deff_N = variance_N / np.where(p_N > 0, p_N * (1 - p_N), np.nan)
         tokens = documents * LENGTH
-        facts = {"tokens_effective": tokens / deff, "documents": documents, "tokens": tokens}
+        effective = tokens / np.nanmedian(deff_N)
+        facts = {"tokens_effective": effective, "documents": documents, "tokens": tokens}
         facts |= {"assignments": tokens * TOP_K, "num_experts": EXPERTS, "top_k": TOP_K}
-        layers = pd.DataFrame([facts])
-        (low,), (high,) = load_limits(layers)
+        experts = pd.DataFrame({"layer": 0, "deff": deff_N})
+        low_N, high_N = load_limits(experts, pd.DataFrame([{"layer": 0, **facts}]))
         load_N = p_N * EXPERTS / TOP_K
-        outside += (load_N < low).any() or (load_N > high).any()
+        outside += ((load_N < low_N) | (load_N > high_N)).any()
         # Two documents exclude nothing.
-        assert documents > 2 or high >= EXPERTS / TOP_K
+        assert documents > 2 or (high_N >= EXPERTS / TOP_K).all()
     assert outside == 0
+
+
+@pytest.mark.parametrize(("documents", "share"), [(100, 0.3), (300, 0.2)])
+def test_experts_of_few_documents_vary_more_than_the_others(documents: int, share: float) -> None:
+    """All have the same load on average, four of them from some of the documents alone."""
+    rng, outside = np.random.default_rng(9), {"own": 0, "layer": 0}
+    rate, tokens = TOP_K / EXPERTS, documents * LENGTH
+    for _ in range(100):
+        on_DN = np.ones((documents, EXPERTS))
+        on_DN[:, :4] = (rng.random((documents, 4)) < share) / share
+        p_N = (counts_DN := rng.binomial(LENGTH, rate * on_DN)).mean(axis=0) / LENGTH
+        deff_N = counts_DN.var(axis=0, ddof=1) / LENGTH / (p_N * (1 - p_N))
+        facts = {"tokens_effective": tokens / np.median(deff_N), "documents": documents}
+        facts |= {"layer": 0, "num_experts": EXPERTS, "top_k": TOP_K}
+        facts |= {"tokens": tokens, "assignments": tokens * TOP_K}
+        for name, known_N in (("own", deff_N), ("layer", np.full(EXPERTS, np.nan))):
+            experts = pd.DataFrame({"layer": 0, "deff": known_N})
+            low_N, high_N = load_limits(experts, pd.DataFrame([facts]))
+            load_N = p_N / rate
+            outside[name] += ((load_N < low_N) | (load_N > high_N)).any()
+    assert outside["own"] == 0
+    assert outside["layer"] > 20

@@ -87,13 +87,14 @@ def tables_of(counts_DN: np.ndarray, tokens: int, layer: int) -> tuple[Any, dict
     documents, experts = counts_DN.shape
     counts_N, top_k = counts_DN.sum(axis=0), int(counts_DN[0].sum()) // tokens
     p_N = counts_N / (documents * tokens)
-    deff = np.median(counts_DN.var(axis=0, ddof=1) / tokens / (p_N * (1 - p_N)))
+    deff_N = counts_DN.var(axis=0, ddof=1) / tokens / (p_N * (1 - p_N))
     load_N = p_N * experts / top_k
     weights_BD = poisson_weights([f"d{d}" for d in range(documents)], 100)
-    return pd.DataFrame({"layer": layer, "relative_load": load_N, "ci_high": 1.0}), {
+    columns = {"layer": layer, "relative_load": load_N, "ci_high": 1.0, "deff": deff_N}
+    return pd.DataFrame(columns), {
         **{"layer": layer, "num_experts": experts, "top_k": top_k, "documents": documents},
         **{"tokens": documents * tokens, "assignments": counts_N.sum()},
-        "tokens_effective": documents * tokens / deff,
+        "tokens_effective": documents * tokens / np.median(deff_N),
         "uniform_p": layer_test(counts_N, replicate_sums(weights_BD, counts_DN), documents)[2],
         **{"max_vio": load_N.max() - 1, "max_vio_null": 0.1, "max_vio_noise": 0.1},
         **{"cv": load_N.std(), "cv_null": 0.1, "cv_noise": 0.1},
@@ -113,7 +114,7 @@ def test_fair_routing_is_even(spread: float, documents: int) -> None:
             counts_DN = (ids_DTK[..., None] == np.arange(16)).sum(axis=(1, 2))
             made.append(tables_of(counts_DN, 20, layer))
         experts, layers = pd.concat([e for e, _ in made]), pd.DataFrame([row for _, row in made])
-        text = unevenness(experts, layers, *load_limits(layers))
+        text = unevenness(experts, layers, *load_limits(experts, layers))
         assert text.startswith("No layer is loaded more unevenly than chance explains")
         p_values += layers["uniform_p"].tolist()
     # Conservative, and so all the more the fewer documents there are.
