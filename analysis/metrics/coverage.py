@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.special import bdtr
 
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
 from moe_probe.analysis.metrics.idle import fair_rate
@@ -20,6 +21,27 @@ def experts_below(counts_N: np.ndarray, limit: float) -> np.ndarray:
     """
     below = (relative_load(counts_N) < limit).sum(axis=-1)
     return np.where(counts_N.sum(axis=-1) > 0, below, np.nan)
+
+
+def experts_below_null(
+    num_experts: int, tokens: np.ndarray | int, fair: np.ndarray | float, limit: float
+) -> np.ndarray:
+    """Return `experts_below` of independent tokens: N P(Binomial(T, p) < limit T p).
+
+    Args:
+        num_experts: N.
+        tokens: T, [...].
+        fair: p = A / (T N), [...]; NaN where nothing was selected.
+        limit: Of the relative load.
+
+    Returns:
+        float64 [...]; NaN where p is. Tokens of a document resemble each other, so text leaves more
+        experts below: a lower bound.
+    """
+    # The largest count that is strictly below the limit.
+    most = np.ceil(limit * np.asarray(fair) * tokens) - 1
+    chance = bdtr(np.maximum(most, 0), tokens, fair)
+    return np.where(most < 0, 0.0, num_experts * chance)
 
 
 def unseen_mass(documents_seen_N: np.ndarray) -> float:

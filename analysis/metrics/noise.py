@@ -53,21 +53,23 @@ def effective_null(num_experts: int, top_k: float, tokens: int, deff: float) -> 
 
 
 def between_expert_variance(
-    counts_N: np.ndarray, top_k: int, tokens: int, deff: float = 1.0
-) -> np.ndarray:
-    """Return CV^2 - deff (N - k) / (k T): the variance of the experts' true relative loads.
+    counts_N: np.ndarray, variance_N: np.ndarray, tokens: int
+) -> tuple[float, float]:
+    """Return the variance of the experts' true relative loads: CV^2 less what noise adds to it.
 
-    Unbiased, up to a relative 1/T, so it can be negative where loads are even.
+    Noise adds N sum Var(p) / k^2, k = A / T: (N - k) / (k T) for independent tokens of even loads,
+    times the design effect of documents. Unbiased for fixed k, so it can be negative where loads
+    are even.
 
     Args:
-        counts_N: Selections, [..., N].
-        top_k: k.
+        counts_N: Selections of one layer.
+        variance_N: Var(p) of each expert, as documents show it.
         tokens: T.
-        deff: Design effect, the mean over experts weighted by their variance.
 
     Returns:
-        float64 [...], at most N/k - 1; NaN where nothing was selected. Null 0.
+        The variance, at most N/k - 1, by chance 0; and what was subtracted. Under even loads the
+        first has the sd of the second times sqrt(2 / (N - 1)). NaN where nothing was selected.
     """
-    num_experts = counts_N.shape[-1]
-    noise = deff * (num_experts - top_k) / (top_k * tokens) if tokens else math.nan
-    return np.asarray(cv(counts_N) ** 2 - noise)
+    slots = counts_N.sum()
+    noise = float(variance_N.sum() * len(counts_N) * tokens**2 / slots**2) if slots else math.nan
+    return float(cv(counts_N) ** 2) - noise, noise

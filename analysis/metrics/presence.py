@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.special import bdtr
 
+from moe_probe.analysis.metrics.coverage import experts_below, experts_below_null
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.tiers import RARE
 
@@ -59,21 +59,17 @@ def subject_coverage_table(
             null for a subject without tokens, all four
     """
     num_experts = counts_SN.shape[1]
-    load_SN = relative_load(counts_SN)
     is_counted_S = counts_SN.any(axis=1)
     # NaN tokens, not only a NaN rate: NaN to the power of 0 is 1.
     tokens_counted_S = np.where(is_counted_S, tokens_S, np.nan)
     fair_S = counts_SN.mean(axis=1) / tokens_counted_S
-    # The largest count that is strictly below a tenth of the fair one.
-    most_S = np.ceil(RARE * fair_S * tokens_S) - 1
-    chance_S = bdtr(np.maximum(most_S, 0), tokens_S, fair_S)
     return pd.DataFrame(
         {
             "subject": subjects,
             "tokens": tokens_S,
             "unseen": np.where(is_counted_S, (counts_SN == 0).sum(axis=1), np.nan),
             "unseen_null": num_experts * (1 - fair_S) ** tokens_counted_S,
-            "low": np.where(is_counted_S, (load_SN < RARE).sum(axis=1), np.nan),
-            "low_null": num_experts * np.where(most_S < 0, 0.0, chance_S),
+            "low": experts_below(counts_SN, RARE),
+            "low_null": experts_below_null(num_experts, tokens_S, fair_S, RARE),
         }
     )

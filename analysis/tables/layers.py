@@ -30,6 +30,7 @@ from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
+from moe_probe.analysis.tables.chance import chance_of_layer
 from moe_probe.analysis.tables.experts import deffs, median_deff, num_documents
 from moe_probe.analysis.tables.gates import gates_of_layer
 from moe_probe.analysis.tables.subjects import within_deffs
@@ -46,6 +47,7 @@ INDICES = (
 )
 """Imbalance indices of the `layers` table, each with `<name>_null` and `<name>_noise` beside it."""
 _CERTIFIED, _WITHIN = 0.01, 0.1
+_WHOLE = ("unseen", "documents", "experts_for_half", "below_1", "below_10", "below_50")
 
 
 def layers_table(sums: Sums) -> pd.DataFrame:
@@ -87,11 +89,10 @@ def layers_table(sums: Sums) -> pd.DataFrame:
         tokens_to_certify  tokens of such text in which no selection certifies r < 0.01, at the
             design effect of `certifiable_load`
         tokens_to_estimate  tokens that tell r = 1 to within 10 %, at `deff_median`
+        below_1, below_1_null, ... longest_idle_fair_95  `tables.chance.chance_of_layer`
     """
     rows = [_row(sums, layer) for layer in sums.specs]
-    return pd.DataFrame(rows).astype(
-        {"unseen": "Int64", "documents": "Int64", "experts_for_half": "Int64"}
-    )
+    return pd.DataFrame(rows).astype(dict.fromkeys(_WHOLE, "Int64"))
 
 
 def _row(sums: Sums, layer: int) -> dict[str, Any]:
@@ -136,6 +137,7 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         **gates_of_layer(sums, layer),
         "deff_within": median_deff(within_deffs(state, spec.num_experts)),
         **_tokens_wanted(spec.num_experts, sizes.mean_k, wide, median),
+        **chance_of_layer(sums, layer),
     }
     return row
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import stdtr
+from scipy.stats import chi2
 
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.orders import Order
@@ -21,6 +22,7 @@ from moe_probe.analysis.statistics.idle_null import (
     expected_longest_run,
     expected_runs,
     p_longest_at_least,
+    sd_longest_run,
 )
 from moe_probe.analysis.statistics.intervals import share_interval
 from tests.analysis.naive import Document, NaiveLayer, entropy
@@ -346,6 +348,45 @@ def test_layers(case: Case) -> None:
         sizes = [len(layer.slots(token)) for token in layer.tokens]
         assert same(row["mean_k"], np.mean(sizes))
         assert same(row["null_k"], sum(k * k for k in sizes) / sum(sizes))
+
+
+def test_layers_against_even_routing(case: Case) -> None:
+    experts = sum(layer.spec.num_experts for layer in case.layers)
+    for layer, row in case.rows("layers"):
+        num, tokens = layer.spec.num_experts, len(layer.tokens)
+        counts = [layer.count(expert) for expert in layer.experts]
+        sizes = [len(layer.slots(token)) for token in layer.tokens]
+        fair = sum(counts) / tokens / num
+        for name, limit in (("below_1", 0.01), ("below_10", 0.1), ("below_50", 0.5)):
+            assert row[name] == sum(load < limit for load in layer.loads)
+            few = sum(
+                math.comb(tokens, c) * fair**c * (1 - fair) ** (tokens - c)
+                for c in range(tokens)
+                if c < limit * fair * tokens
+            )
+            assert same(row[f"{name}_null"], num * few)
+        # Each token varies by (k_t / N) (1 - k_t / N), whatever k_t is.
+        each = sum(k / num * (1 - k / num) for k in sizes)
+        squares = sum((c - sum(counts) / num) ** 2 for c in counts)
+        assert same(row["chi_square"], (num - 1) / num * squares / each)
+        assert row["chi_square_null"] == num - 1
+        assert same(row["chi_square_p"], float(chi2.sf(row["chi_square"], num - 1)))
+        deffs = [layer.deff(e, list(layer.documents.values())) for e in layer.experts]
+        variance = sum(
+            deff * (c / tokens) * (1 - c / tokens) / tokens
+            for deff, c in zip(deffs, counts, strict=True)
+            if 0 < c < tokens
+        )
+        noise = num * variance / (sum(counts) / tokens) ** 2
+        assert same(row["load_variance"], np.var(layer.loads) - noise)
+        assert same(row["load_variance_null_sd"], noise * math.sqrt(2 / (num - 1)))
+        assert same(row["longest_idle_fair"], float(expected_longest_run(fair, tokens)))
+        bound = row["longest_idle_fair_95"]
+        runs = experts * (1 - fair) ** bound * (1 + (tokens - bound) * fair)
+        assert runs == pytest.approx(-math.log(0.95)) or bound == tokens
+        spread = float(sd_longest_run(fair, tokens))
+        assert same(row["longest_idle_fair_sd"], spread)
+        assert math.isnan(spread) == (tokens * fair < 20)
 
 
 def halves_null(layer: NaiveLayer, shares: list[list[int]]) -> float:

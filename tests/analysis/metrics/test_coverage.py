@@ -18,6 +18,7 @@ from moe_probe.analysis.metrics.coverage import (
     chao2,
     coverage_curve,
     experts_below,
+    experts_below_null,
     unseen_mass,
 )
 
@@ -39,6 +40,16 @@ def test_experts_below() -> None:
     assert found == [1, 2, 3, 4, 5]
     assert math.isnan(experts_below(np.zeros(4, np.int64), 0.1))
     assert experts_below(np.stack([counts_N, counts_N * 0 + 1]), 0.5).tolist() == [4, 0]
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.5, 1.0])
+def test_experts_below_by_chance(limit: float) -> None:
+    counts_RN = np.random.default_rng(3).binomial(30, 0.1, (40_000, 5))
+    # Against the fair share of 3, whatever was counted.
+    found = (counts_RN < limit * 3).sum(axis=1)
+    expected = experts_below_null(5, 30, 0.1, limit)
+    assert abs(found.mean() - expected) <= 3 * found.std() / 200
+    assert math.isnan(experts_below_null(5, 0, math.nan, limit))
 
 
 def test_unseen_mass_is_the_share_of_single_documents() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_probe.analysis.accumulators.documents import cluster_moments
 from moe_probe.analysis.metrics.concentration import tail_ratio
 from moe_probe.analysis.metrics.imbalance import (
     cv,
@@ -25,6 +26,7 @@ from moe_probe.analysis.metrics.noise import (
     effective_null,
     index_noise,
 )
+from moe_probe.analysis.statistics.clusters import cluster_variance
 from moe_probe.analysis.statistics.nulls import expected_indices
 
 DATA = Path(__file__).parents[3] / "../shared/data/deepseek-v2-lite"
@@ -81,10 +83,28 @@ def test_variance_is_unbiased_for_uneven_experts() -> None:
     rng = np.random.default_rng(2)
     share_N = rng.dirichlet(np.full(12, 6.0))
     true = 144 * float(np.var(share_N))
-    found = between_expert_variance(rng.multinomial(80, share_N, 6000), 1, 80)
-    # One expert per token: what is left of the bias is 1/T of the variance.
+    variance_N = share_N * (1 - share_N) / 80
+    counts_RN = rng.multinomial(80, share_N, 6000)
+    found = np.array([between_expert_variance(c, variance_N, 80)[0] for c in counts_RN])
     error = found.std(ddof=1) / math.sqrt(len(found))
-    assert abs(found.mean() - true * (1 - 1 / 80)) <= 3 * error
+    assert abs(found.mean() - true) <= 3 * error
+
+
+def test_variance_is_unbiased_for_documents_that_are_alike_inside() -> None:
+    """Its sd under even loads is what it says."""
+    rng, found, spread = np.random.default_rng(5), [], []
+    for _ in range(600):
+        share_CN = rng.dirichlet(np.full(16, 2.0), 120)
+        counts_CN = rng.multinomial(np.full(120, 30), share_CN)
+        moments = cluster_moments(counts_CN, np.full(120, 30), np.zeros(120, np.int64), 1)
+        counts_N = counts_CN.sum(axis=0)
+        value, noise = between_expert_variance(counts_N, cluster_variance(moments)[0], 3600)
+        found.append(value)
+        spread.append(noise * math.sqrt(2 / 15))
+        # Tokens of one document agree beyond chance with 1 / 33.
+        assert noise == pytest.approx((1 + 29 / 33) * 15 / 3600, rel=0.3)
+    assert abs(np.mean(found)) <= 3 * np.std(found) / math.sqrt(600)
+    assert np.std(found) == pytest.approx(np.mean(spread), rel=0.1)
 
 
 @pytest.mark.parametrize("deff", [1, 5])
@@ -95,15 +115,19 @@ def test_variance_of_even_experts_is_none(deff: int) -> None:
         # Each token `deff` times over: that many times the variance.
         ids_TK = np.argsort(rng.random((60, 10), dtype=np.float32), axis=1)[:, :3]
         counts_N = deff * np.bincount(ids_TK.ravel(), minlength=10)
-        found.append(float(between_expert_variance(counts_N, 3, 60 * deff, deff)))
+        variance_N = np.full(10, deff * 0.3 * 0.7 / (60 * deff))
+        found.append(between_expert_variance(counts_N, variance_N, 60 * deff)[0])
     assert min(found) < 0 < max(found)
     assert abs(np.mean(found)) <= 3 * np.std(found, ddof=1) / math.sqrt(len(found))
 
 
 def test_variance_without_tokens_is_null() -> None:
-    assert math.isnan(between_expert_variance(np.zeros(4, np.int64), 2, 0))
-    counts_LN = np.array([[3, 1], [2, 2]])
-    assert between_expert_variance(counts_LN, 1, 4).tolist() == [0.25 - 0.25, -0.25]
+    nothing = between_expert_variance(np.zeros(4, np.int64), np.full(4, np.nan), 0)
+    assert all(math.isnan(value) for value in nothing)
+    # k = 1: of 4 independent tokens, fair shares vary by 1/16 each.
+    for counts, value in (([3, 1], 0.0), ([2, 2], -0.25)):
+        found = between_expert_variance(np.array(counts), np.full(2, 1 / 16), 4)
+        assert found == (value, 0.25)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the DeepSeek-V2-Lite sample is not on this machine")
@@ -120,4 +144,8 @@ def test_deepseek_v2_lite_is_far_above_chance(task: str, documents: int) -> None
     for name, index in (("max_vio", max_vio), ("cv", cv), ("gini", gini)):
         noise = float(index_noise(weight_BC @ counts_CN, index))
         assert 0 < noise < (float(index(counts_N)) - getattr(null, name)) / 3
-    assert between_expert_variance(counts_N, 6, len(ids_TK), 4.0) > 0.9 * cv(counts_N) ** 2
+    group_D = np.zeros(documents, np.int64)
+    variance_N = cluster_variance(cluster_moments(counts_CN, lengths_D, group_D, 1))[0]
+    found, noise = between_expert_variance(counts_N, variance_N, len(ids_TK))
+    assert found > 0.8 * cv(counts_N) ** 2
+    assert found > 10 * noise * math.sqrt(2 / 63)
