@@ -94,10 +94,12 @@ class Source:
                 raise UsageError(f"{path} has weights {shape} for experts {experts.shape}.")
             length_D = lengths.read(lengths.shape[0]).astype(np.int64)
         tokens, num_layers, top_k = experts.shape
-        if length_D.min(initial=0) < 0 or length_D.sum() != tokens:
+        # Not in int64, in which lengths that no document has may add up to any number.
+        total = sum(length_D.tolist())
+        if length_D.min(initial=0) < 0 or total != tokens:
             raise UsageError(
-                f"{path} has {tokens:,} tokens, but its document_lengths sum to "
-                f"{length_D.sum():,}, the least being {length_D.min(initial=0):,}."
+                f"{path} has {tokens:,} tokens, but its document_lengths sum to {total:,}, the "
+                f"least being {length_D.min(initial=0):,}."
             )
         return cls(path, num_layers, top_k, has_weights, length_D)
 
@@ -107,7 +109,9 @@ class Source:
             experts = Array(archive, "experts", "iu")
             gates = Array(archive, "weights", "f") if weights else None
             for length in self.length_D.tolist():
-                gates_TLK = gates.read(length).astype(np.float16) if gates else None
+                # What float16 does not hold becomes infinite, and a check tells of it.
+                with np.errstate(over="ignore"):
+                    gates_TLK = gates.read(length).astype(np.float16) if gates else None
                 yield by_weight(experts.read(length), gates_TLK)
 
 

@@ -114,6 +114,17 @@ def test_without_weights_slots_stay_as_they_are(run: Imported, tmp_path: Path) -
     ].tolist()
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_that_float16_does_not_hold_are_kept_without_a_word(
+    run: Imported, tmp_path: Path
+) -> None:
+    content = arrays([3])
+    content["weights"] = content["weights"].astype(np.float64) + 1e6
+    assert run({"a.npz": content}) == (0, f"{tmp_path / 'trace'}\n", "")
+    (block,) = open_trace(tmp_path / "trace").scan(weights=True)
+    assert np.isposinf(block.topk_weights(0)).all()
+
+
 def without(name: str) -> Arrays:
     return {key: value for key, value in arrays([3]).items() if key != name}
 
@@ -129,6 +140,10 @@ def changed(**content: Any) -> Arrays:
         ({"a.npz": without("document_lengths")}, "has no array document_lengths"),
         ({"a.npz": changed(document_lengths=[2, 2])}, "has 3 tokens, but .* sum to 4"),
         ({"a.npz": changed(document_lengths=[4, -1])}, "the least being -1"),
+        (
+            {"a.npz": changed(document_lengths=[2**63 - 1, 2**63 - 1, 5])},
+            "3 tokens, but .* sum to 18,446,744,073,709,551,619",
+        ),
         ({"a.npz": changed(document_lengths=[3.0])}, "float64 .*integers"),
         ({"a.npz": changed(experts=np.zeros((3, 4), int))}, r"shape \(3, 4\)"),
         ({"a.npz": changed(experts=np.zeros((3, 3, 4)))}, "float64 .*integers"),
