@@ -26,7 +26,7 @@ from moe_probe.analysis.figures.style import (
     short,
     styled,
 )
-from moe_probe.analysis.metrics.devices import device_null
+from moe_probe.analysis.metrics.devices import device_null, group_limit
 from moe_probe.analysis.tables.layers import of_fixed_k
 
 if TYPE_CHECKING:
@@ -129,6 +129,10 @@ def chance_balance(analysis: Analysis, devices: int) -> float:
     """Return mean over largest device load under N0 at T_eff, the mean over layers."""
     layers = of_fixed_k(analysis.layers, analysis.sums)
     effective = layers["tokens_effective"].fillna(layers["tokens"])
-    rows = zip(layers["num_experts"], layers["top_k"], effective, strict=True)
-    found = [1 / (1 + device_null(n, k, devices, max(round(t), 1)).max_vio) for n, k, t in rows]
+    limits = [group_limit(analysis.sums.specs[layer]) for layer in layers["layer"]]
+    rows = zip(layers["num_experts"], layers["top_k"], effective, limits, strict=True)
+    found = [
+        1 / (1 + device_null(n, k, devices, max(round(t), 1), limited).max_vio)
+        for n, k, t, limited in rows
+    ]
     return float(np.mean(found))

@@ -17,6 +17,7 @@ from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.fanout import DeviceFanout
 from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.metrics.coactivation import groups_hit
+from moe_probe.analysis.metrics.devices import group_limit
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.random_sets import devices_hit, own_rate_devices_hit
@@ -125,13 +126,11 @@ def _by_slots(spec: LayerSpec, devices: int) -> np.ndarray:
 
 
 def _limited(spec: LayerSpec, devices: int) -> float:
-    groups, limit = (spec.facts.get(name) for name in ("num_groups", "groups_per_token"))
-    if not (isinstance(groups, int) and isinstance(limit, int) and 0 < limit < groups):
+    groups, limit = group_limit(spec)
+    if limit == groups:
         return math.nan
-    size, rest = divmod(spec.num_experts, groups)
+    size = spec.num_experts // groups
     best = 1 if spec.facts.get("selection") == "group_limited_greedy" else min(2, size)
-    if rest or spec.top_k > limit * size:
-        return math.nan
     ids_TK = limited_sets(spec.num_experts, spec.top_k, groups, limit, best, _SIMULATED)
     return groups_hit(ids_TK, spec.num_experts, devices)
 

@@ -10,7 +10,12 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.metrics.devices import balancedness, balancedness_null, device_null
+from moe_probe.analysis.metrics.devices import (
+    balancedness,
+    balancedness_null,
+    device_null,
+    group_limit,
+)
 from moe_probe.analysis.statistics.clusters import effective_tokens
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.sums import Sums
@@ -29,8 +34,12 @@ def devices(sums: Sums) -> pd.DataFrame:
     counts_LN, rows = [counts.counts_N for counts in sums.counts.by_layer()], []
     facts = [_fair(sums, layer) for layer in sums.specs if sums.counts.layer(layer).tokens]
     vio_L = [expected_indices(*fact).max_vio for fact in facts]
+    limits = [group_limit(sums.specs[n]) for n in sums.specs if sums.counts.layer(n).tokens]
     for number in fitting_devices(sums):
-        cv_L = [device_null(n, k, number, tokens).cv for n, k, tokens in facts]
+        cv_L = [
+            device_null(n, k, number, tokens, limited).cv
+            for (n, k, tokens), limited in zip(facts, limits, strict=True)
+        ]
         null = asdict(balancedness_null(np.array(cv_L), np.array(vio_L), number))
         row = {"devices": number, **asdict(balancedness(counts_LN, number))}
         rows.append(row | {f"{name}_null": value for name, value in null.items()})

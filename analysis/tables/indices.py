@@ -1,4 +1,4 @@
-"""The table `indices`: every index of group D, of all choices, first choices and gate mass.
+"""The table `indices`: every index of group D, of choices, first choices, gate mass and devices.
 
 `layers` has the most used of them in columns; this is the cross-walk, one row for each.
 
@@ -22,12 +22,19 @@ from moe_probe.analysis.metrics.concentration import (
     tail_ratio,
     top_share,
 )
+from moe_probe.analysis.metrics.devices import (
+    GroupLimit,
+    device_loads,
+    device_null,
+    group_limit,
+)
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.weights import gate_cv_null
 from moe_probe.analysis.statistics.clusters import layer_quantiles
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.sums import Sums
+from moe_probe.analysis.tables.devices import fitting_devices
 from moe_probe.analysis.tables.experts import deffs, num_documents
 
 # A null below is none to compare with.
@@ -73,7 +80,8 @@ def indices(sums: Sums) -> pd.DataFrame:
         layer
         of  `choices`, all selections (D1 to D13); `first choices`, those of the first slot alone,
             one of N experts a token (D16), where slots are in a known order; `gate mass`, sums of
-            gate weights (D15), where they were captured
+            gate weights (D15), where they were captured; `8 devices` and so on, those of devices
+            that hold as many consecutive experts each (D14), for the numbers of the table `devices`
         index  a name of `INDICES`; `entropy_normalised` is H / ln N, `top_share_10` the share of
             selections that the busiest tenth of the experts takes, `tail_ratio` the 95th over the
             5th percentile of the load, the others as in `layers`
@@ -82,7 +90,8 @@ def indices(sums: Sums) -> pd.DataFrame:
         worst  its value where the k experts that a token has at least take all; one where slots
             may stay empty, and of gate mass; null for `tail_ratio`, which has no bound
         null  its expectation if T tokens chose their experts uniformly at random; of gate mass
-            `cv` alone has one, each token's weights put on random experts
+            `cv` alone has one, each token's weights put on random experts; of devices all but
+            `unseen` have one, under N0g where the router takes groups of experts first
         null_effective  the same with T_eff tokens, by the median design effect: above it loads
             differ by more than these documents explain
         noise  its standard deviation over resampled documents; of all choices only
@@ -130,12 +139,38 @@ def _tables(sums: Sums, layer: int, deff: float) -> dict[str, pd.DataFrame]:
         null = gate_cv_null(square_N, float(mass_N.sum()), tokens)
         nulls = [{"cv": null}, {"cv": null * math.sqrt(deff)}]
         tables["gate mass"] = _table(mass_N, 1, *nulls)
+    for devices in fitting_devices(sums):
+        facts = num_experts, sizes.null_k, devices
+        nulls = [
+            _device_nulls(*facts, sizes.null_tokens(n), group_limit(spec))
+            for n in (tokens, tokens / deff)
+        ]
+        load_D = device_loads(counts.counts_N, devices)
+        tables[f"{devices} devices"] = _table(load_D, fewest, *nulls, each=num_experts // devices)
     return tables
 
 
-def _table(load_N: np.ndarray, fewest: int, *nulls: dict[str, float]) -> pd.DataFrame:
-    """Tabulate the indices of one layer's loads, of which `fewest` experts have all at worst."""
-    ends, rows = _ends(len(load_N), fewest), []
+def _device_nulls(
+    num_experts: int, top_k: float, devices: int, tokens: float, limited: GroupLimit
+) -> dict[str, float]:
+    """Return those of as many tokens of one device each as vary as much."""
+    if not tokens > 0:
+        return {}
+    square = device_null(num_experts, top_k, devices, tokens, limited).cv ** 2
+    if square == 0:
+        return {}
+    known = _nulls(devices, 1, (devices - 1) / square)
+    return {name: value for name, value in known.items() if name != "unseen"}
+
+
+def _table(
+    load_N: np.ndarray, fewest: int, *nulls: dict[str, float], each: int = 1
+) -> pd.DataFrame:
+    """Tabulate the indices of one layer's loads, of which `fewest` experts have all at worst.
+
+    Loads are of experts, or of devices with so many experts `each`.
+    """
+    ends, rows = _ends(len(load_N), fewest, each), []
     for name, index in INDICES.items():
         values = float(index(load_N)), *ends[name]
         rows.append([name, *values, *(null.get(name, np.nan) for null in nulls), np.nan])
@@ -144,9 +179,10 @@ def _table(load_N: np.ndarray, fewest: int, *nulls: dict[str, float]) -> pd.Data
 
 
 @lru_cache
-def _ends(num_experts: int, fewest: int) -> dict[str, tuple[float, float]]:
+def _ends(number: int, fewest: int, each: int) -> dict[str, tuple[float, float]]:
     """Every index of equal loads, and of loads that `fewest` experts have alone."""
-    even_N, crowded_N = np.ones(num_experts), (np.arange(num_experts) < fewest).astype(np.float64)
+    is_crowded_N = np.arange(number * each) < fewest
+    even_N, crowded_N = np.ones(number), device_loads(is_crowded_N.astype(np.float64), number)
     ends = {name: (float(at(even_N)), float(at(crowded_N))) for name, at in INDICES.items()}
     return ends | {"tail_ratio": (ends["tail_ratio"][0], np.nan)}
 

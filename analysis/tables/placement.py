@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.metrics.devices import device_null
+from moe_probe.analysis.metrics.devices import device_null, group_limit
 from moe_probe.analysis.metrics.placement import (
     contiguous_placement,
     greedy_placement,
@@ -131,8 +131,9 @@ def _mean_over_layers(texts: list[_Texts], devices: int, subjects: int) -> _Bala
         others_S = own_balance(subject_SN, others_SN, devices)
         subject_SS = placed_balance(subject_SN, own_SN, devices)
         subject_SS[~subject_SN.any(axis=1)] = np.nan
+        facts = spec.num_experts, sizes.null_k, devices
         null_Y = [
-            1 / (1 + device_null(spec.num_experts, sizes.null_k, devices, tokens).max_vio)
+            1 / (1 + device_null(*facts, tokens, group_limit(spec)).max_vio)
             for tokens in map(sizes.null_tokens, layer.effective_Y)
         ]
         all_3 = np.array([fixed_XY[0, _ALL], fixed_XY[1, _ALL], np.mean(halves)])

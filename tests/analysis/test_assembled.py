@@ -308,6 +308,24 @@ def test_indices(case: Case) -> None:
             assert list(table.index) == list(naive_indices(loads))
 
 
+def test_indices_of_devices(case: Case) -> None:
+    found, some = case.found.table("indices"), case.found.table("devices")["devices"].tolist()
+    for layer in case.layers:
+        num, tokens = layer.spec.num_experts, len(layer.tokens)
+        for devices in some:
+            table = found.query("layer == @layer.spec.layer and of == f'{@devices} devices'")
+            table = table.set_index("index")
+            each = num // devices
+            held = [range(d * each, (d + 1) * each) for d in range(devices)]
+            loads = [float(sum(layer.count(e) for e in experts)) for experts in held]
+            for name, value in naive_indices(loads).items():
+                assert same(table["value"][name], value), name
+            sizes = [len(layer.slots(token)) for token in layer.tokens]
+            varied = sum(k / num * (1 - k / num) for k in sizes) * each * (num - each) / (num - 1)
+            fair = sum(sizes) / devices
+            assert same(table["null"]["cv"], math.sqrt(varied) / fair), (devices, tokens)
+
+
 def test_indices_say_what_layers_say(case: Case) -> None:
     layers = case.found.layers.set_index("layer")
     table = case.found.table("indices").query("of == 'choices'").set_index(["layer", "index"])

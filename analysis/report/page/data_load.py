@@ -12,7 +12,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.metrics.devices import device_null
+from moe_probe.analysis.metrics.devices import GroupLimit, device_null, group_limit
 from moe_probe.analysis.metrics.frequency import selection_frequency
 from moe_probe.analysis.metrics.idle import fair_rate
 from moe_probe.analysis.metrics.tiers import BURSTY, RARE
@@ -44,7 +44,8 @@ def load(contents: Contents, payload: Payload) -> None:
     payload.array("stretches", stretches(contents))
     sizes = contents.analysis.table("devices")["devices"].tolist()
     transfer(contents, payload)
-    payload.table("device_layers_chance", device_layers_chance(layers, sizes))
+    limits = [group_limit(contents.analysis.sums.specs[layer]) for layer in layers["layer"]]
+    payload.table("device_layers_chance", device_layers_chance(layers, sizes, limits))
 
 
 def transfer(contents: Contents, payload: Payload) -> None:
@@ -144,22 +145,32 @@ def order_scores(num_experts: int) -> np.ndarray:
     return np.asarray(np.quantile(both_RN, [_OUTSIDE, 0.5, 1 - _OUTSIDE], axis=0))
 
 
-def device_layers_chance(layers: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
+def device_layers_chance(
+    layers: pd.DataFrame, sizes: list[int], limits: list[GroupLimit]
+) -> pd.DataFrame:
     """Return how uneven chance alone makes the devices of every layer.
+
+    Args:
+        layers: From `of_fixed_k`.
+        sizes: Numbers of devices.
+        limits: Of every layer's router.
 
     Returns:
         devices, layer
-        max_vio  expected (max - mean) / mean of the devices' loads under N0
+        max_vio  expected (max - mean) / mean of the devices' loads under N0, and
+            under N0g where the router takes groups of experts first
         max_vio_effective  the same for T_eff tokens
     """
     rows = [
         (
             size,
             layer,
-            *(device_null(n, k, size, counted).max_vio for counted in (tokens, effective)),
+            *(device_null(n, k, size, t, limited).max_vio for t in (tokens, effective)),
         )
         for size in sizes
-        for layer, (n, k, tokens, effective) in zip(layers["layer"], _facts(layers), strict=True)
+        for layer, (n, k, tokens, effective), limited in zip(
+            layers["layer"], _facts(layers), limits, strict=True
+        )
     ]
     return pd.DataFrame(rows, columns=["devices", "layer", "max_vio", "max_vio_effective"])
 

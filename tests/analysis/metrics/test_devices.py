@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 from moe_probe.analysis import analyse
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.devices import (
+    GroupLimit,
     balancedness,
     balancedness_null,
     device_loads,
     device_null,
+    group_limit,
 )
 from moe_probe.analysis.statistics.nulls import Indices
+from moe_probe.analysis.statistics.simulation import limited_sets, simulate_counts
 from moe_probe.trace import LayerSpec, TraceWriter
 
 DATA = Path(__file__).parents[3] / "../shared/data/deepseek-v2-lite"
@@ -77,6 +80,40 @@ def test_null_holds_in_simulation(num_experts: int, top_k: int, devices: int) ->
     error = np.std(square, ddof=1) / math.sqrt(len(square))
     assert abs(np.mean(square) - null.cv**2) <= 3 * error
     assert np.mean(most) == pytest.approx(null.max_vio, rel=0.05)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8, 16])
+@pytest.mark.parametrize(("groups", "limit"), [(8, 2), (4, 1), (2, 2)])
+def test_null_of_limited_groups_holds_in_simulation(devices: int, groups: int, limit: int) -> None:
+    rng = np.random.default_rng(6)
+    square = [
+        float(imbalance.cv(device_loads(simulate_counts(32, 4, 60, rng, groups, limit), devices)))
+        ** 2
+        for _ in range(1200)
+    ]
+    null = device_null(32, 4, devices, 60, GroupLimit(groups, limit))
+    error = np.std(square, ddof=1) / math.sqrt(len(square))
+    assert abs(np.mean(square) - null.cv**2) <= 3 * error
+
+
+def test_null_of_a_router_that_takes_groups_by_their_scores() -> None:
+    """DeepSeek-V3's: chance puts its tokens' experts on fewer nodes, whose loads vary more."""
+    ids_TK = limited_sets(256, 8, 8, 4, 2, 6000).reshape(60, -1)
+    loads_BD = np.stack([device_loads(np.bincount(ids, minlength=256), 8) for ids in ids_TK])
+    found = math.sqrt(np.mean(imbalance.cv(loads_BD) ** 2))
+    limited = device_null(256, 8, 8, 100, GroupLimit(8, 4)).cv
+    assert 1.1 * device_null(256, 8, 8, 100).cv < found < limited < 1.25 * found
+
+
+def test_limits_that_configurations_name() -> None:
+    def spec(**facts: int) -> LayerSpec:
+        return LayerSpec(layer=0, num_experts=16, top_k=4, facts=facts)
+
+    assert group_limit(spec(num_groups=4, groups_per_token=2)) == (4, 2)
+    for other in ({}, {"num_groups": 4}, {"num_groups": 3, "groups_per_token": 1}):
+        assert group_limit(spec(**other)) == (1, 1)
+    # Four groups of two experts hold no four of one.
+    assert group_limit(spec(num_groups=8, groups_per_token=1)) == (1, 1)
 
 
 def test_null_at_the_edges() -> None:

@@ -8,7 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis.metrics.devices import balancedness, balancedness_null, device_null
+from moe_probe.analysis.metrics.devices import (
+    UNLIMITED,
+    balancedness,
+    balancedness_null,
+    device_null,
+)
 from moe_probe.analysis.report.page.data_load import (
     device_layers_chance,
     layers_chance,
@@ -55,7 +60,7 @@ def test_layers_use_effective_tokens_where_they_are_known() -> None:
 def test_nothing_counted_has_no_chance() -> None:
     empty = layers().assign(tokens=0)
     assert layers_chance(empty)["cv"].isna().all()
-    assert device_layers_chance(empty, [2])["max_vio"].isna().all()
+    assert device_layers_chance(empty, [2], [UNLIMITED] * len(empty))["max_vio"].isna().all()
     assert quadrants(empty)["rate_deficit"] is None
 
 
@@ -71,7 +76,7 @@ def test_devices_of_fair_routing(size: int) -> None:
         # The ratio and MaxVio are small numbers about 0, the others near 1.
         rtol = 0.1 if name in ("tensorrt_llm_ratio", "max_vio") else 0.01
         assert found[name] == pytest.approx(wanted[name].mean(), rel=rtol), name
-    by_layer = device_layers_chance(layers(500.0), [size])
+    by_layer = device_layers_chance(layers(500.0), [size], [UNLIMITED] * 2)
     assert by_layer["layer"].tolist() == [3, 4]
     ratio = wanted["tensorrt_llm_ratio"].mean()
     assert by_layer["max_vio_effective"].tolist() == pytest.approx([ratio] * 2, rel=0.1)
