@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.studies.first_choices import first_choices
     from moe_probe.analysis.studies.locality import working_sets
     from moe_probe.analysis.studies.margins import margin_contrast
-    from moe_probe.analysis.studies.next_layer import layer_predictability
+    from moe_probe.analysis.studies.next_layer import expert_flows, layer_predictability
     from moe_probe.analysis.studies.passes import pass_balance
     from moe_probe.analysis.studies.selectivity import expert_selectivity, subject_selectivity
     from moe_probe.analysis.studies.set_sizes import experts_per_token
@@ -80,6 +80,7 @@ __all__ = [
     "count",
     "device_fanout",
     "document_separation",
+    "expert_flows",
     "expert_selectivity",
     "experts_per_token",
     "exposures",
@@ -128,6 +129,7 @@ _MODULES = {
     "concentration_difference": "metrics.decomposition",
     "device_fanout": "studies.devices",
     "document_separation": "studies.subject_tree",
+    "expert_flows": "studies.next_layer",
     "expert_selectivity": "studies.selectivity",
     "experts_per_token": "studies.set_sizes",
     "exposures": "studies.exposures",

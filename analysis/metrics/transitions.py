@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_probe.analysis.metrics.information import mutual_information, uncertainty_coefficient
+from moe_probe.analysis.statistics.undefined import positive
 
 _BLOCK = 8192
 """Tokens scored at a time; bounds the memory to a few blocks [T, N] of float32."""
@@ -44,9 +45,17 @@ def lift(flows_NM: np.ndarray) -> np.ndarray:
     Returns:
         float64 [N, M] >= 0; NaN where one of the experts is unused.
     """
+    return np.asarray(flows_NM / positive(independent_flows(flows_NM)))
+
+
+def independent_flows(flows_NM: np.ndarray) -> np.ndarray:
+    """Return T p_i p_j, the flows of independent layers with the same frequencies: float64 [N, M].
+
+    Args:
+        flows_NM: As in `lift`.
+    """
     row_N, column_M = flows_NM.sum(axis=1).astype(np.float64), flows_NM.sum(axis=0)
-    chance_NM = np.outer(row_N, column_M) / max(flows_NM.sum(), 1)
-    return np.asarray(flows_NM / np.where(chance_NM > 0, chance_NM, np.nan))
+    return np.asarray(np.outer(row_N, column_M) / max(int(flows_NM.sum()), 1))
 
 
 def layer_information(flows_NM: np.ndarray, deff: float) -> LayerInformation:

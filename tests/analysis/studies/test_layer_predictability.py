@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_probe.analysis import layer_predictability
+from moe_probe.analysis import expert_flows, layer_predictability
 from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import halves
 from moe_probe.errors import TraceError
@@ -68,6 +68,36 @@ def test_against_naive_bayes_token_by_token(tmp_path: Path, seed: int, documents
         assert high - low < selected / 3, "few ties"
 
 
+@pytest.mark.parametrize(("seed", "documents"), [(0, 14), (1, 40)])
+def test_flows_token_by_token(tmp_path: Path, seed: int, documents: int) -> None:
+    trace, tokens = make_stream(tmp_path / "trace", seed, documents=documents)
+    found = expert_flows(trace, most=10_000)
+    names = sorted({(t.subject, t.document) for t in tokens})
+    number = dict(zip(names, halves(Source(trace).index.clusters.keys).tolist(), strict=True))
+    parts = [tokens, *([t for t in tokens if number[t.subject, t.document] == h] for h in (0, 1))]
+    for here, there in pairwise(LAYERS):
+        rows = found[found["layer"] == here.layer].to_dict("records")
+        assert len(rows) == here.num_experts * there.num_experts
+        for row in rows:
+            gap = there.layer - here.layer - 1
+            assert (row["next_layer"], row["dense_between"]) == (there.layer, gap)
+            for name, some in zip(("lift", "lift_one_half", "lift_other_half"), parts, strict=True):
+                sets = [(t.experts[here.layer], t.experts[there.layer]) for t in some]
+                both = sum(row["expert"] in a and row["next_expert"] in b for a, b in sets)
+                # Pairs of slots, which are tokens where every slot is filled.
+                pairs = sum(len(a) * len(b) for a, b in sets)
+                from_here = sum(len(b) for a, b in sets if row["expert"] in a)
+                to_there = sum(len(a) for a, b in sets if row["next_expert"] in b)
+                chance = from_here * to_there / max(pairs, 1)
+                expected = both / chance if chance >= 5 else math.nan
+                assert row[name] == pytest.approx(expected, nan_ok=True)
+                if name == "lift":
+                    assert (row["count"], row["expected"]) == (both, pytest.approx(chance))
+    few = expert_flows(trace, most=3)
+    assert few["layer"].value_counts().to_dict() == {1: 3, 3: 3, 4: 3}
+    assert few.equals(found.groupby("layer").head(3).reset_index(drop=True))
+
+
 def test_a_layer_that_decides_the_next(tmp_path: Path) -> None:
     layers = [
         LayerSpec(layer=0, num_experts=16, top_k=1),
@@ -82,6 +112,11 @@ def test_a_layer_that_decides_the_next(tmp_path: Path) -> None:
     (row,) = layer_predictability(tmp_path / "trace").to_dict("records")
     assert (row["recall"], row["dense_between"], row["selections"]) == (1, 1, 2000)
     assert 0.2 < row["recall_null"] < 0.6
+    # Pairs that never occur are as telling.
+    flows = expert_flows(tmp_path / "trace", most=16 * 9).query("count > 0")
+    wanted = {(a, int(b)) for a, next_2 in enumerate(next_of_N2) for b in next_2}
+    assert set(zip(flows["expert"], flows["next_expert"], strict=True)) == wanted
+    assert (flows["lift"] > 1.5).all()
 
 
 def test_independent_layers_give_the_null(tmp_path: Path) -> None:
