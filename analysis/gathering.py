@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from moe_probe.analysis.accumulators.structure import refuse_large
@@ -74,6 +75,8 @@ def gather(
             done |= finished
             if progress:
                 progress(len(done), len(layers))
+    # Else what decoding keeps for itself would lie beside what the checks read.
+    pa.default_memory_pool().release_unused()
     return state.sums(evidence.checks(), done)
 
 

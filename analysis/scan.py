@@ -22,7 +22,7 @@ from moe_probe.trace import Capture, LayerSpec, Trace
 # Layers that a thread takes at a time: the more, the faster they are read.
 _FEW, _MANY = 2, 8
 # Bytes that the tables of documents of the layers at hand may take, if those are not few.
-_TABLES = 128 << 20
+_TABLES = 64 << 20
 Progress = Callable[[int, int], None]
 """Called with the number of layers done, and of all."""
 

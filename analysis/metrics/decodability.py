@@ -43,7 +43,8 @@ def decodability(counts_CN: np.ndarray, subject_C: np.ndarray, folds: int = 10) 
         are left out. Source: McCallum and Nigam (1998), the multinomial model.
     """
     selected_C = counts_CN.any(axis=1)
-    counts_CN = counts_CN[selected_C]
+    if not selected_C.all():
+        counts_CN = counts_CN[selected_C]
     used, subject_C = np.unique(subject_C[selected_C], return_inverse=True)
     subjects = len(used)
     if subjects < 2:
