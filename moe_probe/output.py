@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from moe_probe.errors import MoeProbeError
+
 _quiet = False
 
 
@@ -19,13 +21,29 @@ def set_quiet(quiet: bool) -> None:
 
 
 def result(text: str = "") -> None:
-    """Print a line of the result."""
-    print(text, file=sys.stdout, flush=True)
+    """Print a line of the result; raises MoeProbeError where standard output takes none."""
+    if not _is_printable(text):
+        name = sys.stdout.encoding
+        text = text.encode(name, "backslashreplace").decode(name)
+    try:
+        print(text, file=sys.stdout, flush=True)
+    except OSError as error:
+        # What is left of the text would fail once more at the end.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        # Where the reader of a pipe (`| head`) went away, the exit code still counts.
+        if not isinstance(error, BrokenPipeError):
+            raise MoeProbeError(
+                f"Cannot write to standard output: {error.strerror or error}. "
+                "Free some space, or have it written elsewhere."
+            ) from error
 
 
 def document(value: Any) -> None:
     """Print the one JSON document of a `--json` run."""
-    print(json.dumps(value, ensure_ascii=False, indent=1, default=_plain), flush=True)
+    text = json.dumps(value, ensure_ascii=False, indent=1, default=_plain)
+    if not _is_printable(text):
+        text = json.dumps(value, indent=1, default=_plain)
+    result(text)
 
 
 def places(paths: Iterable[Path], directory: Path) -> None:
@@ -78,6 +96,15 @@ def quantity(value: float, unit: str = "") -> str:
 def is_terminal(stream: IO[str]) -> bool:
     """Whether a stream may get colour and moving progress."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _is_printable(text: str) -> bool:
+    """Whether standard output has an encoding for it: not for a path that is no UTF-8."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8", sys.stdout.errors or "strict")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _paint(text: str, code: str, stream: IO[str]) -> str:

@@ -82,7 +82,3 @@ def main() -> None:
             "fewer --threads where the command has them."
         )
         sys.exit(1)
-    except BrokenPipeError:
-        # The reader of a pipe (`| head`) went away: not an error of ours.
-        sys.stderr.close()
-        sys.exit(0)
