@@ -156,7 +156,7 @@ def _certified(experts: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
     return [
         f"Layer {layer}: {number} of {most} experts {verb} certified below {RARE:.0%} of the fair "
         f"share, {lower} of them below {NEAR_IDLE:.0%}, on "
-        f"{int(facts['tokens']):,} tokens (T_eff {facts['tokens_effective']:,.0f}); in all layers "
+        f"{int(facts['tokens']):,} tokens{_effective(facts)}; in all layers "
         f"{len(rare):,} of {len(experts):,} are."
     ]
 
@@ -208,13 +208,18 @@ def _certifiable(layers: pd.DataFrame) -> list[str]:
     if known.empty:
         return []
     worst = known.iloc[-1]
-    effective = f"(T_eff {worst['tokens_effective']:,.0f})"
+    effective = _effective(worst)
     if worst["certifiable_load"] >= 1:
-        return [f"No load below a fair share can be certified on so little text {effective}."]
+        return [f"No load below a fair share can be certified on so little text{effective}."]
     return [
         f"An expert that this trace never selects can be certified below "
-        f"{_share(worst['certifiable_load'])} of its fair share in every layer {effective}."
+        f"{_share(worst['certifiable_load'])} of its fair share in every layer{effective}."
     ]
+
+
+def _effective(layer: pd.Series) -> str:
+    tokens = layer["tokens_effective"]
+    return "" if pd.isna(tokens) else f" (T_eff {tokens:,.0f})"
 
 
 def _expected(number: float) -> str:

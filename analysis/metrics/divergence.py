@@ -55,7 +55,9 @@ def divergence_null(
     Returns:
         float64 [S, S], at most 1, 0 on the diagonal.
     """
-    effective_S = positive(assignments_S / deff_S)
+    with np.errstate(divide="ignore"):
+        # Documents that are all alike are worth any number of tokens.
+        effective_S = positive(assignments_S) / deff_S
     bits_SS = divergence_bias(num_experts, top_k, effective_S[:, None], effective_S)
     return np.asarray(np.minimum(_zero_diagonal(bits_SS), 1.0))
 

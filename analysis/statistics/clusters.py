@@ -18,6 +18,8 @@ import numpy as np
 
 from moe_probe.analysis.statistics.undefined import positive
 
+_ROUNDING = 1e-14
+"""Of a sum of squares, what its last digits do not tell."""
 _CHUNK = 1024
 """Clusters that one matrix product takes: few, so that most sums fit float32."""
 
@@ -77,8 +79,8 @@ def squared_residuals(moments: ClusterMoments, share_SN: np.ndarray) -> np.ndarr
         - 2 * share_SN * moments.cn_SN
         + share_SN**2 * moments.n_square_S[:, None]
     )
-    # Rounding must not make it negative.
-    return np.asarray(np.maximum(squares_SN, 0.0))
+    # Rounding must not make it negative, nor leave something where documents are all alike.
+    return np.where(squares_SN > _ROUNDING * moments.c_square_SN, squares_SN, 0.0)
 
 
 def cluster_variance(moments: ClusterMoments) -> np.ndarray:

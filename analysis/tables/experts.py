@@ -5,6 +5,8 @@ Shape suffixes: S groups (task, subject, area), N experts of a layer, R orders, 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -15,6 +17,7 @@ from moe_probe.analysis.metrics.idle_passes import idle_pass_table, idle_pass_wi
 from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
 from moe_probe.analysis.metrics.ranking import bottom_probability, bottom_set, rank_interval
+from moe_probe.analysis.metrics.stability import divergence_deff
 from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.statistics.clusters import layer_quantiles, pooled_design_effect
 from moe_probe.analysis.statistics.intervals import share_interval
@@ -93,6 +96,14 @@ def deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
 def median_deff(deff_N: np.ndarray) -> float:
     """Return a layer's median design effect; NaN where no expert has one."""
     return float(layer_quantiles(deff_N, (0.5,))[0])
+
+
+def mean_deff(state: LayerState | None) -> float:
+    """Return a layer's mean design effect, of weights 1 - p; NaN where no expert has one.
+
+    To first order fair routing gives CV^2 and KL as many times as large as of independent tokens.
+    """
+    return math.nan if state is None else divergence_deff(state.moments)
 
 
 def widened_deffs(state: LayerState | None, num_experts: int) -> np.ndarray:

@@ -31,11 +31,11 @@ from moe_probe.analysis.metrics.devices import (
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.weights import gate_cv_null
-from moe_probe.analysis.statistics.clusters import layer_quantiles
 from moe_probe.analysis.statistics.nulls import expected_indices
+from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.devices import fitting_devices
-from moe_probe.analysis.tables.experts import deffs, num_documents
+from moe_probe.analysis.tables.experts import mean_deff, num_documents
 
 # A null below is none to compare with.
 _NOTHING = 1e-12
@@ -92,16 +92,18 @@ def indices(sums: Sums) -> pd.DataFrame:
         null  its expectation if T tokens chose their experts uniformly at random; of gate mass
             `cv` alone has one, each token's weights put on random experts; of devices all but
             `unseen` have one, under N0g where the router takes groups of experts first
-        null_effective  the same with T_eff tokens, by the median design effect: above it loads
-            differ by more than these documents explain
+        null_effective  the same with T over `deff_mean` of `layers`: above it loads differ by more
+            than these documents explain. The median, as of T_eff, is too small where experts that
+            few documents use much vary more than the rest
         noise  its standard deviation over resampled documents; of all choices only
         excess  value minus null_effective
         signal_ratio  value over null_effective; null where that is next to nothing
     """
     tables = []
     for layer in sums.specs:
-        deff = layer_quantiles(deffs(sums.layers.get(layer), sums.specs[layer].num_experts), (0.5,))
-        for of, table in _tables(sums, layer, float(deff[0])).items():
+        # Documents that do not differ tell no T_eff.
+        deff = float(positive(mean_deff(sums.layers.get(layer))))
+        for of, table in _tables(sums, layer, deff).items():
             tables.append(table.assign(layer=layer, of=of))
     if not tables:
         return pd.DataFrame(columns=["layer"])

@@ -31,7 +31,7 @@ from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.chance import chance_of_layer
-from moe_probe.analysis.tables.experts import deffs, median_deff, num_documents
+from moe_probe.analysis.tables.experts import deffs, mean_deff, median_deff, num_documents
 from moe_probe.analysis.tables.gates import gates_of_layer
 from moe_probe.analysis.tables.subjects import within_deffs
 
@@ -90,6 +90,8 @@ def layers_table(sums: Sums) -> pd.DataFrame:
             design effect of `certifiable_load`
         tokens_to_estimate  tokens that tell r = 1 to within 10 %, at `deff_median`
         below_1, below_1_null, ... longest_idle_fair_95  `tables.chance.chance_of_layer`
+        deff_mean  mean over experts of the design effect, with weights 1 - p: how many times as
+            large documents make CV^2 and KL of fair routing
     """
     rows = [_row(sums, layer) for layer in sums.specs]
     return pd.DataFrame(rows).astype(dict.fromkeys(_WHOLE, "Int64"))
@@ -138,6 +140,7 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "deff_within": median_deff(within_deffs(state, spec.num_experts)),
         **_tokens_wanted(spec.num_experts, sizes.mean_k, wide, median),
         **chance_of_layer(sums, layer),
+        "deff_mean": mean_deff(state),
     }
     return row
 

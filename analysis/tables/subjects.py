@@ -152,8 +152,8 @@ def _decomposition_nulls(sums: Sums, layer: int) -> tuple[float, float]:
     if not slots:
         return math.nan, math.nan
     return (
-        decomposition_null(*facts, slots / float(deff_S.mean())).within_kl,
-        decomposition_null(*facts, slots / float(pooled)).pooled_kl,
+        float(deff_S.mean()) * decomposition_null(*facts, slots).within_kl,
+        float(pooled) * decomposition_null(*facts, slots).pooled_kl,
     )
 
 

@@ -336,7 +336,7 @@ def test_indices_say_what_layers_say(case: Case) -> None:
             for column, end in ends.items():
                 assert same(row[column], float(layers[name + end][layer])), (name, column)
             assert same(row["excess"], row["value"] - row["null_effective"])
-        effective = table.loc[(layer, "cv"), "null"] * math.sqrt(layers["deff_median"][layer])
+        effective = table.loc[(layer, "cv"), "null"] * math.sqrt(layers["deff_mean"][layer])
         assert same(table.loc[(layer, "cv"), "null_effective"], effective)
 
 
@@ -357,6 +357,13 @@ def test_layers(case: Case) -> None:
         assert row["unseen"] == counts.count(0)
         assert same(row["deff_median"], layer.median_deff())
         assert same(row["tokens_effective"], tokens / layer.median_deff())
+        deff_of = {expert: layer.deff(expert) for expert in layer.experts}
+        known = {e: deff for e, deff in deff_of.items() if not math.isnan(deff)}
+        weights = {e: 1 - layer.count(e) / tokens for e in known}
+        mean = math.nan
+        if known:
+            mean = sum(known[e] * weights[e] for e in known) / sum(weights.values())
+        assert same(row["deff_mean"], mean)
         assert row["documents"] == len(layer.documents)
         wide_N = layer.interval_deffs()
         certain = min(3 * max(np.median(wide_N), wide_N[NEVER], 1) / tokens, 1)

@@ -202,3 +202,21 @@ def test_why_unevenness_cannot_be_told(tmp_path: Path) -> None:
     assert said["one"][0].startswith("There are too few documents to tell unevenness from chance")
     assert "(one document gives no interval)" in said["one"][1]
     assert said["all"][0].startswith("Every token selects every expert, so no load can be uneven.")
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 32])
+def test_documents_that_are_all_alike(tmp_path: Path, tokens: int) -> None:
+    """One prompt again and again: no table divides by the difference that there is not."""
+    ids_TK = np.argsort(np.random.default_rng(0).random((tokens, 16)), axis=1)[:, :2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = same_documents(tmp_path / "trace", [ids_TK], 6)
+        for name in TABLES:
+            found.table(name)
+        text = found.headline
+    assert not found.experts["deff"].any()
+    assert found.experts["ci_high"].isna().all()
+    assert found.layers[["tokens_effective", "certifiable_load"]].isna().all(axis=None)
+    assert found.table("indices")["null_effective"].isna().all()
+    assert "(documents that do not differ give no interval)" in text.least_used
+    assert "T_eff" not in f"{text.uneven} {text.least_used} {text.idle}"

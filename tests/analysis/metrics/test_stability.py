@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_probe.analysis.accumulators.documents import cluster_moments
+from moe_probe.analysis.metrics.imbalance import cv
 from moe_probe.analysis.metrics.stability import (
     bottom_overlap,
     divergence_deff,
@@ -23,6 +24,7 @@ from moe_probe.analysis.metrics.stability import (
     split_null,
     top_overlap,
 )
+from moe_probe.analysis.statistics.clusters import pooled_design_effect
 
 DATA = Path(__file__).parents[3] / "../shared/data/deepseek-v2-lite"
 
@@ -189,3 +191,22 @@ def test_halves_of_deepseek_v2_lite(task: str) -> None:
     assert 0.001 <= round(float(np.mean(divergence_L)), 3) <= 0.009
     assert spearman(*pair).min() > 0.9 > 3 * null.spearman_sd
     assert bottom_overlap(pair[0], pair[1], 6).mean() > null.overlap + 3 * null.overlap_sd
+
+
+def test_mean_design_effect_is_that_of_fair_loads() -> None:
+    """Some experts of fair routing are used by few documents alone: the median misses them."""
+    rng, experts, length, documents = np.random.default_rng(4), 64, 60, 200
+    squares, deffs = [], []
+    for _ in range(60):
+        on_DN = np.ones((documents, experts))
+        on_DN[:, :6] = (rng.random((documents, 6)) < 0.1) * 10
+        counts_DN = rng.binomial(length, np.minimum(on_DN / 16, 1))
+        facts = np.full(documents, length), np.zeros(documents, np.int64), 1
+        moments = cluster_moments(counts_DN, *facts)
+        squares.append(float(cv(counts_DN.sum(axis=0))) ** 2)
+        deffs.append((divergence_deff(moments), np.median(pooled_design_effect(moments))))
+    mean, median = np.mean(deffs, axis=0)
+    # Binomial counts: 1 / m instead of (N - k) / (k T).
+    alone = 1 / (length * documents / 16) * (1 - 1 / 16)
+    assert np.mean(squares) == pytest.approx(mean * alone, rel=0.1)
+    assert np.mean(squares) > 3 * median * alone
