@@ -68,7 +68,10 @@ def _parts(contents: Contents, *, styled: bool) -> Iterator[RenderableType]:
     yield ""
     yield _ranking(contents, styled=styled)
     if idle := int((contents.experts["count"] == 0).sum()) if contents.tokens else 0:
-        yield _text(f"{idle:,} experts that no counted token selected are equal, and not ranked.")
+        which = f"{idle:,} experts that no counted token selected are equal, and"
+        if idle == 1:
+            which = "One expert that no counted token selected is"
+        yield _text(f"{which} not ranked.")
 
 
 def _facts(contents: Contents) -> Table:
@@ -121,7 +124,9 @@ def _indices(contents: Contents, *, styled: bool) -> Table:
         values_L = layers[name].to_numpy("float64", na_value=np.nan)
         if np.isnan(values_L).all():
             continue
-        worst = int((np.nanargmin if name == "effective_experts" else np.nanargmax)(values_L))
+        # Layers may have different numbers of experts.
+        part_L = -values_L / layers["num_experts"] if name == "effective_experts" else values_L
+        worst = int(np.nanargmax(part_L))
         table.add_row(
             _NAMES.get(name, f"{name} experts"),
             _number(np.nanmean(values_L)),

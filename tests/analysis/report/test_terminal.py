@@ -64,6 +64,26 @@ def test_imbalance_is_that_of_the_json(contents: Contents) -> None:
         ]
 
 
+def test_layers_of_different_sizes(tmp_path: Path) -> None:
+    """The worst has the fewest effective experts of those it has; a single idle expert is one."""
+    layers = [LayerSpec(layer=n, num_experts=size, top_k=2) for n, size in ((3, 4), (5, 16))]
+    rng = np.random.default_rng(5)
+    with TraceWriter(tmp_path / "trace", layers=layers) as writer:
+        for doc_id in range(9):
+            even, uneven = rng.random((90, 4)), rng.random((90, 16)) - np.linspace(0, 0.2, 16)
+            uneven[:, -1] = -9
+            ids = [score.argsort(axis=1)[:, ::-1][:, :2] for score in (even, uneven)]
+            writer.add(ids, subject="a", doc_id=doc_id)
+    settings = Settings(windows=(50,), shuffles=2, replicates=20, permutations=5)
+    contents = gather(open_trace(tmp_path / "trace"), settings)
+    lines = summary(contents)
+    (row,) = (cells for cells in map(columns, lines) if cells[0] == "effective experts")
+    few, many = contents.layers["effective_experts"]
+    assert few < many
+    assert row[3:] == [f"{many:.3f}", "5"]
+    assert lines[-1] == "One expert that no counted token selected is not ranked."
+
+
 def test_ends_of_the_ranking_are_those_of_the_json(contents: Contents) -> None:
     document = contents.to_json()
     rows = [columns(line) for line in summary(contents)]
