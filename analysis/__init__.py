@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from moe_probe.analysis.studies.margins import margin_contrast
     from moe_probe.analysis.studies.next_layer import expert_flows, layer_predictability
     from moe_probe.analysis.studies.passes import pass_balance
+    from moe_probe.analysis.studies.segments import matched_segments
     from moe_probe.analysis.studies.selectivity import expert_selectivity, subject_selectivity
     from moe_probe.analysis.studies.set_sizes import experts_per_token
     from moe_probe.analysis.studies.stability import ranking_stability
@@ -89,6 +90,7 @@ __all__ = [
     "load_changes",
     "load_drift",
     "margin_contrast",
+    "matched_segments",
     "pass_balance",
     "ranking_stability",
     "subject_clades",
@@ -139,6 +141,7 @@ _MODULES = {
     "load_drift": "studies.drift",
     "pass_balance": "studies.passes",
     "margin_contrast": "studies.margins",
+    "matched_segments": "studies.segments",
     "ranking_stability": "studies.stability",
     "subject_clades": "studies.subject_tree",
     "subject_selectivity": "studies.selectivity",

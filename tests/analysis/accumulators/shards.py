@@ -25,6 +25,7 @@ from moe_probe.analysis.accumulators.pass_experts import PassExperts
 from moe_probe.analysis.accumulators.pass_loads import PassLoads
 from moe_probe.analysis.accumulators.repeats import Repeats
 from moe_probe.analysis.accumulators.rows import RowFaults
+from moe_probe.analysis.accumulators.segment_positions import SegmentPositions
 from moe_probe.analysis.accumulators.set_flows import FlowHits, SetFlows
 from moe_probe.analysis.accumulators.structure import (
     FlowCounts,
@@ -72,6 +73,7 @@ def made(source: Source, rule: Rule, *, before: int = 0) -> list[LayerAccumulato
         PairCounts(*facts),
         FlowCounts(*facts),
         PositionCounts(*facts),
+        SegmentPositions(*facts),
         Overlaps(*facts, lags=(1, 3), other_tokens=True),
         DeviceFanout(*facts, devices=(1, 2, 5)),
         SetFlows(*facts),
