@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -195,9 +196,19 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _parsed(text: str) -> Any:
+    """Read JSON; scores of an evaluation may be NaN, which it does not have and means null."""
+
+    def finite(number: str) -> float | None:
+        value = float(number)
+        return value if math.isfinite(value) else None
+
+    return json.loads(text, parse_float=finite, parse_constant=finite)
+
+
 def write_run(files: TraceFiles, run: dict[str, Any]) -> None:
-    """Replace run.json."""
-    text = json.dumps(run, indent=1, ensure_ascii=False) + "\n"
+    """Replace run.json, in which numbers that are not finite are null."""
+    text = json.dumps(_parsed(json.dumps(run)), indent=1, ensure_ascii=False) + "\n"
     with atomic(files.run) as temporary:
         temporary.write_text(text, "utf-8", errors="replace")
 
@@ -212,7 +223,7 @@ def read_run(files: TraceFiles) -> dict[str, Any]:
             )
         if files.run.stat().st_size > _MAX_RUN_BYTES:
             raise ValueError("it is larger than 64 MiB")
-        run = json.loads(files.run.read_text("utf-8"))
+        run = _parsed(files.run.read_text("utf-8"))
         version = run["moe_probe_trace"]
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)

@@ -14,6 +14,7 @@ import pytest
 
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
+from moe_probe.trace.files import TraceFiles, read_run, write_run
 from moe_probe.trace.schema import (
     COUNTS_SCHEMA,
     LATER_COLUMNS,
@@ -83,6 +84,25 @@ def test_run_file_that_says_nonsense(path: Path, change: dict[str, Any], message
     (path / "run.json").write_text(json.dumps({**run, **change}))
     with pytest.raises(TraceError, match=message):
         open_trace(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_null(path: Path, number: str) -> None:
+    text = (path / "run.json").read_text()
+    known = json.loads(text)
+    text = text.replace("{", f'{{"results": {{"t": {{"acc": [0.5, {number}, 2]}}}},', 1)
+    (path / "run.json").write_text(text)
+    expected = {"t": {"acc": [0.5, None, 2]}}
+    assert open_trace(path).run == {**known, "results": expected}
+
+
+def test_scores_that_are_not_finite_are_written_as_null(path: Path) -> None:
+    """Other tools read run.json too, and JSON has no NaN."""
+    files = TraceFiles(path)
+    write_run(files, {**read_run(files), "results": {"t": {"acc": float("nan"), "n": 0.25}}})
+    text = (path / "run.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["results"] == {"t": {"acc": None, "n": 0.25}}
 
 
 def test_no_trace_at_all(tmp_path: Path) -> None:
