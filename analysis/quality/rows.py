@@ -29,7 +29,8 @@ def row_check(
         return Check(check, name, Status.SKIP, reason=_NO_ROWS)
     layers = {n: spec for n, spec in faults.layers.items() if allowed(spec) < 1}
     if not layers:
-        return Check(check, name, Status.SKIP, reason="such rows are normal with one slot")
+        reason = "such rows are normal with one slot, or few experts"
+        return Check(check, name, Status.SKIP, reason=reason)
     by_layer: dict[int, Anomalies] = faults.by_layer()
     rows = {layer: getattr(by_layer[layer], field) for layer in layers}
     is_good = all(rows[n] <= allowed(spec) * faults.num_rows for n, spec in layers.items())

@@ -289,6 +289,13 @@ def test_one_slot_makes_zero_rows_normal(new_trace: Any) -> None:
     assert [checks[f"Q{n}"].status for n in (1, 2, 3, 4)] == ["pass", "skip", "skip", "pass"]
 
 
+def test_few_experts_make_ordered_rows_normal(new_trace: Any) -> None:
+    spec = LayerSpec(layer=0, num_experts=4, top_k=2)
+    checks = found(new_trace([spec], [np.array([[0, 1], [2, 3]], np.uint8)]))
+    assert (checks["Q2"].status, checks["Q3"].status) == ("pass", "skip")
+    assert checks["Q3"].reason == "such rows are normal with one slot, or few experts"
+
+
 def test_empty_slots_are_no_fault(new_trace: Any) -> None:
     spec = LayerSpec(layer=0, num_experts=40, top_k=3, empty_slots=True)
     rows_TB = np.array([[1, 255, 255], [2, 3, 9], [255, 255, 255]], np.uint8)
