@@ -223,7 +223,11 @@ def read_run(files: TraceFiles) -> dict[str, Any]:
             )
         if files.run.stat().st_size > _MAX_RUN_BYTES:
             raise ValueError("it is larger than 64 MiB")
-        run = _parsed(files.run.read_text("utf-8"))
+        text = files.run.read_text("utf-8")
+        run = _parsed(text)
+        if "\\u" in text:
+            # A lone surrogate, which no file can hold, becomes a question mark.
+            run = _parsed(json.dumps(run, ensure_ascii=False).encode(errors="replace").decode())
         version = run["moe_probe_trace"]
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)

@@ -96,6 +96,14 @@ def test_numbers_that_are_not_finite_are_null(path: Path, number: str) -> None:
     assert open_trace(path).run == {**known, "results": expected}
 
 
+def test_lone_surrogates_are_question_marks(path: Path) -> None:
+    run = json.loads((path / "run.json").read_text())
+    names = {"model": "a\ud800\U0001f600", "task": ["\udfff", 0.5]}
+    (path / "run.json").write_text(json.dumps({**run, **names}))
+    expected = {"model": "a?\U0001f600", "task": ["?", 0.5]}
+    assert open_trace(path).run == {**run, **expected}
+
+
 def test_scores_that_are_not_finite_are_written_as_null(path: Path) -> None:
     """Other tools read run.json too, and JSON has no NaN."""
     files = TraceFiles(path)
