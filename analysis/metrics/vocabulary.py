@@ -16,6 +16,8 @@ from moe_probe.analysis.metrics.token_counts import VocabularyCounts
 
 _BLOCK = 4096
 """Token ids looked at a time; bounds the memory to a few blocks [B, N]."""
+_ROUNDING = 1e-12
+"""What rounding leaves of log-odds that are 0."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def token_lists(counts: VocabularyCounts, most: int, least: int = 10) -> pd.Data
     odds_P = np.log(ratio_P)
     z_P = odds_P / np.sqrt(1 / here_P + 1 / rest_P)
     order_P = np.lexsort((-z_P, expert_P))
-    order_P = order_P[odds_P[order_P] > 0]
+    order_P = order_P[odds_P[order_P] > _ROUNDING]
     begin_P = np.searchsorted(expert_P[order_P], expert_P[order_P])
     chosen_P = order_P[np.arange(len(order_P)) - begin_P < most]
     tokens_P = frequent.tokens_X[row_P]

@@ -52,9 +52,10 @@ def first_choices(
         expert
         count  tokens whose first slot it has
         frequency  share of the subject's tokens, in [0, 1]; null without tokens
-        frequency_null  1 / N, all experts alike
-        lead  share of the expert's selections in the subject that are first choices, by chance
-            1 / k: near 1 it leads there, near 0 it fills up. Null for one that is never selected
+        frequency_null  all experts alike: 1 / N, less by the share of tokens with no first slot
+        lead  share of the expert's selections in the subject that are first choices: near 1 it
+            leads there, near 0 it fills up. Null for one that is never selected
+        lead_null  the same of all experts together: 1 / k where no slot is empty
         Source: OLMoE (2409.02060), equation 7 with k = 1; Mixtral (2401.04088), "first choice".
 
     Raises:
@@ -79,14 +80,16 @@ def first_choices(
         first_SN, _ = with_all(first.counts_SN[layer], tokens_S)
         counts_SN, tokens_S = with_all(counts_SN, tokens_S)
         experts = first_SN.shape[1]
+        first_S = first_SN.sum(axis=1)
         return pd.DataFrame(
             {
                 "subject": np.repeat(subjects, experts),
                 "expert": np.tile(np.arange(experts), len(subjects)),
                 "count": first_SN.ravel(),
                 "frequency": (first_SN / positive(tokens_S)[:, None]).ravel(),
-                "frequency_null": 1 / experts,
+                "frequency_null": np.repeat(first_S / positive(tokens_S) / experts, experts),
                 "lead": (first_SN / positive(counts_SN)).ravel(),
+                "lead_null": np.repeat(first_S / positive(counts_SN.sum(axis=1)), experts),
             }
         )
 

@@ -188,5 +188,9 @@ def test_nothing_and_a_single_expert() -> None:
     assert len(token_lists(nothing, 5)) == 0
     # One expert has every selection: no token id prefers it.
     assert len(token_lists(some, 5, least=1)) == 0
+    # There is no other token id to compare with, whatever rounding leaves.
+    counts_1N = np.array([[19, 27, 15, 18, 29]])
+    alone = VocabularyCounts.of_table(np.array([7]), counts_1N.sum(axis=1), counts_1N)
+    assert len(token_lists(alone, 5)) == 0
     for fitted, evaluated in ((nothing, some), (some, nothing)):
         assert math.isnan(token_recall(fitted, evaluated, 1).recall)

@@ -23,13 +23,18 @@ def test_against_tokens_one_by_one(tmp_path: Path, seed: int, documents: int, pr
         table = found[found["layer"] == spec.layer]
         rows = [(s, e) for s in names for e in range(spec.num_experts)]
         assert list(zip(table["subject"], table["expert"], strict=True)) == rows
-        assert table["frequency_null"].tolist() == [1 / spec.num_experts] * len(rows)
+        if not spec.empty_slots:
+            assert table["frequency_null"].tolist() == [1 / spec.num_experts] * len(rows)
         for row in table.to_dict("records"):
             text = [t.experts[spec.layer] for t in tokens if row["subject"] in ("", t.subject)]
             first = sum(slots[:1] == [row["expert"]] for slots in text)
             selected = sum(row["expert"] in slots for slots in text)
             assert row["count"] == first
             assert row["frequency"] == first / len(text)
+            filled = sum(len(slots) > 0 for slots in text)
+            assert row["frequency_null"] == pytest.approx(filled / len(text) / spec.num_experts)
+            slots = sum(map(len, text))
+            assert row["lead_null"] == (pytest.approx(filled / slots) if slots else pd.NA)
             assert row["lead"] == first / selected if selected else pd.isna(row["lead"])
 
 
