@@ -98,17 +98,20 @@ def load_limits(experts: pd.DataFrame, layers: pd.DataFrame) -> tuple[np.ndarray
     Quantiles of Binomial(T_eff, k/N) over their mean, shared out over the experts (Bonferroni).
     k is `mean_k`: tokens of different k vary less than tokens of their mean (Hoeffding 1956).
     T_eff is that of the layer, or of the expert where its own design effect leaves fewer: what few
-    documents use much varies more than the rest. It is smaller the fewer documents it rests on
-    (`few_documents`), one token at the least.
+    documents use much varies more than the rest. Where all tokens of a layer select the same
+    experts it is the number of documents, the least there can be. It is smaller the fewer documents
+    it rests on (`few_documents`), one token at the least.
 
     Args:
-        experts: layer and deff, NaN where it is unknown.
+        experts: layer, relative_load and deff, NaN where it is unknown.
         layers: layer, num_experts, top_k, tokens, assignments, tokens_effective, documents.
 
     Returns:
         float64 [E] each; the chance that any expert is outside is at most 1 in 2,000.
         NaN where the layer's T_eff is unknown.
     """
+    is_never_or_always = experts["deff"].isna() & ~experts["relative_load"].between(0.001, 1.001)
+    is_collapsed_E = is_never_or_always.groupby(experts["layer"]).transform("all").to_numpy()
     facts = layers.assign(mean_k=mean_k(layers)).set_index("layer").loc[experts["layer"]]
     names = ("tokens", "tokens_effective", "documents", "num_experts", "mean_k")
     tokens_E, effective_E, documents_E, experts_E, k_E = (
@@ -116,6 +119,7 @@ def load_limits(experts: pd.DataFrame, layers: pd.DataFrame) -> tuple[np.ndarray
     )
     own_E = tokens_E / positive(experts["deff"].to_numpy(np.float64))
     effective_E = np.where(own_E < effective_E, own_E, effective_E)
+    effective_E = np.where(is_collapsed_E, documents_E, effective_E)
     tail, rate_E = CHANCE / 4 / len(experts), k_E / experts_E
     tokens_E = np.maximum(effective_E / few_documents(documents_E, tail), 1)
     low_E, high_E = (bdtrik(chance, tokens_E, rate_E) for chance in (tail, 1 - tail))
@@ -173,6 +177,7 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
     unknown = "" if least["ci_high"] >= 0 else _no_interval(layers.loc[is_here_L, "documents"])
     if len(never):
         most = f", whose load is at most {_share(least['ci_high'])} of its fair share"
+        most = "" if least["ci_high"] >= 1 else most
         little = "; so little text does not tell that from chance" if is_fair else ""
         # What independent tokens leave out by chance says nothing where documents are too few.
         by_chance = "" if is_fair else f" ({_expected(layers['unseen_null'].sum())} by chance)"

@@ -224,6 +224,10 @@ def test_never_selected_expert_is_idle_on_this_corpus() -> None:
         "Never selected: 1 of 16 experts (under 0.001 by chance), such as expert 5"
         in found.least_used
     )
+    assert "expert 5 of layer 2, whose load is at most" in found.least_used
+    wide = experts.assign(ci_high=np.maximum(experts["ci_high"], 1.5))
+    text = headline(wide, layers, WINDOWS, subjects, NO_SPECIALIZATION).least_used
+    assert "expert 5 of layer 2." in text
     assert "(the longest run: 20,000)" in found.idle
     assert "this corpus alone cannot tell" in found.idle
 

@@ -19,7 +19,7 @@ EXPERTS, TOP_K, LENGTH = 16, 2, 50
 def test_limits_hold_all_experts_of_fair_routing() -> None:
     facts = {"layer": 3, "num_experts": 64, "top_k": 6, "tokens": 100, "assignments": 600}
     layers = pd.DataFrame([{**facts, "tokens_effective": 2000.0, "documents": 10_000}])
-    experts = pd.DataFrame({"layer": 3, "deff": np.full(64, np.nan)})
+    experts = pd.DataFrame({"layer": 3, "relative_load": 1.0, "deff": np.full(64, np.nan)})
     low_N, high_N = load_limits(experts, layers)
     (low,), (high,) = set(low_N), set(high_N)
     load_RN = np.random.default_rng(4).binomial(2000, 6 / 64, (1000, 64)) / 2000 * 64 / 6
@@ -45,9 +45,9 @@ def test_few_documents_rarely_exceed_chance(documents: int, spread: float) -> No
         effective = tokens / np.nanmedian(deff_N)
         facts = {"tokens_effective": effective, "documents": documents, "tokens": tokens}
         facts |= {"assignments": tokens * TOP_K, "num_experts": EXPERTS, "top_k": TOP_K}
-        experts = pd.DataFrame({"layer": 0, "deff": deff_N})
-        low_N, high_N = load_limits(experts, pd.DataFrame([{"layer": 0, **facts}]))
         load_N = p_N * EXPERTS / TOP_K
+        experts = pd.DataFrame({"layer": 0, "relative_load": load_N, "deff": deff_N})
+        low_N, high_N = load_limits(experts, pd.DataFrame([{"layer": 0, **facts}]))
         outside += ((load_N < low_N) | (load_N > high_N)).any()
         # Two documents exclude nothing.
         assert documents > 2 or (high_N >= EXPERTS / TOP_K).all()
@@ -68,9 +68,9 @@ def test_experts_of_few_documents_vary_more_than_the_others(documents: int, shar
         facts |= {"layer": 0, "num_experts": EXPERTS, "top_k": TOP_K}
         facts |= {"tokens": tokens, "assignments": tokens * TOP_K}
         for name, known_N in (("own", deff_N), ("layer", np.full(EXPERTS, np.nan))):
-            experts = pd.DataFrame({"layer": 0, "deff": known_N})
-            low_N, high_N = load_limits(experts, pd.DataFrame([facts]))
             load_N = p_N / rate
+            experts = pd.DataFrame({"layer": 0, "relative_load": load_N, "deff": known_N})
+            low_N, high_N = load_limits(experts, pd.DataFrame([facts]))
             outside[name] += ((load_N < low_N) | (load_N > high_N)).any()
     assert outside["own"] == 0
     assert outside["layer"] > 20

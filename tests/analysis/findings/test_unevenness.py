@@ -5,6 +5,7 @@ Shape suffixes: D documents, N experts, T tokens, K slots, B replicates.
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,16 @@ def test_documents_that_are_all_alike(tmp_path: Path, tokens: int) -> None:
     assert found.table("indices")["null_effective"].isna().all()
     assert "(documents that do not differ give no interval)" in text.least_used
     assert "T_eff" not in f"{text.uneven} {text.least_used} {text.idle}"
+
+
+def test_a_layer_whose_tokens_all_select_the_same_experts(tmp_path: Path) -> None:
+    """Nothing in it varies, so that no design effect is known; yet forty documents agree."""
+    rng = np.random.default_rng(3)
+    layers = [LayerSpec(layer=n, num_experts=16, top_k=2) for n in (2, 6)]
+    with TraceWriter(tmp_path / "trace", layers=layers) as writer:
+        for doc in range(40):
+            fair_TK = np.argsort(rng.random((20, 16)), axis=1)[:, :2]
+            writer.add([fair_TK, np.tile([[3, 5]], (20, 1))], task="t", subject="a", doc_id=doc)
+    found = analyse(tmp_path / "trace", **FEW)
+    assert math.isnan(found.layers["tokens_effective"][1])
+    assert found.headline.uneven.startswith("Yes, beyond chance in 1 of 2 layers: MaxVio")
