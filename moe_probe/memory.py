@@ -29,8 +29,8 @@ def refuse_low_limits() -> None:
     left = min(_limits_available(), default=_LEAST)
     if left < _LEAST:
         raise MoeProbeError(
-            f"A limit on this process (ulimit -v or -d) leaves {gib(left)} of address space; "
-            f"numpy, scipy and pyarrow need {gib(_LEAST)}, most of which they only reserve. "
+            f"A limit on this process (ulimit -v or -d) leaves {left >> 20} MiB of address space; "
+            f"numpy, scipy and pyarrow need {_LEAST >> 20} MiB, most of which they only reserve. "
             "Raise the limit."
         )
 
