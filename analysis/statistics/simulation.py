@@ -10,12 +10,7 @@ R repetitions.
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
-
-from moe_probe.analysis.metrics import imbalance
-from moe_probe.analysis.statistics.nulls import Indices
 
 _CHUNK = 1 << 20
 """Random numbers drawn at once: 4 MB."""
@@ -82,26 +77,6 @@ def limited_sets(
     np.put_along_axis(score_TDN, left_TD[:, :, None], -1, axis=1)
     score_TN = score_TDN.reshape(tokens, num_experts)
     return np.argpartition(-score_TN, top_k - 1, axis=1)[:, :top_k]
-
-
-def simulated_indices(
-    num_experts: int,
-    top_k: int,
-    tokens: int,
-    rng: np.random.Generator,
-    repeats: int,
-    groups: int | None = None,
-    limit: int | None = None,
-) -> Indices:
-    """Return the mean of every imbalance index over repeated draws; NaN where T is 0.
-
-    Its relative error falls as 1 / sqrt(repeats); the arguments are those of `simulate_counts`.
-    """
-    counts_RN = np.stack(
-        [simulate_counts(num_experts, top_k, tokens, rng, groups, limit) for _ in range(repeats)]
-    )
-    names = [field.name for field in fields(Indices)]
-    return Indices(**{name: float(getattr(imbalance, name)(counts_RN).mean()) for name in names})
 
 
 def _draw(number: int, chosen: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
