@@ -57,8 +57,8 @@ def headline(
 
     Args:
         experts: layer, expert, count, relative_load, ci_low and ci_high of the relative load,
-            tier, deff, longest_idle, longest_idle_shuffled, rate_deficit, burstiness; in forward
-            passes also p_fair.
+            tier, deff, longest_idle, longest_idle_shuffled, rate_deficit, burstiness, documents; in
+            forward passes also p_fair.
         layers: layer, num_experts, top_k, tokens, assignments, tokens_effective, documents,
             certifiable_load, uniform_p, unseen_null, and max_vio and cv, each with `_null` and
             `_noise`.

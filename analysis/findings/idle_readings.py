@@ -14,7 +14,9 @@ from moe_probe.analysis.tables.layers import mean_k
 
 SIGNIFICANT = 0.05
 """q-value below which a subject is said to use an expert more than the other subjects do."""
-READINGS = ("order", "kept", "bursts", "undecided", "light", "low")
+FEW_DOCUMENTS = 0.25
+"""Share of the documents below which those that use an expert are few."""
+READINGS = ("order", "kept", "prefixes", "few", "many", "bursts", "undecided", "light", "low")
 
 
 def idle_readings(
@@ -27,7 +29,9 @@ def idle_readings(
         order   its longest run falls below the window once the documents are shuffled
         kept    it is subject-locked; or it carries less than half a fair share, yet half or more
             on subjects that use it more than the others do
-        bursts  bursts explain the run at least as well as its rate (burstiness, rate_deficit)
+        prefixes, few, many, bursts  bursts explain the run at least as well as its rate
+                (burstiness, rate_deficit): those who use it are shared prefixes alone, less than a
+                quarter of the documents, more of them, or unknown
         undecided  its tier is not certified, so that its rate may be low for want of tokens; or
             there are no shuffled orders to tell bursts by
         light   its rate explains the run, and is not certified below 10 % of the fair one
@@ -35,8 +39,8 @@ def idle_readings(
 
     Args:
         experts: With layer, expert, relative_load, tier, longest_idle, longest_idle_shuffled,
-            rate_deficit and burstiness.
-        layers: With layer, num_experts, top_k, tokens and assignments.
+            rate_deficit, burstiness and documents.
+        layers: With layer, num_experts, top_k, tokens, assignments and documents.
         subjects: With layer, expert, frequency, log_odds and q_value; may be empty.
         window: In tokens.
 
@@ -49,15 +53,21 @@ def idle_readings(
     used = pd.MultiIndex.from_frame(favoured.loc[load >= LOW, ["layer", "expert"]])
     is_used_somewhere = pd.MultiIndex.from_frame(experts[["layer", "expert"]]).isin(used)
     is_locked = experts["tier"].str.contains("subject-locked")
+    in_bursts = experts["burstiness"] >= experts["rate_deficit"]
+    all_E = layers.set_index("layer")["documents"].loc[experts["layer"]].to_numpy(np.float64)
+    used_E = experts["documents"].to_numpy(np.float64, na_value=np.nan) / all_E
     rules = [
         experts["longest_idle"] < window,
         experts["longest_idle_shuffled"] < window,
         is_locked | ((experts["relative_load"] < LOW) & is_used_somewhere),
-        experts["burstiness"] >= experts["rate_deficit"],
+        in_bursts & (used_E == 0),
+        in_bursts & (used_E < FEW_DOCUMENTS),
+        in_bursts & (used_E >= FEW_DOCUMENTS),
+        in_bursts,
         experts["burstiness"].isna() | experts["tier"].str.contains("not certified"),
         experts["tier"].str.startswith("used"),
     ]
-    found = np.select([rule.to_numpy(bool) for rule in rules], ["", *READINGS[:5]], READINGS[5])
+    found = np.select([rule.to_numpy(bool) for rule in rules], ["", *READINGS[:-1]], READINGS[-1])
     return pd.Series(found, index=experts.index)
 
 

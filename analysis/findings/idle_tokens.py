@@ -30,8 +30,11 @@ _READINGS = {
         "on any (starved, or kept for other text: this corpus alone cannot tell)"
     ),
     "light": "used less than their fair share, which explains such runs",
-    "bursts": "used in bursts, by few documents",
-    "undecided": "undecided (too few tokens or documents to tell)",
+    "prefixes": "used by shared prefixes alone",
+    "few": "used in bursts, by few documents",
+    "many": "used in bursts, by many documents",
+    "bursts": "used in bursts",
+    "undecided": "undecided (too little is known of their loads to tell)",
 }
 
 

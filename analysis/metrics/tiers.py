@@ -9,8 +9,10 @@ Shape suffixes: N experts of a layer, S subjects.
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import binom
 
 from moe_probe.analysis.metrics.frequency import relative_load
+from moe_probe.analysis.statistics.undefined import positive
 
 RARE = 0.1
 """Relative load below which an expert is rare."""
@@ -25,9 +27,16 @@ LOCKED_TEXT = 0.5
 """Largest share of the text of these subjects: of more, most experts would be locked to them."""
 LOCKED_COUNT = 30
 """Fewest selections that can tell whether an expert is locked to subjects."""
+LOCKED_CHANCE = 0.01
+"""Of documents of random subjects to fall into so few of them, above which nothing is locked."""
 
 
-def tiers(counts_SN: np.ndarray, load_high_N: np.ndarray, run_ratio_N: np.ndarray) -> np.ndarray:
+def tiers(
+    counts_SN: np.ndarray,
+    load_high_N: np.ndarray,
+    run_ratio_N: np.ndarray,
+    documents_N: np.ndarray | float = np.nan,
+) -> np.ndarray:
     """Return the tier of every expert of one layer, with its suffixes.
 
     The first of these that holds, with c the count, r the relative load and r+ its upper bound:
@@ -42,7 +51,8 @@ def tiers(counts_SN: np.ndarray, load_high_N: np.ndarray, run_ratio_N: np.ndarra
 
         bursty          the longest idle run is over 5 times the one expected at the own rate
         subject-locked  at least 80 % of its selections, of which there are 30 or more, are of at
-            most 3 subjects; the fewest that do hold at most half of the layer's selections
+            most 3 subjects; the fewest that do hold at most half of the layer's selections; and
+            so many documents of random subjects are all of so few in one of 100 cases at most
 
     Args:
         counts_SN: Selections by subject, [S, N].
@@ -50,6 +60,7 @@ def tiers(counts_SN: np.ndarray, load_high_N: np.ndarray, run_ratio_N: np.ndarra
             where it is NaN nothing is certified.
         run_ratio_N: Longest idle run over `expected_longest_run` at the own rate, or NaN. Take the
             median over shuffled orders of the documents, or their order decides.
+        documents_N: `effective_documents` of each expert; where it is NaN they are not asked for.
 
     Returns:
         str [N].
@@ -66,10 +77,25 @@ def tiers(counts_SN: np.ndarray, load_high_N: np.ndarray, run_ratio_N: np.ndarra
     ]
     tier_N = np.select([rule for rule, _ in rules], [name for _, name in rules], "used")
     tier_N = np.char.add(tier_N, np.where(run_ratio_N > BURSTY, ", bursty", ""))
-    return np.char.add(tier_N, np.where(subject_locked(counts_SN), ", subject-locked", ""))
+    return np.char.add(
+        tier_N, np.where(subject_locked(counts_SN, documents_N), ", subject-locked", "")
+    )
 
 
-def subject_locked(counts_SN: np.ndarray) -> np.ndarray:
+def effective_documents(counts_N: np.ndarray, squares_N: np.ndarray) -> np.ndarray:
+    """Return how many documents of equal use an expert's selections are worth, (sum c)^2 / sum c^2.
+
+    Args:
+        counts_N: Selections, sum c over the documents.
+        squares_N: Sum of c^2 over them.
+
+    Returns:
+        float64 [N], at least 1; NaN where nothing selects it. Source: Kish (1965).
+    """
+    return np.asarray(counts_N.astype(np.float64) ** 2 / positive(squares_N))
+
+
+def subject_locked(counts_SN: np.ndarray, documents_N: np.ndarray | float = np.nan) -> np.ndarray:
     """Return which experts serve few subjects, as `tiers` defines it: bool [N]."""
     if not len(counts_SN):
         return np.zeros(counts_SN.shape[1], bool)
@@ -79,6 +105,10 @@ def subject_locked(counts_SN: np.ndarray) -> np.ndarray:
     text_SN = counts_SN.sum(axis=1)[top_SN].cumsum(axis=0)
     is_held_SN = held_SN >= LOCKED_SHARE * counts_N
     # Where one subject is enough, the text of two more says nothing about the expert.
-    text_N = np.take_along_axis(text_SN, is_held_SN.argmax(axis=0)[None], axis=0)[0]
-    is_small_N = text_N <= LOCKED_TEXT * counts_SN.sum()
-    return np.asarray((counts_N >= LOCKED_COUNT) & is_held_SN.any(axis=0) & is_small_N)
+    fewest_N = is_held_SN.argmax(axis=0)
+    text_N = np.take_along_axis(text_SN, fewest_N[None], axis=0)[0]
+    share_N = text_N / max(counts_SN.sum(), 1)
+    # Two documents have at most two subjects, whatever the expert is for.
+    chance_N = binom(len(counts_SN), fewest_N + 1) * share_N**documents_N
+    is_rare_N = (share_N <= LOCKED_TEXT) & ~(chance_N > LOCKED_CHANCE)
+    return np.asarray((counts_N >= LOCKED_COUNT) & is_held_SN.any(axis=0) & is_rare_N)

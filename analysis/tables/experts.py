@@ -18,7 +18,7 @@ from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
 from moe_probe.analysis.metrics.ranking import bottom_probability, bottom_set, rank_interval
 from moe_probe.analysis.metrics.stability import divergence_deff
-from moe_probe.analysis.metrics.tiers import tiers
+from moe_probe.analysis.metrics.tiers import effective_documents, tiers
 from moe_probe.analysis.statistics.clusters import layer_quantiles, pooled_design_effect
 from moe_probe.analysis.statistics.intervals import share_interval
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
@@ -119,6 +119,13 @@ def num_documents(state: LayerState | None) -> int:
     return 0 if state is None else int(state.moments.clusters_S.sum())
 
 
+def _effective_documents(state: LayerState | None) -> np.ndarray | float:
+    if state is None:
+        return np.nan
+    pooled = state.moments.pooled()
+    return effective_documents(pooled.c_SN[0], pooled.c_square_SN[0])
+
+
 def _layer(sums: Sums, layer: int) -> pd.DataFrame:
     spec, state = sums.specs[layer], sums.layers.get(layer)
     counts_SN, tokens_S = sums.by_group(layer)
@@ -142,7 +149,12 @@ def _layer(sums: Sums, layer: int) -> pd.DataFrame:
             "relative_load": relative_load(counts_N),
             "ci_low": low_N * to_load,
             "ci_high": high_N * to_load,
-            "tier": tiers(counts_SN, high_N * to_load, ratio_N.to_numpy(np.float64)),
+            "tier": tiers(
+                counts_SN,
+                high_N * to_load,
+                ratio_N.to_numpy(np.float64),
+                _effective_documents(state),
+            ),
             **{name: idle[name] for name in _IDLE_FIRST},
             "deff": deffs(state, spec.num_experts),
             **_ranks(state, spec.num_experts),

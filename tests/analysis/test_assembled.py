@@ -167,7 +167,11 @@ def test_design_effects_and_intervals(case: Case) -> None:
             [[layer.count(e, layer.of_subject(s)) for e in layer.experts] for s in layer.subjects]
         )
         ratio_N = table["longest_idle_shuffled"] / table["longest_idle_expected"]
-        assert table["tier"].tolist() == tiers(counts_SN, high_N, ratio_N.to_numpy()).tolist()
+        parts = list(layer.documents.values())
+        by_document = [[layer.count(e, part) for part in parts] for e in layer.experts]
+        alike = [sum(c) ** 2 / max(sum(n * n for n in c), 1) for c in by_document]
+        expected = tiers(counts_SN, high_N, ratio_N.to_numpy(), np.array(alike))
+        assert table["tier"].tolist() == expected.tolist()
 
 
 def test_idle_runs(case: Case) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from moe_probe.analysis.quality import failures
 from moe_probe.analysis.results import TABLES, Analysis, analyse
-from moe_probe.trace import LayerSpec
+from moe_probe.trace import LayerSpec, TraceWriter
 from tests.analysis.planted import ragged, write
 
 EXPERTS, TOP_K = 16, 2
@@ -134,6 +134,28 @@ def test_sentences(planted: Analysis) -> None:
     ):
         assert part in found.idle
     assert "only in this order" not in found.idle
+
+
+def test_bursts_of_two_documents_and_of_every_document(tmp_path: Path) -> None:
+    """Two documents of two subjects are kept for none; ends of all documents are not few."""
+    names, tokens_D = ragged(subjects=4, each=20, length=200, seed=8)
+    rng = np.random.default_rng(9)
+    layers = [LayerSpec(layer=layer, num_experts=EXPERTS, top_k=TOP_K) for layer in (1, 2)]
+    with TraceWriter(tmp_path / "trace", layers=layers) as writer:
+        for number, (name, tokens) in enumerate(zip(names, tokens_D.tolist(), strict=True)):
+            # Expert 15 is drawn by nobody, and then put in for another.
+            ids = [np.argsort(rng.random((tokens, EXPERTS - 1)))[:, :TOP_K] for _ in layers]
+            if number in (32, 61):
+                ids[0][:, 0] = 15
+            ids[1][-30:, 0] = 15
+            writer.add(ids, subject=name, doc_id=number)
+    found = analyse(tmp_path / "trace", windows=(150,), shuffles=5, replicates=20, permutations=20)
+    assert row(found.experts, (1, 15))["tier"] == "not certified, bursty"
+    assert row(found.experts, (2, 15))["tier"].startswith("used")
+    assert found.headline.idle.partition("explain: ")[2].startswith(
+        "1 used in bursts, by few documents, such as expert 15 of layer 1; "
+        "1 used in bursts, by many documents, such as expert 15 of layer 2."
+    )
 
 
 def test_small_sample_certifies_nothing(tmp_path: Path) -> None:

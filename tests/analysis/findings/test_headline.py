@@ -70,6 +70,7 @@ def tables_of(ids_DTK: np.ndarray, layer: int) -> tuple[pd.DataFrame, pd.DataFra
             "ci_high": high_N,
             "tier": tiers(counts_SN, high_N, ratio_N),
             "deff": deff_N,
+            "documents": pd.array((counts_DN > 0).sum(axis=0), "Int64"),
             "longest_idle": longest_runs(ids_DTK.reshape(-1, TOP_K)),
             "longest_idle_shuffled": shuffled_N,
             "rate_deficit": rate_deficit(counts_N, tokens),
@@ -129,7 +130,7 @@ def test_readings_of_planted_experts(planted: Any) -> None:
     experts, layers, subjects = planted
     assert telling_window(WINDOWS, layers) == 1000
     found = idle_readings(experts, layers, subjects, 1000).tolist()
-    assert found[:4] == ["kept", "low", "order", "bursts"]
+    assert found[:4] == ["kept", "low", "order", "few"]
     used = experts.assign(tier="used")
     assert idle_readings(used, layers, subjects, 1000)[STARVED] == "light"
     assert set(found[4:]) == {""}
@@ -164,7 +165,26 @@ def test_reserved_expert_is_known_by_its_subject_alone(planted: Any) -> None:
     experts, layers, subjects = planted
     plain = experts.assign(tier=experts["tier"].str.replace(", subject-locked", ""))
     assert idle_readings(plain, layers, subjects, 1000)[RESERVED] == "kept"
-    assert idle_readings(plain, layers, NO_SUBJECTS, 1000)[RESERVED] == "bursts"
+    assert idle_readings(plain, layers, NO_SUBJECTS, 1000)[RESERVED] == "few"
+
+
+@pytest.mark.parametrize(
+    ("documents", "reading", "text"),
+    [
+        (0, "prefixes", "1 used by shared prefixes alone, such as expert 3 of layer 7"),
+        (99, "few", "1 used in bursts, by few documents, such as expert 3 of layer 7"),
+        (100, "many", "1 used in bursts, by many documents, such as expert 3 of layer 7"),
+        (pd.NA, "bursts", "1 used in bursts, such as expert 3 of layer 7"),
+    ],
+)
+def test_bursts_say_how_many_documents_they_are_of(
+    planted: Any, documents: Any, reading: str, text: str
+) -> None:
+    experts, layers, subjects = planted
+    experts = experts.copy()
+    experts.loc[BURSTING, "documents"] = documents
+    assert idle_readings(experts, layers, subjects, 1000)[BURSTING] == reading
+    assert text in headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION).idle
 
 
 def test_small_sample_is_undecided(planted: Any) -> None:
@@ -172,7 +192,7 @@ def test_small_sample_is_undecided(planted: Any) -> None:
     experts = experts.assign(tier="not certified")
     found = idle_readings(experts, layers, subjects, 1000).tolist()
     # What takes no certified rate stays: the run itself is beyond chance.
-    assert found[:4] == ["kept", "undecided", "order", "bursts"]
+    assert found[:4] == ["kept", "undecided", "order", "few"]
     experts = experts.assign(tier="unseen, not certified", burstiness=0.0)
     assert idle_readings(experts, layers, NO_SUBJECTS, 1000)[STARVED] == "undecided"
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_probe.analysis.metrics.frequency import relative_load
-from moe_probe.analysis.metrics.tiers import subject_locked, tiers
+from moe_probe.analysis.metrics.tiers import effective_documents, subject_locked, tiers
 
 SUBJECTS = 10
 
@@ -88,6 +88,32 @@ def test_locking_needs_counts() -> None:
     counts_SN = planted(1_000_000, {0: 0, 1: 0})
     counts_SN[0, :2] = 29, 30
     assert subject_locked(counts_SN)[:3].tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("of_expert", "documents", "locked"),
+    [
+        ([40, 30], 2, False),  # any two documents have two subjects at most
+        ([70], 2, False),  # one of ten by chance
+        ([70], 4, True),  # one of 1,000
+        ([40, 30], 4, False),  # 45 pairs, of each 0.2^4
+        ([40, 30], 6, True),
+        ([30, 30, 30], 5, False),  # 120 triples, of each 0.3^5
+        ([30, 30, 30], 8, True),
+    ],
+)
+def test_locking_needs_documents(of_expert: list[int], documents: int, locked: bool) -> None:
+    counts_SN = np.full((10, 5), 100_000)
+    counts_SN[:, 0] = 0
+    counts_SN[: len(of_expert), 0] = of_expert
+    found = subject_locked(counts_SN, np.array([documents, 900, 900, 900, 900]))
+    assert found.tolist() == [locked, False, False, False, False]
+
+
+def test_effective_documents() -> None:
+    count_DN = np.array([[5, 9, 0, 3], [5, 1, 0, 0], [5, 0, 0, 0]])
+    found = effective_documents(count_DN.sum(axis=0), (count_DN**2).sum(axis=0))
+    np.testing.assert_allclose(found, [3, 100 / 82, math.nan, 1])
 
 
 @pytest.mark.parametrize("subjects", range(1, 9))
