@@ -27,7 +27,7 @@ def expected_runs(p: Values, tokens: Values, window: Values) -> np.ndarray:
 
     Exact: a run begins with the first token or after a selection. float64, 0 where W > T.
     """
-    p, tokens, window = _floats(p, tokens, window)
+    p, tokens, window = _rates(p, tokens, window)
     return np.where(window <= tokens, (1 - p) ** window * (1 + (tokens - window) * p), 0.0)
 
 
@@ -36,7 +36,7 @@ def expected_sliding(p: Values, tokens: Values, window: Values) -> np.ndarray:
 
     Exact. Stretches overlap: an idle run holds max(0, run - W + 1) of them.
     """
-    p, tokens, window = _floats(p, tokens, window)
+    p, tokens, window = _rates(p, tokens, window)
     return np.asarray(np.maximum(tokens - window + 1, 0) * (1 - p) ** window)
 
 
@@ -45,7 +45,7 @@ def expected_idle_share(p: Values, tokens: Values, window: Values) -> np.ndarray
 
     Exact: a run of W or more has W - 1 tokens more than it holds stretches of W.
     """
-    p, tokens, window = _floats(p, tokens, window)
+    p, tokens, window = _rates(p, tokens, window)
     inside = expected_sliding(p, tokens, window) + (window - 1) * expected_runs(p, tokens, window)
     return np.asarray(inside / np.where(tokens > 0, tokens, np.nan))
 
@@ -61,7 +61,7 @@ def p_longest_at_least(p: Values, tokens: Values, window: Values) -> np.ndarray:
     C5: p_own has an expert's own frequency as p and its longest run as W, p_uni has k/N. p_own
     leans on the data that it tests, which makes it conservative.
     """
-    p, tokens, window = _floats(p, tokens, window)
+    p, tokens, window = _rates(p, tokens, window)
     expected = expected_runs(p, tokens, window)
     idle = (1 - p) ** window
     step = np.where(expected < _ALMOST_SURE, p * idle, 0.0)
@@ -86,7 +86,7 @@ def expected_longest_run(p: Values, tokens: Values) -> np.ndarray:
     large mu it is the usual (ln(T p) + 0.5772) / lambda - 1/2. Within 0.1 token or 0.2 %,
     whichever is more, for p <= 1/2 and any T.
     """
-    p, tokens = _floats(p, tokens)
+    p, tokens = _rates(p, tokens)
     rate = np.where((p == 0) | (p == 1), 0.5, p)
     mu = (tokens + 1) * rate
     stick = (np.log(mu) + np.euler_gamma + exp1(mu)) / -np.log1p(-rate)
@@ -101,7 +101,7 @@ def sd_longest_run(p: Values, tokens: Values) -> np.ndarray:
     the pieces of one stick share (first order in 1 / (T p)), and that of rounding to whole
     tokens. Within 3 % for p <= 1/2.
     """
-    p, tokens = _floats(p, tokens)
+    p, tokens = _rates(p, tokens)
     rate = np.where((tokens * p >= 20) & (p < 1), p, np.nan)
     mu = tokens * rate
     shared = (2 * (np.log(mu) + np.euler_gamma) - 1) / mu
@@ -116,7 +116,7 @@ def longest_run_quantile(
     W with n expected_runs(W) = -ln(probability), in tokens, not rounded, for n independent
     experts with the same rate; T where p is 0.
     """
-    p, tokens, experts = _floats(p, tokens, experts)
+    p, tokens, experts = _rates(p, tokens, experts)
     rate = np.where((p == 0) | (p == 1), 0.5, p)
     window = np.zeros(rate.shape)
     for _ in range(50):
@@ -145,9 +145,14 @@ def geometric_burstiness(p: Values) -> np.ndarray:
     (sqrt(q) - 1) / (sqrt(q) + 1), in [-1, 0]; NaN for p = 0, where nothing is selected.
     Source: Goh and Barabasi (2008).
     """
-    (p,) = _floats(p)
+    (p,) = _rates(p)
     root = np.sqrt(1 - np.where(p > 0, p, np.nan))
     return np.asarray((root - 1) / (root + 1))
+
+
+def _rates(p: Values, *values: Values) -> tuple[np.ndarray, ...]:
+    # Rows that name an expert twice count it more often than there are tokens.
+    return _floats(np.minimum(p, 1), *values)
 
 
 def _floats(*values: Values) -> tuple[np.ndarray, ...]:

@@ -39,7 +39,7 @@ def own_rate_any(frequency_N: np.ndarray, top_k: int) -> np.ndarray:
 
     Returns:
         float64 [...] in [0, 1], to 1e-6, or 1e-3 where an expert is in all but every token; NaN
-        where a frequency is. Source of the fit: Chen, Dempster and Liu (1994).
+        where a frequency is, or is above 1. Source of the fit: Chen, Dempster and Liu (1994).
     """
     weight_N = _fit_weights(frequency_N, top_k)
     pairs_JI = np.zeros((*frequency_N.shape[:-1], top_k + 1, top_k + 1))
@@ -104,7 +104,7 @@ def experts_seen(num_experts: int, top_k: int, tokens: np.ndarray | int) -> np.n
 
 def own_rate_seen(frequency_N: np.ndarray, tokens_X: np.ndarray) -> np.ndarray:
     """Return how many experts some token selects under N1: the sum of 1 - (1 - p)^T, [..., X]."""
-    never_XN = (1 - frequency_N[..., None, :]) ** tokens_X[:, None]
+    never_XN = (1 - np.minimum(frequency_N, 1)[..., None, :]) ** tokens_X[:, None]
     return np.asarray((1 - never_XN).sum(axis=-1))
 
 
@@ -120,8 +120,9 @@ def divergence_bias(
 
 
 def _fit_weights(frequency_N: np.ndarray, top_k: int) -> np.ndarray:
-    """Find the weights whose sets of k select each expert with its frequency."""
-    weight_N = np.asarray(frequency_N, np.float64)
+    """Find the weights whose sets of k select each expert with its frequency; NaN if none do."""
+    is_possible_1 = (frequency_N <= 1).all(axis=-1, keepdims=True)
+    weight_N = np.where(is_possible_1, np.asarray(frequency_N, np.float64), np.nan)
     for _ in range(_FITS):
         # All sets of k that have an expert: k - 1 others, from those before and those after it.
         before_NJ = _symmetric_sums(weight_N, top_k)

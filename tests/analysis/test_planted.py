@@ -235,6 +235,20 @@ def test_rows_of_zeros(new_trace: Any) -> None:
     assert set(busiest["expert"]) == {0}
 
 
+def test_layer_of_zeros(new_trace: Any) -> None:
+    """Expert 0 is selected four times by each token: a report ends, without warnings of numpy."""
+
+    def fault(ids_LDTK: np.ndarray) -> None:
+        ids_LDTK[2] = 0
+
+    found = faulty(new_trace, fault)
+    assert set(failing(found)) == {"Q1", "Q2", "Q5"}
+    assert failing(found)["Q5"] == "layer 3: an expert beyond 600 tokens"
+    for name in TABLES:
+        found.table(name)
+    assert row(found.experts, (3, 0))["relative_load"] == 64
+
+
 def test_missing_layer(new_trace: Any) -> None:
     found = faulty(new_trace, lambda _: None, model_facts={"num_moe_layers": 7, "top_k": 4})
     assert failing(found) == {"Q7": "6"}
