@@ -16,10 +16,11 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import bdtr, chdtrc, gammaln
 
+from moe_probe.analysis.statistics.largest_count import expected_largest_count
 from moe_probe.analysis.statistics.undefined import positive
 
 _FEW = 10
-"""Expected selections of an expert below which forms for large T are off by more than 2 %."""
+"""Expected selections of an expert below which forms for large T are off by more than 2.5 %."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Indices:
 def expected_indices(num_experts: int, top_k: float, tokens: float) -> Indices:
     """Return the expectation of every index under N0, never beyond its hard bound.
 
-    The forms are for large T, and hold within 2 % from 10 expected selections of an expert on
+    The forms are for large T, and hold within 2.5 % from 10 expected selections of an expert on
     (T k / N >= 10). Below, entropy, kl_uniform, total_variation and gini are exact, by the
     distributions of one count and of the difference of two, effective_experts is the exponential
-    of the entropy, and max_vio is within 8 %, within 3 % of 64 experts or more.
+    of the entropy and at most 2 % below, and max_vio is within 2 %, by `expected_largest_count`.
 
     Args:
         num_experts: N.
@@ -93,7 +94,6 @@ def _indices_of_few(num_experts: int, top_k: float, tokens: float) -> Indices:
     chance_X, share_X = np.diff(below_X, prepend=0.0), count_X / slots
     log_X = np.log(share_X, where=count_X > 0, out=np.zeros(whole + 1))
     entropy = -num_experts * float(chance_X @ (share_X * log_X))
-    most = float((1 - below_X**num_experts).sum())
     apart = num_experts / 2 * float(chance_X @ np.abs(share_X - 1 / num_experts))
     others = max(num_experts - 1, 1)
     # One of two experts without the other: the difference of their counts makes a step.
@@ -108,10 +108,8 @@ def _indices_of_few(num_experts: int, top_k: float, tokens: float) -> Indices:
     # Rounding must not take a bound for exceeded.
     worst = bounds(num_experts, top_k)
     entropy = max(entropy, worst.entropy)
-    # Counts that add up to a fixed sum lie further apart than independent ones.
-    beyond = (most * num_experts / slots - 1) * math.sqrt(num_experts / others)
     return Indices(
-        max_vio=min(beyond, worst.max_vio),
+        max_vio=_max_vio_of_few(num_experts, top_k, whole, worst.max_vio),
         cv=min(math.sqrt((num_experts - top_k) / (tokens * top_k)), worst.cv),
         gini=min((num_experts - 1) * difference / (2 * slots), worst.gini),
         entropy=entropy,
@@ -120,6 +118,13 @@ def _indices_of_few(num_experts: int, top_k: float, tokens: float) -> Indices:
         total_variation=min(apart, worst.total_variation),
         unseen=num_experts * (1 - fair) ** tokens,
     )
+
+
+def _max_vio_of_few(num_experts: int, top_k: float, tokens: int, most: float) -> float:
+    if most == 0:
+        return 0.0
+    fair = round(tokens * top_k) / num_experts
+    return min(expected_largest_count(num_experts, top_k, tokens) / fair - 1, most)
 
 
 def bounds(num_experts: int, top_k: float) -> Indices:
