@@ -10,8 +10,8 @@ Shape suffixes: C documents of a trace, P pairs of documents, N experts of a lay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,8 +40,12 @@ def difference_variance(
     """Return the variance of the difference of two traces' relative loads.
 
     r = N sum c / sum a is a ratio of sums over documents, a the selections of a document. Its
-    linearisation is z = N / A (c - q a) for each of them, and the variance is the sum over all
-    documents of (f z - f' z')^2, with z = 0 for one that a trace lacks and f^2 = m / (m - 1).
+    linearisation is z = N / A (c - q a) for each of them, and the variance is f^2 times the sum
+    over all documents of (z - z')^2, with z = 0 for one that a trace lacks. f^2 makes up for q
+    being made of the same documents, m / (m - 1) where all are as long: a document with much of
+    the text hides its share of the variance. It is the larger one of both traces. One over the sum
+    of the squares of the documents' shares of the variance, means over experts, is how many
+    documents there are in effect.
 
     Args:
         first_CN: Selections by document of the one trace.
@@ -49,41 +53,74 @@ def difference_variance(
         pairs: The documents they have in common; none if the traces are independent.
 
     Returns:
-        float64 [N], NaN where a trace has fewer than two documents; and the degrees of freedom,
-        one less than the documents of the trace that has fewer.
-        Source: Cochran, Sampling Techniques (1977), equations 6.13 and 12.
+        float64 [N], NaN where a trace has fewer than two documents; and the degrees of freedom:
+        documents in effect over f^2, but at least 1, and less than the documents of either trace.
+        Source: Cochran, Sampling Techniques (1977), equations 6.13 and 12; Bell and McCaffrey
+        (2002).
     """
     first, second = _Linear.of(first_CN), _Linear.of(second_CN)
     total_N = np.zeros(first_CN.shape[1])
+    for apart_CN in _apart(first, second, pairs):
+        total_N += (apart_CN**2).sum(axis=0)
+    fewest = min(first.documents, second.documents)
+    left = float(np.minimum(first.left, second.left))
+    if fewest < 2 or not total_N.any():
+        return total_N / left, fewest - 1.0
+    square, varying = 0.0, max(int(np.count_nonzero(total_N)) - 1, 1)
+    for apart_CN in _apart(first, second, pairs):
+        share_C = np.nanmean(apart_CN**2 / positive(total_N), axis=1)
+        square += float((share_C**2).sum())
+    # Of a mean of so many squares of normal values the square is that much too large.
+    freedom = left * (1 + 2 / varying) / square
+    return total_N / left, float(np.clip(freedom, 1.0, fewest - 1.0))
+
+
+def _apart(first: _Linear, second: _Linear, pairs: Pairs) -> Iterator[np.ndarray]:
+    """Yield z - z' of all documents, those of both traces first, a few at a time."""
     for start in range(0, len(pairs), _CHUNK):
         chosen = slice(start, start + _CHUNK)
-        mine_CN, theirs_CN = first.rows(pairs.first_P[chosen]), second.rows(pairs.second_P[chosen])
-        total_N += ((mine_CN - theirs_CN) ** 2).sum(axis=0)
+        yield first.rows(pairs.first_P[chosen]) - second.rows(pairs.second_P[chosen])
     for linear, known_P in ((first, pairs.first_P), (second, pairs.second_P)):
         others = np.setdiff1d(np.arange(len(linear.counts_CN)), known_P)
         for start in range(0, len(others), _CHUNK):
-            total_N += (linear.rows(others[start : start + _CHUNK]) ** 2).sum(axis=0)
-    return total_N, min(first.documents, second.documents) - 1.0
+            yield linear.rows(others[start : start + _CHUNK])
 
 
 @dataclass(frozen=True)
 class _Linear:
-    """f z of every document, made for a few of them at a time."""
+    """z of every document, made for a few of them at a time."""
 
     counts_CN: np.ndarray
     share_N: np.ndarray
     scale: float
+    left: float
+    """1 / f^2: the part of the variance that is in the residuals."""
     documents: int
 
     @classmethod
     def of(cls, counts_CN: np.ndarray) -> _Linear:
-        counts_N = counts_CN.sum(axis=0, dtype=np.float64)
-        documents = int(counts_CN.any(axis=1).sum())
-        total = float(counts_N.sum())
+        length_C = counts_CN.sum(axis=1, dtype=np.float64)
+        counts_N, total = counts_CN.sum(axis=0, dtype=np.float64), float(length_C.sum())
+        documents = int(np.count_nonzero(length_C))
         if documents < 2:
-            return cls(counts_CN, counts_N, math.nan, documents)
-        scale = len(counts_N) / total * math.sqrt(documents / (documents - 1))
-        return cls(counts_CN, counts_N / total, scale, documents)
+            return cls(counts_CN, counts_N, math.nan, math.nan, documents)
+        part_C = length_C / total
+        # Of documents whose variance goes by their length.
+        square = float(part_C @ part_C)
+        facts = len(counts_N) / total, 1 - square, documents
+        linear = cls(counts_CN, counts_N / total, *facts)
+        square_N, weighted_N = np.zeros((2, len(counts_N)))
+        for start in range(0, len(part_C), _CHUNK):
+            chosen = np.arange(start, min(start + _CHUNK, len(part_C)))
+            square_CN = linear.rows(chosen) ** 2
+            square_N += square_CN.sum(axis=0)
+            weighted_N += part_C[chosen] @ square_CN
+        varies_N = square_N > 0
+        if not varies_N.any():
+            return linear
+        # Of documents that vary as their residuals do; long ones more than by their length.
+        part = float((weighted_N[varies_N] / square_N[varies_N]).mean())
+        return replace(linear, left=min(1 - 2 * part + square, 1 - square))
 
     def rows(self, chosen: np.ndarray) -> np.ndarray:
         counts_CN = self.counts_CN[chosen].astype(np.float64)
