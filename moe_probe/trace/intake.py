@@ -6,6 +6,7 @@ Shape suffixes: T tokens, B bytes of one token's ids, S slots and R router scala
 from __future__ import annotations
 
 import json
+from array import ArrayType
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,8 @@ class Intake:
         self.max_rows = max_rows
         self.ids = SequenceIds(first_id)
         self._layout, self._capture = layout, capture
+        # By id, from `first_id` on: a trace may have millions of sequences.
+        self._first_id, self._shareable = first_id, ArrayType("i")
 
     def accept(self, sequence: Sequence, rows: Rows | None) -> None:
         """Note a sequence as written.
@@ -78,9 +81,27 @@ class Intake:
                 f"sequence {sequence.sequence_id} has prefix_id {owner}; "
                 "give the id of an earlier sequence that was written, or -1 for none"
             )
+        self._check_owner(sequence)
         if rows is not None:
             _check_rows(sequence, rows, self._layout, self._capture, self.max_rows)
         self.ids.claim(sequence.sequence_id)
+        self._note(sequence)
+
+    def _check_owner(self, sequence: Sequence) -> None:
+        place, shared = sequence.prefix_id - self._first_id, sequence.prefix_tokens
+        # Those of a recording that this one continues were checked by it.
+        if place >= 0 and shared > self._shareable[place]:
+            raise ValueError(
+                f"sequence {sequence.sequence_id} shares its first {shared} tokens with "
+                f"{sequence.prefix_id}, which can share {self._shareable[place]}: all it has, or "
+                "none if a cache gave it some; give fewer prefix_tokens or another prefix_id"
+            )
+
+    def _note(self, sequence: Sequence) -> None:
+        place = sequence.sequence_id - self._first_id
+        missing = place + 1 - len(self._shareable)
+        self._shareable.extend([0] * max(missing, 0))
+        self._shareable[place] = 0 if sequence.cached_tokens else sequence.num_tokens
 
     def rows(
         self,

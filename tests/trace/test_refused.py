@@ -182,6 +182,30 @@ def test_an_impossible_rank_replaces_no_trace(tmp_path: Path, rank: Any) -> None
     assert len(content(tmp_path / "t")["doc_id"]) == 1
 
 
+def test_nobody_shares_more_tokens_than_the_owner_has(tmp_path: Path) -> None:
+    def sequence(number: int, tokens: int, **facts: Any) -> Sequence:
+        return Sequence(sequence_id=number, num_tokens=tokens, prefix_tokens=tokens, **facts)
+
+    def sharing(owner: int, tokens: int, runs: int = 1) -> Sequence:
+        facts = {"prefix_id": owner, "multiplicity": runs}
+        return sequence(writer.next_sequence_id(), tokens, **facts)
+
+    with TraceWriter(tmp_path / "t", layers=LAYERS) as writer:
+        writer.add(IDS)
+        later = writer.next_sequence_id()
+        writer.write(sequence(writer.next_sequence_id(), 8, cached_tokens=8))
+        for owner, tokens, most in ((0, 7, 6), (2, 8, 0)):
+            message = f"shares its first {tokens} tokens with {owner}, which can share {most}: all"
+            with pytest.raises(ValueError, match=message):
+                writer.write(sharing(owner, tokens))
+        whole = sharing(0, 6)
+        writer.write(whole)
+        writer.write(sharing(whole.sequence_id, 5, runs=3))
+        writer.write(sequence(later, 4, prefix_id=0))
+    # Twice all six; three times the first five, by way of another one; once the first four.
+    assert open_trace(tmp_path / "t").sharing.extra_runs()[0].tolist() == [5, 5, 5, 5, 4, 1]
+
+
 def test_leading_tokens_belong_to_a_sequence_that_has_them(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "t", layers=LAYERS) as writer:
         writer.add(IDS)
