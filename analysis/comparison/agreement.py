@@ -22,7 +22,7 @@ from moe_probe.analysis.comparison.agreement_sums import OCTAVES, AgreementSums,
 from moe_probe.analysis.comparison.alignment import Alignment, Runs
 from moe_probe.analysis.comparison.selections import (
     compare_sets,
-    first_equal,
+    first_filled,
     rank_overlap,
     weight_difference,
 )
@@ -166,9 +166,13 @@ class _Comparison:
             times = np.repeat(weight_T, ids_TK.shape[1])
             row_N += np.bincount(flat, times, spec.num_experts + 1)[: spec.num_experts].astype(int)
         sums.lost_K += weight_T @ found.lost_TK
+        sums.size += float(weight_T @ found.size_T)
+        sums.nothing += int(weight_T @ (found.depth_T == 0))
         if self.sums.has_ranks:
-            sums.first_choice += int(weight_T @ first_equal(ids[0], ids[1], spec.num_experts))
-            sums.rank_overlap += float(weight_T @ rank_overlap(found.place_TK, ids[1].shape[1]))
+            filled_T, is_equal_T = first_filled(ids[0], ids[1], spec.num_experts)
+            sums.first_choice += int(weight_T @ is_equal_T)
+            sums.first_filled_3 += np.bincount(filled_T, weight_T, 3).astype(np.int64)
+            sums.rank_overlap += float(weight_T @ rank_overlap(found))
         if self.sums.has_weights:
             gates = [b.topk_weights(layer)[row_T] for b, row_T in zip(blocks, rows, strict=True)]
             gates = [

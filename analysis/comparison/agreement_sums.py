@@ -33,8 +33,14 @@ class LayerAgreement:
     """Sum of the overlap ratio, and tokens with equal sets, by position."""
     margins_2H: np.ndarray
     """Histogram of margins of tokens with equal and with different sets."""
+    first_filled_3: np.ndarray
+    """Tokens by the number of traces that fill the first slot, 0 to 2."""
+    size: float = 0.0
+    """Sum of the harmonic mean of both sets' sizes."""
+    nothing: int = 0
+    """Tokens that select no expert in either trace."""
     first_choice: int = 0
-    """Tokens whose first choices are equal."""
+    """Tokens whose first slots are equal."""
     rank_overlap: float = 0.0
     weight_difference: float = 0.0
     weighed: int = 0
@@ -72,4 +78,5 @@ def nothing(spec: LayerSpec, clusters: int) -> LayerAgreement:
         lost_K=np.zeros(spec.top_k, np.int64),
         octaves_2O=np.zeros((2, OCTAVES)),
         margins_2H=np.zeros((2, BINS), np.int64),
+        first_filled_3=np.zeros(3, np.int64),
     )

@@ -25,6 +25,13 @@ class Agreement:
     """Whether the other run lacks the expert of each slot of the reference."""
     place_TK: np.ndarray
     """Slot of the other run that has it, J where none does."""
+    size_T: np.ndarray
+    """Harmonic mean of the numbers of both, 0 where one selects none: times their chance of any
+    one expert it is the overlap of sets drawn at random."""
+    depth_T: np.ndarray
+    """Slots up to the last one that either fills."""
+    slots: int
+    """J."""
 
 
 def compare_sets(first_TK: np.ndarray, second_TJ: np.ndarray, num_experts: int) -> Agreement:
@@ -45,37 +52,65 @@ def compare_sets(first_TK: np.ndarray, second_TJ: np.ndarray, num_experts: int) 
         place_TK[is_real_TK & (first_TK == second_TJ[:, slot, None])] = slot
     is_found_TK = place_TK < slots
     common_T = is_found_TK.sum(axis=1)
-    sizes_T = is_real_TK.sum(axis=1) + (second_TJ < num_experts).sum(axis=1)
+    is_real_TJ = second_TJ < num_experts
+    number_T, other_T = is_real_TK.sum(axis=1), is_real_TJ.sum(axis=1)
+    sizes_T = number_T + other_T
     # A damaged row can name an expert twice.
     overlap_T = np.minimum(2 * common_T / np.maximum(sizes_T, 1), 1.0)
     overlap_T[sizes_T == 0] = 1.0
-    return Agreement(overlap_T, overlap_T == 1.0, is_real_TK & ~is_found_TK, place_TK)
+    return Agreement(
+        overlap_T=overlap_T,
+        equal_T=overlap_T == 1.0,
+        lost_TK=is_real_TK & ~is_found_TK,
+        place_TK=place_TK,
+        size_T=2 * number_T * other_T / np.maximum(sizes_T, 1),
+        depth_T=np.maximum(_filled(is_real_TK), _filled(is_real_TJ)),
+        slots=slots,
+    )
 
 
-def first_equal(first_TK: np.ndarray, second_TJ: np.ndarray, num_experts: int) -> np.ndarray:
-    """Return whether both select an expert first, and the same: bool [T]."""
-    return np.asarray((first_TK[:, 0] < num_experts) & (first_TK[:, 0] == second_TJ[:, 0]))
+def first_filled(
+    first_TK: np.ndarray, second_TJ: np.ndarray, num_experts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return of how many runs, 0 to 2, the first slot is filled, and whether both are equal.
+
+    Two empty slots are equal: int64 [T] and bool [T].
+    """
+    slot_T, other_T = (
+        np.minimum(ids[:, 0].astype(np.int64), num_experts) for ids in (first_TK, second_TJ)
+    )
+    filled_T = (slot_T < num_experts).astype(np.int64) + (other_T < num_experts)
+    return filled_T, slot_T == other_T
 
 
-def rank_overlap(place_TK: np.ndarray, slots: int) -> np.ndarray:
+def rank_overlap(found: Agreement) -> np.ndarray:
     """Return the rank-biased overlap of two rankings, cut at their length and scaled to 1.
 
-    sum over depths d of p^(d-1) times the share of the first d that both have, over sum p^(d-1).
+    sum over depths d of p^(d-1) times the share of the first d that both have, over sum p^(d-1),
+    up to the last slot that either run fills.
 
     Args:
-        place_TK: From `compare_sets`.
-        slots: J.
+        found: From `compare_sets`.
 
     Returns:
-        float64 [T] in [0, 1]. Source: Webber, Moffat and Zobel (2010), equation 4.
+        float64 [T] in [0, 1]; 1 where neither selects any. Source: Webber, Moffat and Zobel (2010),
+        equation 4.
     """
-    depth = max(place_TK.shape[1], slots)
+    depth = int(found.depth_T.max(initial=0))
     weight_D = PERSISTENCE ** np.arange(depth)
+    whole_D, gain_D = (
+        np.concatenate([[0.0], np.cumsum(term_D)])
+        for term_D in (weight_D, weight_D / np.arange(1, depth + 1))
+    )
     # An expert counts at every depth from the later of its two ranks on.
-    tail = np.cumsum((weight_D / np.arange(1, depth + 1))[::-1])[::-1] / weight_D.sum()
-    later_TK = np.maximum(place_TK, np.arange(place_TK.shape[1]))
-    gain_TK = np.append(tail, 0.0)[np.where(place_TK < slots, later_TK, depth)]
-    return np.asarray(np.minimum(gain_TK.sum(axis=1), 1.0))
+    later_TK = np.maximum(found.place_TK, np.arange(found.place_TK.shape[1]))
+    is_common_TK = found.place_TK < found.slots
+    gain_TK = gain_D[found.depth_T][:, None] - gain_D[np.where(is_common_TK, later_TK, 0)]
+    sum_T = np.where(is_common_TK, gain_TK, 0).sum(axis=1)
+    is_any_T = found.depth_T > 0
+    return np.where(
+        is_any_T, np.minimum(sum_T / np.where(is_any_T, whole_D[found.depth_T], 1), 1), 1
+    )
 
 
 def weight_difference(
@@ -99,6 +134,10 @@ def weight_difference(
     padded = np.concatenate([share_TJ, nothing_T1], axis=1)
     kept_TK = np.minimum(share_TK, np.take_along_axis(padded, place_TK, axis=1))
     return np.asarray(np.clip(1 - kept_TK.sum(axis=1), 0.0, 1.0))
+
+
+def _filled(is_real_TK: np.ndarray) -> np.ndarray:
+    return np.asarray((is_real_TK * np.arange(1, is_real_TK.shape[1] + 1)).max(axis=1))
 
 
 def _shares(weights_TK: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ import pandas as pd
 
 from moe_probe.analysis.comparison.agreement_sums import AgreementSums
 from moe_probe.analysis.comparison.sums import Gathered, PairSums
-from moe_probe.analysis.statistics.undefined import positive
 
 
 def agreement_table(found: Gathered) -> pd.DataFrame:
@@ -25,11 +24,12 @@ def agreement_table(found: Gathered) -> pd.DataFrame:
         tokens  that both traces have after the same context, and that the rule counts
         overlap, overlap_low, overlap_high  common experts over the mean number of both, mean over
             tokens; 95 % interval over documents
-        overlap_null, overlap_null_own  k/N, with k the mean number of both; sum of the two
-            frequencies' products over k, if tokens chose independently at the experts' own rates
+        overlap_null, overlap_null_own  of sets as large as these, drawn uniformly, k/N, and at the
+            experts' own rates, sum of the two frequencies' products over k. k is the harmonic mean
+            of both numbers; tokens that select none in either trace agree
         same_set, same_set_low, same_set_high  share of tokens with equal sets
-        first_choice, first_choice_null  share with equal first slots; 1/N. Null where slots are no
-            ranks
+        first_choice, first_choice_null  share with equal first slots; 1/N where all are filled.
+            Null where slots are no ranks
         rank_overlap  rank-biased overlap with p = 0.9; likewise
         weight_difference  share of gate weight that is on other experts or moved between the same;
             null without --capture weights in both traces
@@ -48,8 +48,10 @@ def agreement_table(found: Gathered) -> pd.DataFrame:
 def _layer(sums: AgreementSums, layer: int) -> dict[str, Any]:
     found, tokens = sums.layers[layer], sums.tokens
     num_experts = found.counts_2N.shape[1]
-    sizes = found.counts_2N.sum(axis=1) / tokens
-    shared = float((found.counts_2N[0] / tokens) @ (found.counts_2N[1] / tokens))
+    counts_2N = found.counts_2N.astype(np.float64)
+    product = float(np.prod(counts_2N.sum(axis=1)))
+    shared = float(counts_2N[0] @ counts_2N[1]) / product if product else 0.0
+    neither, _, both = (found.first_filled_3 / tokens).tolist()
     row: dict[str, Any] = {"tokens": tokens}
     for name, sum_C in (("overlap", found.overlap_C), ("same_set", found.equal_C)):
         value, half = ratio_interval(sum_C, sums.tokens_C)
@@ -58,10 +60,10 @@ def _layer(sums: AgreementSums, layer: int) -> dict[str, Any]:
         row[f"{name}_high"] = min(value + half, 1.0)
     ranks = sums.has_ranks
     return row | {
-        "overlap_null": float(sizes.mean()) / num_experts,
-        "overlap_null_own": float(shared / positive(sizes.mean())),
+        "overlap_null": (found.nothing + found.size / num_experts) / tokens,
+        "overlap_null_own": (found.nothing + found.size * shared) / tokens,
         "first_choice": found.first_choice / tokens if ranks else np.nan,
-        "first_choice_null": 1 / num_experts if ranks else np.nan,
+        "first_choice_null": neither + both / num_experts if ranks else np.nan,
         "rank_overlap": found.rank_overlap / tokens if ranks else np.nan,
         "weight_difference": found.weight_difference / found.weighed if found.weighed else np.nan,
     }

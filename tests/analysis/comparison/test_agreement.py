@@ -109,17 +109,23 @@ def test_layers(both: tuple[Comparison, list[list[Token]]]) -> None:
         assert row["tokens"] == len(own) > 50
         assert row["overlap"] == pytest.approx(np.mean([*map(overlap, own)]))
         assert row["same_set"] == pytest.approx(np.mean([*map(same, own)]))
-        first = [token.first[0] == token.second[0] >= 0 for token in own]
+        first = [token.first[0] == token.second[0] for token in own]
         assert row["first_choice"] == pytest.approx(np.mean(first))
         assert row["weight_difference"] == pytest.approx(
             np.nanmean([t.moved for t in own]), abs=1e-6
         )
-        assert row["first_choice_null"] == 1 / spec.num_experts
+        filled = [(token.first[0] >= 0) + (token.second[0] >= 0) for token in own]
+        chances = [{0: 1, 1: 0, 2: 1 / spec.num_experts}[number] for number in filled]
+        assert row["first_choice_null"] == pytest.approx(np.mean(chances))
         counts = [Counter(e for t in own for e in sets(t)[side]) for side in (0, 1)]
         products = sum(counts[0][e] * counts[1][e] for e in range(spec.num_experts))
-        size = sum(c.total() for c in counts) / 2 / len(own)
-        assert row["overlap_null"] == pytest.approx(size / spec.num_experts)
-        assert row["overlap_null_own"] == pytest.approx(products / len(own) ** 2 / size)
+        sizes = [[*map(len, sets(token))] for token in own]
+        neither = sum(not any(pair) for pair in sizes)
+        size = sum(2 * a * b / (a + b) for a, b in sizes if a + b)
+        chance = neither + size / spec.num_experts
+        assert row["overlap_null"] == pytest.approx(chance / len(own))
+        chance = neither + size * products / counts[0].total() / counts[1].total()
+        assert row["overlap_null_own"] == pytest.approx(chance / len(own))
 
 
 def test_intervals_resample_documents(both: tuple[Comparison, list[list[Token]]]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from moe_probe.analysis.comparison.selections import (
     PERSISTENCE,
     compare_sets,
-    first_equal,
+    first_filled,
     rank_overlap,
     weight_difference,
 )
@@ -38,26 +38,46 @@ def test_sets(seed: int, slots: tuple[int, int]) -> None:
         assert found.lost_TK[token].tolist() == lost
         kept = [theirs.index(e) if e in left & right else slots[1] for e in mine]
         assert found.place_TK[token].tolist() == kept
-        same = mine[0] == theirs[0] and mine[0] < EXPERTS
-        assert first_equal(first, second, EXPERTS)[token] == same
+        harmonic = len(left) * len(right) / mean if mean else 0
+        assert found.size_T[token] == pytest.approx(harmonic)
+        assert found.depth_T[token] == max(len(left), len(right))
+        filled_T, equal_T = first_filled(first, second, EXPERTS)
+        assert filled_T[token] == (mine[0] < EXPERTS) + (theirs[0] < EXPERTS)
+        assert equal_T[token] == (mine[0] == theirs[0])
+
+
+def test_chance_of_sets_of_unequal_size() -> None:
+    """Overlap and first slots of random sets, some of them empty, are what sizes say."""
+    tables = [np.concatenate([random_ids(n + 20 * m, 4) for n in range(20)]) for m in (0, 1)]
+    found = compare_sets(tables[0], tables[1], EXPERTS)
+    expected = np.where(found.depth_T == 0, 1, found.size_T / EXPERTS).mean()
+    error = found.overlap_T.std() / len(tables[0]) ** 0.5
+    assert found.overlap_T.mean() == pytest.approx(expected, abs=4 * error)
+    filled_T, equal_T = first_filled(tables[0], tables[1], EXPERTS)
+    expected = np.choose(filled_T, [1, 0, 1 / EXPERTS]).mean()
+    assert equal_T.mean() == pytest.approx(expected, abs=4 * equal_T.std() / len(equal_T) ** 0.5)
+    # Ids of 256 experts fill a byte.
+    byte_TK = np.array([[255], [3]], np.uint8)
+    assert first_filled(byte_TK, byte_TK, 256)[0].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(("seed", "slots"), [(0, (3, 3)), (1, (4, 2)), (2, (1, 1)), (3, (8, 8))])
 def test_rank_overlap_is_its_definition(seed: int, slots: tuple[int, int]) -> None:
-    first, second = (random_ids(seed + n, slots[n], empty=0) for n in (0, 1))
-    place_TK = compare_sets(first, second, EXPERTS).place_TK
-    found_T = rank_overlap(place_TK, slots[1])
-    depths = range(1, max(slots) + 1)
-    for token, (mine, theirs) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+    first, second = (random_ids(seed + n, slots[n]) for n in (0, 1))
+    found_T = rank_overlap(compare_sets(first, second, EXPERTS))
+    for token, rows in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        mine, theirs = ([e for e in row if e < EXPERTS] for row in rows)
+        depths = range(1, max(len(mine), len(theirs)) + 1)
         terms = [PERSISTENCE ** (d - 1) * len({*mine[:d]} & {*theirs[:d]}) / d for d in depths]
         whole = sum(PERSISTENCE ** (d - 1) for d in depths)
-        assert found_T[token] == pytest.approx(sum(terms) / whole)
+        assert found_T[token] == pytest.approx(sum(terms) / whole if depths else 1)
+    assert rank_overlap(compare_sets(first, first, EXPERTS)) == pytest.approx(1)
 
 
 def test_rank_overlap_of_equal_and_of_turned_rankings() -> None:
     ids_TK = np.array([[4, 2, 7]])
     equal, turned = (
-        float(rank_overlap(compare_sets(ids_TK, other, EXPERTS).place_TK, 3)[0])
+        float(rank_overlap(compare_sets(ids_TK, other, EXPERTS))[0])
         for other in (ids_TK, ids_TK[:, ::-1])
     )
     # At depth 1 nothing is common, at depth 2 one of two, at depth 3 all.
