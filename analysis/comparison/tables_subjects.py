@@ -15,15 +15,9 @@ from moe_probe.analysis.comparison.sums import Gathered, SideSums
 from moe_probe.analysis.comparison.tables import corresponding, empty_table, idle_sets
 from moe_probe.analysis.metrics import imbalance
 from moe_probe.analysis.metrics.noise import index_noise
-from moe_probe.analysis.metrics.stability import spearman
-from moe_probe.analysis.statistics.clusters import (
-    cluster_variance,
-    design_effect,
-    effective_tokens,
-    layer_quantiles,
-)
+from moe_probe.analysis.metrics.stability import divergence_deff, spearman
+from moe_probe.analysis.statistics.clusters import effective_tokens
 from moe_probe.analysis.statistics.nulls import expected_indices
-from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.tables.layers import INDICES
 
 
@@ -77,7 +71,7 @@ def indices_table(found: Gathered) -> pd.DataFrame:
         trace, layer  all of them
         depth  place among the trace's MoE layers, 0 for the first to 1 for the last
         num_experts, top_k, tokens  N, k, T
-        tokens_effective  T over the median design effect; null without documents
+        tokens_effective  T over the mean design effect; null without documents
         max_vio, cv, gini, entropy, effective_experts, kl_uniform, total_variation, unseen  each
             followed by `<name>_null` and `<name>_noise`, as in the table `layers` of a report;
             where tokens differ in k, nulls are of tokens that all have the mean
@@ -103,10 +97,8 @@ def _indices(side: SideSums, layer: int) -> dict[str, Any]:
         "tokens_effective": np.nan,
     }
     if state is not None:
-        share_N = (state.moments.c_SN / positive(state.moments.n_S)[:, None])[0]
-        deff_N = design_effect(cluster_variance(state.moments)[0], share_N, tokens)
-        (median,) = layer_quantiles(deff_N, (0.5,)).tolist()
-        row["tokens_effective"] = float(effective_tokens(tokens, median))
+        deff = divergence_deff(state.moments)
+        row["tokens_effective"] = float(effective_tokens(tokens, deff))
     for name in INDICES:
         index = getattr(imbalance, name)
         is_known = state is not None and state.moments.clusters_S[0] > 1

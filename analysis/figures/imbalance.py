@@ -88,7 +88,7 @@ def _own(axes: Any, analysis: Analysis, name: str, rule: str) -> np.ndarray:
     axes.plot(layer_L, value_L, color=BLACK, marker="o", markersize=2.5, label=rule, zorder=3)
     null_L = _floats(layers[f"{name}_null"])
     axes.plot(layer_L, null_L, color=BLACK, label="by chance", **_NULL)
-    facts = ("num_experts", "top_k", "tokens", "deff_median")
+    facts = ("num_experts", "top_k", "tokens", "deff_mean")
     columns = (of_fixed_k(layers, analysis.sums)[fact] for fact in facts)
     nulls = [effective_null(*row) for row in zip(*columns, strict=True)]
     effective_L = np.array([getattr(null, name) for null in nulls])

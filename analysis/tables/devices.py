@@ -19,7 +19,7 @@ from moe_probe.analysis.metrics.devices import (
 from moe_probe.analysis.statistics.clusters import effective_tokens
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.sums import Sums
-from moe_probe.analysis.tables.experts import deffs, median_deff
+from moe_probe.analysis.tables.experts import mean_deff
 
 DEVICES = (2, 4, 8, 16, 32, 64)
 
@@ -49,7 +49,7 @@ def devices(sums: Sums) -> pd.DataFrame:
 def _fair(sums: Sums, layer: int) -> tuple[int, float, float]:
     """Return N of a layer, and k and T_eff at which its nulls are taken; T where it is unknown."""
     spec, sizes, tokens = sums.specs[layer], sums.set_sizes(layer), sums.counts.layer(layer).tokens
-    known = effective_tokens(tokens, median_deff(deffs(sums.layers.get(layer), spec.num_experts)))
+    known = effective_tokens(tokens, mean_deff(sums.layers.get(layer)))
     effective = sizes.null_tokens(float(known) if known > 0 else tokens)
     return spec.num_experts, sizes.null_k, max(round(effective), 1)
 

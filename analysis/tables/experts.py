@@ -43,7 +43,7 @@ def experts_table(sums: Sums) -> pd.DataFrame:
         frequency  p, share of tokens that select it; null without tokens
         relative_load  r, load over fair share; null without tokens
         ci_low, ci_high  95 % interval of the relative load, documents resampled; for an expert
-            never selected from 0 to 3 / T_eff. Null where no design effect is known
+            never selected from 0 to 3 deff / T. Null where no design effect is known
         tier  what that certifies: `metrics.tiers`
         longest_idle, current_idle, leading_idle  idle runs in the order asked for: the longest,
             that at the end, that at the beginning

@@ -92,9 +92,8 @@ def indices(sums: Sums) -> pd.DataFrame:
         null  its expectation if T tokens chose their experts uniformly at random; of gate mass
             `cv` alone has one, each token's weights put on random experts; of devices all but
             `unseen` have one, under N0g where the router takes groups of experts first
-        null_effective  the same with T over `deff_mean` of `layers`: above it loads differ by more
-            than these documents explain. The median, as of T_eff, is too small where experts that
-            few documents use much vary more than the rest
+        null_effective  the same with T_eff tokens, `tokens_effective` of `layers`: above it loads
+            differ by more than these documents explain
         noise  its standard deviation over resampled documents; of all choices only
         excess  value minus null_effective
         signal_ratio  value over null_effective; null where that is next to nothing

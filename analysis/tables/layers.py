@@ -61,7 +61,8 @@ def layers_table(sums: Sums) -> pd.DataFrame:
             tokens chose their experts uniformly at random, and `<name>_noise`, its standard
             deviation over resampled documents; null without tokens
         deff_low, deff_median, deff_high  5 %, median and 95 % over experts of the design effect
-        tokens_effective  T over the median: independent tokens that would say as much
+        tokens_effective  T_eff, T over `deff_mean`: as many independent tokens, routed fairly,
+            would give the same CV^2 and KL; nulls at the noise of the documents are taken there
         documents  that have counted tokens, shared prefixes included: what T_eff rests on; of more
             than 16,384 those whose neighbours have some, too
         certifiable_load  relative load below which an expert never selected is certified to be, at
@@ -117,14 +118,14 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         row[f"{name}_noise"] = _noise(state, index)
     deff_N = deffs(state, spec.num_experts)
     low, median, high = layer_quantiles(deff_N, (0.05, 0.5, 0.95)).tolist()
-    effective = float(effective_tokens(tokens, median))
+    mean = mean_deff(state)
     wide = _deff_of_none(state, spec.num_experts)
     certain = effective_tokens(tokens, wide)
     row |= {
         "deff_low": low,
         "deff_median": median,
         "deff_high": high,
-        "tokens_effective": effective,
+        "tokens_effective": float(effective_tokens(tokens, mean)),
         "documents": np.nan if state is None else state.documents,
         "certifiable_load": float(rate_certifiable(certain, spec.num_experts, sizes.mean_k)),
         "uniform_p": _uniform_p(counts_N, state),
@@ -140,7 +141,7 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "deff_within": median_deff(within_deffs(state, spec.num_experts)),
         **_tokens_wanted(spec.num_experts, sizes.mean_k, wide, median),
         **chance_of_layer(sums, layer),
-        "deff_mean": mean_deff(state),
+        "deff_mean": mean,
     }
     return row
 

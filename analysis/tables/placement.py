@@ -21,8 +21,8 @@ from moe_probe.analysis.metrics.placement import (
 from moe_probe.analysis.statistics.set_sizes import SetSizes
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.devices import fitting_devices
-from moe_probe.analysis.tables.experts import deffs, median_deff
-from moe_probe.analysis.tables.subjects import subject_deffs
+from moe_probe.analysis.tables.experts import mean_deff
+from moe_probe.analysis.tables.subjects import mean_deffs
 from moe_probe.trace import LayerSpec
 
 _COLUMNS = ("devices", "fit", "fit_subject", "subject", "balancedness", "balancedness_null")
@@ -43,7 +43,7 @@ def placement(sums: Sums) -> pd.DataFrame:
         subject  whose loads are balanced; "" for all text
         balancedness  mean over layers of mean / max of the devices' loads; 1 is even; null where
             no selections are known
-        balancedness_null  what fair routing of as many tokens, over their design effect, gives
+        balancedness_null  what fair routing of as many tokens, over their mean design effect, gives
             under any placement that does not know them
     """
     texts = [_texts(sums, layer) for layer in sums.specs]
@@ -71,8 +71,8 @@ def _texts(sums: Sums, layer: int) -> _Texts:
     counts_SN, tokens_S = sums.by_group(layer)
     unknown_2N = np.zeros((2, spec.num_experts), np.int64)
     halves_2N = unknown_2N if state is None else state.halves_2N
-    deff_S = subject_deffs(state, len(counts_SN), spec.num_experts)
-    deff_Y = np.array([median_deff(deffs(state, spec.num_experts)), np.nan, np.nan, *deff_S])
+    deff_S = mean_deffs(state, len(counts_SN))
+    deff_Y = np.array([mean_deff(state), np.nan, np.nan, *deff_S])
     total = tokens_S.sum()
     tokens_Y = np.array([total, total / 2, total / 2, *tokens_S])
     return _Texts(

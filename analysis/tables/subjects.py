@@ -88,8 +88,11 @@ def subject_deffs(state: LayerState | None, groups: int, num_experts: int) -> np
     return np.asarray(layer_quantiles(deff_SN, (0.5,))[0])
 
 
-def _divergence_deffs(state: LayerState | None, groups: int) -> np.ndarray:
-    """Return each subject's `divergence_deffs`: float64 [S], 1 where it is unknown."""
+def mean_deffs(state: LayerState | None, groups: int) -> np.ndarray:
+    """Return each subject's mean design effect over experts: float64 [S], 1 where it is unknown.
+
+    What nulls of whole layers take, as `experts.mean_deff` of all text.
+    """
     if state is None or not groups:
         return np.ones(groups)
     return np.asarray(np.nan_to_num(divergence_deffs(state.moments), nan=1.0))
@@ -144,7 +147,7 @@ def _decomposition_nulls(sums: Sums, layer: int) -> tuple[float, float]:
     counts_SN, state = sums.by_group(layer)[0], sums.layers.get(layer)
     groups, num_experts = counts_SN.shape
     is_there_S = counts_SN.any(axis=1)
-    deff_S = _divergence_deffs(state, groups)[is_there_S]
+    deff_S = mean_deffs(state, groups)[is_there_S]
     pooled = np.nan if state is None else divergence_deff(state.moments)
     pooled = np.nan_to_num(pooled, nan=1.0)
     facts = int(is_there_S.sum()), num_experts, sums.set_sizes(layer).null_k
@@ -165,7 +168,7 @@ def _information_row(sums: Sums, layer: int) -> dict[str, Any]:
     null_R = np.full(1, np.nan) if found is None or not len(found.null_R) else found.null_R
     parts = decompose(counts_SN)
     used = int((counts_SN.sum(axis=0) > 0).sum())
-    null_k, deff_S = sums.set_sizes(layer).null_k, _divergence_deffs(state, len(counts_SN))
+    null_k, deff_S = sums.set_sizes(layer).null_k, mean_deffs(state, len(counts_SN))
     bias = information_null(counts_SN.sum(axis=1), used, null_k, deff_S)
     return {
         "layer": layer,
@@ -208,7 +211,7 @@ def divergence(sums: Sums) -> pd.DataFrame:
     tables = []
     for layer, spec in sums.specs.items():
         counts_SN, _ = sums.by_group(layer)
-        deff_S = _divergence_deffs(sums.layers.get(layer), len(counts_SN))
+        deff_S = mean_deffs(sums.layers.get(layer), len(counts_SN))
         used = int((counts_SN.sum(axis=0) > 0).sum())
         sizes_S, null_k = counts_SN.sum(axis=1), sums.set_sizes(layer).null_k
         null_SS = divergence_null(sizes_S, used, null_k, deff_S)

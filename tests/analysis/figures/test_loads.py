@@ -79,7 +79,7 @@ def test_profile_has_index_nulls_noise_and_other_rules(
     low, high = ends(axes)
     np.testing.assert_allclose(low, np.maximum(layers[name] - noise, 0))
     np.testing.assert_allclose(high, layers[name] + noise)
-    deff, tokens = layers["deff_median"], layers["tokens"]
+    deff, tokens = layers["deff_mean"], layers["tokens"]
     if name == "cv":
         worn = np.sqrt((16 - 2) / (2 * (tokens / deff).round()))
         np.testing.assert_allclose(drawn["by chance at T_eff"].get_ydata(), worn)
