@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -64,17 +65,26 @@ def write_rows(rows: Rows, path: Path, suffix: str) -> int:
 
     Text is plain text in both, and numbers are as in the schema.
     """
+    # Opened here: Arrow takes no path that is not UTF-8.
+    with path.open("wb") as file:
+        return _write_csv(rows, file) if suffix == ".csv" else _write_parquet(rows, file)
+
+
+def _write_csv(rows: Rows, file: IO[bytes]) -> int:
     written = 0
-    if suffix == ".csv":
-        plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in rows.schema])
-        options = pyarrow.csv.WriteOptions(quoting_style="needed")
-        with pyarrow.csv.CSVWriter(str(path), plain, write_options=options) as file:
-            for table in rows.tables:
-                file.write_table(table.cast(plain))
-                written += len(table)
-        return written
+    plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in rows.schema])
+    options = pyarrow.csv.WriteOptions(quoting_style="needed")
+    with pyarrow.csv.CSVWriter(file, plain, write_options=options) as csv:
+        for table in rows.tables:
+            csv.write_table(table.cast(plain))
+            written += len(table)
+    return written
+
+
+def _write_parquet(rows: Rows, file: IO[bytes]) -> int:
+    written = 0
     # Without our schema in the file, columns that are dictionaries in memory are plain text.
-    with pq.ParquetWriter(path, rows.schema, compression="zstd", store_schema=False) as parquet:
+    with pq.ParquetWriter(file, rows.schema, compression="zstd", store_schema=False) as parquet:
         for table in rows.tables:
             parquet.write_table(table)
             written += len(table)

@@ -33,8 +33,10 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     """
     arrow = _arrow(table)
     options = pyarrow.csv.WriteOptions(quoting_style="needed")
-    pyarrow.csv.write_csv(arrow, path, options)
-    pq.write_table(arrow, path.with_suffix(".parquet"), compression="zstd")
+    # Opened here: Arrow takes no path that is not UTF-8.
+    with path.open("wb") as csv, path.with_suffix(".parquet").open("wb") as parquet:
+        pyarrow.csv.write_csv(arrow, csv, options)
+        pq.write_table(arrow, parquet, compression="zstd")
 
 
 def to_records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -25,9 +25,21 @@ _PIPELINE_STAGE = re.compile(r"0|[1-9]\d{0,3}")
 
 @dataclass(frozen=True)
 class TraceFiles:
-    """Paths inside one trace. Every name is made here; none is taken from a trace's content."""
+    """Paths inside one trace. Every name is made here; none is taken from a trace's content.
+
+    Raises TraceError for a path that no file of Parquet can have.
+    """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        try:
+            str(self.root).encode()
+        except UnicodeEncodeError as error:
+            raise TraceError(
+                f"{self.root} is not UTF-8, as Parquet's library needs the path of a trace to be. "
+                "Rename the folder, or name another."
+            ) from error
 
     @property
     def run(self) -> Path:

@@ -105,9 +105,12 @@ def test_every_table_is_written_and_read_back(run: Any, tmp_path: Path, capture:
     """Also of a trace that has counts alone: what those do not tell is null or has no rows."""
     found = quick(run.trace if capture == "ids" else counts_only(run, tmp_path / "counts"))
     for name in TABLES:
-        table, path = found.table(name), tmp_path / f"{name}.csv"
+        # A name that is not UTF-8, as file systems may have it.
+        table, path = found.table(name), tmp_path / f"{name}\udcff.csv"
         write_table(table, path)
-        text, columns = pd.read_csv(path), pq.read_table(path.with_suffix(".parquet")).to_pandas()
+        text = pd.read_csv(path)
+        with path.with_suffix(".parquet").open("rb") as file:
+            columns = pq.read_table(file).to_pandas()
         assert list(text) == list(columns) == [*table, "counting_rule", "token_order"], name
         assert len(text) == len(columns) == len(table), name
         numbers = table.select_dtypes("number").astype("float64")

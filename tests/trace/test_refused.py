@@ -226,3 +226,10 @@ def test_leading_tokens_belong_to_a_sequence_that_has_them(tmp_path: Path) -> No
     pq.write_table(table, part)
     with pytest.raises(TraceError, match="refers to 0 for its first 9 tokens, which has 6"):
         open_trace(tmp_path / "t").sharing.extra_runs()
+
+
+@pytest.mark.parametrize("use", [new, open_trace])
+def test_a_path_that_parquet_cannot_have_is_refused_at_first(tmp_path: Path, use: Any) -> None:
+    with pytest.raises(TraceError, match=r"not UTF-8, .*\. Rename the folder, or name another\.$"):
+        use(tmp_path / "t\udcff")
+    assert list(tmp_path.iterdir()) == []

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import csv
 
 from moe_probe.analysis import Rule
 from moe_probe.analysis.exports.choice import Choice
@@ -64,6 +66,16 @@ def test_a_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="in the middle"), new_file(path) as temporary:
             write_rows(rows, temporary, suffix)
         assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_name_need_not_be_text(tmp_path: Path, suffix: str) -> None:
+    table = pa.table({"a": pa.array([1, 2], pa.int32())})
+    path = tmp_path / f"x\udcff{suffix}"
+    assert write_rows(Rows(table.schema, [table]), path, suffix) == 2
+    with path.open("rb") as file:
+        read = csv.read_csv(file) if suffix == ".csv" else pq.read_table(file)
+    assert read["a"].to_pylist() == [1, 2]
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
