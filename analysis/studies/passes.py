@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.accumulators.pass_loads import BINS, OCTAVES, PassLoads
-from moe_probe.analysis.metrics.devices import device_loads
+from moe_probe.analysis.metrics.devices import GroupLimit, device_loads, group_limit
 from moe_probe.analysis.passes import PassTable
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
@@ -59,7 +59,8 @@ def pass_balance(
         max_vio  mean over passes of max / mean - 1, in [0, min(D, N/k) - 1]
         max_vio_sd  its sd over passes (ddof 1); null of one pass
         max_vio_null  mean of simulated passes with as many tokens, each of k experts drawn
-            uniformly; null where tokens differ in k
+            uniformly, from groups drawn first where the router takes such (N0g); null where tokens
+            differ in k
         balancedness  mean over passes of mean / max, in (0, 1]; 1 is even
         balancedness_p10, balancedness_p50  its quantiles over passes, good to 0.01
         balancedness_null  like `max_vio_null`
@@ -81,12 +82,13 @@ def pass_balance(
     fill(source, [loads], threads, progress)
 
     @lru_cache
-    def null(num_experts: int, top_k: int) -> np.ndarray:
-        return _simulated(loads, table.tokens_P, num_experts, top_k)
+    def null(num_experts: int, top_k: int, limited: GroupLimit) -> np.ndarray:
+        return _simulated(loads, table.tokens_P, num_experts, top_k, limited)
 
     def rows(layer: int) -> pd.DataFrame:
         spec = loads.layers[layer]
-        null_DB2 = None if spec.empty_slots else null(spec.num_experts, spec.top_k)
+        shape = spec.num_experts, spec.top_k, group_limit(spec)
+        null_DB2 = None if spec.empty_slots else null(*shape)
         return _table(loads, spec, null_DB2)
 
     return stacked(((layer, rows(layer)) for layer in loads.layers), source, rule)
@@ -129,7 +131,9 @@ def _quantiles(bins_BH: np.ndarray, shares: tuple[float, ...]) -> list[np.ndarra
     return [((below_BH < share).sum(axis=1) + 0.5) / BINS for share in shares]
 
 
-def _simulated(loads: PassLoads, tokens_P: np.ndarray, num_experts: int, top_k: int) -> np.ndarray:
+def _simulated(
+    loads: PassLoads, tokens_P: np.ndarray, num_experts: int, top_k: int, limited: GroupLimit
+) -> np.ndarray:
     """Return the means of max / mean and of mean / max of fair passes: float64 [D, B, 2].
 
     Sizes are drawn from those of the trace's passes. Always the same for the same arguments.
@@ -141,7 +145,10 @@ def _simulated(loads: PassLoads, tokens_P: np.ndarray, num_experts: int, top_k: 
         repeats = min(max(_SIMULATED >> octave, 20), 200)
         size_R = rng.choice(tokens_P[octave_P == octave], repeats)
         counts_RN = np.stack(
-            [simulate_counts(num_experts, top_k, tokens, rng) for tokens in size_R.tolist()]
+            [
+                simulate_counts(num_experts, top_k, tokens, rng, *limited)
+                for tokens in size_R.tolist()
+            ]
         )
         for place, number in loads.units(num_experts):
             load_RD = device_loads(counts_RN, number)

@@ -134,6 +134,30 @@ def test_fair_passes_are_as_even_as_chance_says(tmp_path: Path) -> None:
     assert (together["max_vio"] > 1.3 * together["max_vio_null"]).all()
 
 
+def test_chance_knows_routers_that_take_groups_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    limited = LayerSpec(
+        layer=0, num_experts=16, top_k=4, facts={"num_groups": 4, "groups_per_token": 2}
+    )
+    free = LayerSpec(layer=1, num_experts=16, top_k=4)
+    with TraceWriter(tmp_path / "trace", layers=[limited, free]) as writer:
+        for number in range(300):
+            # Of two random groups of four, the four experts with the largest scores.
+            score_TN = rng.random((6, 16))
+            group_TD = np.argsort(rng.random((6, 4)), axis=1) < 2
+            score_TN[~np.repeat(group_TD, 4, axis=1)] = -1
+            ids_TK = np.argsort(-score_TN, axis=1)[:, :4]
+            writer.add([ids_TK, ids_TK], doc_id=number, forward_passes=number)
+    table = pass_balance(tmp_path / "trace", devices=[2, 4]).set_index(["layer", "devices"])
+    for devices in (16, 4, 2):
+        known, unknown = (table.loc[(layer, devices)] for layer in (0, 1))
+        error = known["max_vio_sd"] * (1 / 300 + 1 / 200) ** 0.5
+        assert abs(known["max_vio"] - known["max_vio_null"]) <= 3 * error
+        # The inverse of a ratio above 1 varies less than the ratio.
+        assert abs(known["balancedness"] - known["balancedness_null"]) <= 3 * error
+    assert known["max_vio_null"] > 1.2 * unknown["max_vio_null"]
+
+
 def test_traces_that_do_not_say(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "none", layers=[LAYERS[3]]) as writer:
         writer.add([np.array([[0]])])
