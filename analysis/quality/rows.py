@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import bdtrik
 
 from moe_probe.analysis.accumulators.rows import Anomalies, RowFaults
 from moe_probe.analysis.index import column
@@ -14,6 +15,8 @@ from moe_probe.analysis.source import Source
 from moe_probe.trace import LayerSpec, Trace
 
 _ORDERED_ROWS = 0.001
+_CHANCE = 1e-5
+"""Of a layer to fail by the rows that chance gives, so that one trace in 1,000 does at most."""
 _NO_ROWS = "no per-token rows (--capture counts)"
 
 
@@ -22,38 +25,43 @@ def row_check(
     name: str,
     faults: RowFaults | None,
     field: str,
-    allowed: Callable[[LayerSpec], float],
+    allowed: Callable[[LayerSpec, int], float],
 ) -> Check:
-    """Compare one kind of anomaly with the share of rows that may show it in each layer."""
+    """Compare one kind of anomaly with the share of so many rows that may show it in each layer."""
     if faults is None:
         return Check(check, name, Status.SKIP, reason=_NO_ROWS)
-    layers = {n: spec for n, spec in faults.layers.items() if allowed(spec) < 1}
+    total = faults.num_rows
+    share_of = {layer: allowed(spec, total) for layer, spec in faults.layers.items()}
+    layers = [layer for layer, share in share_of.items() if share < 1]
     if not layers:
-        reason = "such rows are normal with one slot, or few experts"
+        reason = "such rows are normal with one slot, few experts, or few rows"
         return Check(check, name, Status.SKIP, reason=reason)
     by_layer: dict[int, Anomalies] = faults.by_layer()
     rows = {layer: getattr(by_layer[layer], field) for layer in layers}
-    is_good = all(rows[n] <= allowed(spec) * faults.num_rows for n, spec in layers.items())
+    is_good = all(number <= share_of[layer] * total for layer, number in rows.items())
     worst = max(rows, key=lambda layer: rows[layer])
-    value = f"{rows[worst]:,} of {faults.num_rows:,} rows"
+    value = f"{rows[worst]:,} of {total:,} rows"
     if rows[worst]:
         value += f" in layer {worst}, {sum(rows.values()):,} over all layers"
-    most = max(allowed(spec) for spec in layers.values())
+    most = max(share_of[layer] for layer in layers)
     return Check(check, name, pass_if(is_good), value, f"<= {most:.2%} of rows" if most else "0")
 
 
-def none_allowed(_: LayerSpec) -> float:
+def none_allowed(_: LayerSpec, __: int) -> float:
     return 0.0
 
 
-def none_above_one_slot(spec: LayerSpec) -> float:
+def none_above_one_slot(spec: LayerSpec, _: int) -> float:
     return 0.0 if spec.top_k > 1 else 1.0
 
 
-def ordered_allowed(spec: LayerSpec) -> float:
+def ordered_allowed(spec: LayerSpec, rows: int) -> float:
     # Ten times the share under uniform routing, since real routers have favourite sets.
-    by_chance = 10 / math.comb(spec.num_experts, spec.top_k)
-    return _ORDERED_ROWS + by_chance if spec.top_k > 1 else 1.0
+    by_chance = min(10 / math.comb(spec.num_experts, spec.top_k), 1.0)
+    if spec.top_k == 1 or by_chance == 1:
+        return 1.0
+    most = float(bdtrik(1 - _CHANCE, max(rows, 1), by_chance))
+    return max(_ORDERED_ROWS + by_chance, math.ceil(most) / max(rows, 1))
 
 
 def rows_per_sequence(trace: Trace, source: Source | None) -> Check:

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, K slots, L layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import bdtrc
 
 from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.quality import Check, Status, check_trace
 from moe_probe.analysis.quality.loads import _chance, expert_zero
+from moe_probe.analysis.quality.rows import ordered_allowed
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, RowLayout, Trace, open_trace
 
@@ -293,7 +296,38 @@ def test_few_experts_make_ordered_rows_normal(new_trace: Any) -> None:
     spec = LayerSpec(layer=0, num_experts=4, top_k=2)
     checks = found(new_trace([spec], [np.array([[0, 1], [2, 3]], np.uint8)]))
     assert (checks["Q2"].status, checks["Q3"].status) == ("pass", "skip")
-    assert checks["Q3"].reason == "such rows are normal with one slot, or few experts"
+    assert checks["Q3"].reason == "such rows are normal with one slot, few experts, or few rows"
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "top_k", "rows", "ordered", "status"),
+    [
+        (8, 2, 1, 1, "skip"),  # 1 of 28 rows by chance
+        (8, 2, 20, 20, "fail"),
+        (8, 2, 20, 3, "pass"),
+        (64, 6, 1, 1, "fail"),  # 1 of 75 million
+        (32, 4, 1, 1, "skip"),  # 1 of 36,000, in one of the layers
+        (32, 4, 9, 1, "pass"),
+        (32, 4, 9, 3, "fail"),
+    ],
+)
+def test_few_rows_may_be_ordered_by_chance(
+    new_trace: Any, num_experts: int, top_k: int, rows: int, ordered: int, status: str
+) -> None:
+    ids_TK = np.arange(top_k, dtype=np.uint8) + np.zeros((rows, 1), np.uint8)
+    ids_TK[ordered:] += 1
+    spec = LayerSpec(layer=0, num_experts=num_experts, top_k=top_k)
+    assert found(new_trace([spec], [ids_TK]))["Q3"].status == status
+
+
+def test_fair_rows_are_seldom_called_faults() -> None:
+    """Exactly: the chance that a layer of fair rows has more than is allowed."""
+    for num_experts, top_k in ((8, 2), (16, 2), (16, 4), (32, 4), (64, 6)):
+        share = 1 / math.comb(num_experts, top_k)
+        spec = LayerSpec(layer=0, num_experts=num_experts, top_k=top_k)
+        for rows in (*range(1, 60), 200, 1000, 10_000):
+            most = math.floor(ordered_allowed(spec, rows) * rows)
+            assert most == rows or bdtrc(most, rows, share) <= 1e-5
 
 
 def test_empty_slots_are_no_fault(new_trace: Any) -> None:
