@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,41 @@ def test_loads_by_chance_hold_in_simulation(num_experts: int, top_k: int, tokens
         # What is rounded to whole experts may be off by one of them.
         slack = 1 if values_R.mean() > 5 else 0.02 * abs(values_R.mean())
         assert abs(values_R.mean() - index(load_N)) <= 3 * error + slack
+
+
+@pytest.mark.parametrize("shape", [(8, 2), (16, 1), (64, 6), (256, 8), (128, 1)])
+@pytest.mark.parametrize("each", [1, 3, 9, 19])
+def test_loads_of_few_tokens_hold_in_simulation(shape: tuple[int, int], each: int) -> None:
+    """An expert is expected `each` times."""
+    num_experts, top_k = shape
+    tokens = each * num_experts // top_k
+    rng = np.random.default_rng(4)
+    counts_RN = np.zeros((300, num_experts), np.int64)
+    for counts_N in counts_RN:
+        score_TN = rng.random((tokens, num_experts), dtype=np.float32)
+        ids_TK = np.argpartition(score_TN, top_k - 1, axis=1)[:, :top_k]
+        counts_N[:] = count(ids_TK, num_experts)
+    load_N = expected_loads(num_experts, top_k, tokens)
+    for index in (
+        max_vio,
+        min_vio,
+        lambda c: top_share(c, 0.1),
+        lambda c: 1 - bottom_share(c, 0.1),
+    ):
+        values_R = index(counts_RN)
+        error = values_R.std(ddof=1) / math.sqrt(len(values_R))
+        assert abs(values_R.mean() - index(load_N)) <= 3 * error + 0.02 * values_R.mean()
+
+
+def test_loads_of_few_tokens_are_order_statistics() -> None:
+    """Of three binomial counts of four tokens, all outcomes, and as far apart as T k allows."""
+    chance = [math.comb(4, c) * (2 / 3) ** c * (1 / 3) ** (4 - c) for c in range(5)]
+    mean_N = sum(
+        np.sort(counts) * math.prod(chance[c] for c in counts)
+        for counts in product(range(5), repeat=3)
+    )
+    wanted_N = 1 + math.sqrt(3 / 2) * (mean_N / (8 / 3) - 1)
+    np.testing.assert_allclose(expected_loads(3, 2, 4), wanted_N, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
