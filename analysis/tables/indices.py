@@ -188,6 +188,7 @@ def _ends(number: int, fewest: int, each: int) -> dict[str, tuple[float, float]]
     return ends | {"tail_ratio": (ends["tail_ratio"][0], np.nan)}
 
 
+@lru_cache(maxsize=1024)
 def _nulls(num_experts: int, top_k: float, tokens: float) -> dict[str, float]:
     """Return every index under N0: closed forms, or the index of the loads that N0 expects."""
     if not tokens > 0:
