@@ -13,11 +13,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import digamma, polygamma, stdtrit
+from scipy.special import digamma, fdtrc, polygamma, stdtrit
 
 from moe_probe.analysis.statistics.clusters import ClusterMoments, squared_residuals
 from moe_probe.analysis.statistics.intervals import Z
 from moe_probe.analysis.statistics.undefined import positive
+
+_MOST_FREEDOM = 2e6
+"""As good as infinite."""
 
 
 def interval_deffs(moments: ClusterMoments) -> np.ndarray:
@@ -35,7 +38,9 @@ def interval_deffs(moments: ClusterMoments) -> np.ndarray:
        simulated documents.
     3. The experts' values are scaled inverse chi-squared around one of d0 degrees, by moments of
        their logarithms; each is replaced by the mean of its own and that, weighted by d and d0.
-       Source: Smyth (2004), theorem 1 and section 6.2.
+       Source: Smyth (2004), theorem 1 and section 6.2. What is too large to be one of N such
+       values is drawn less: d0 min(1, N P) for it, P its tail of F with d and d0 degrees, or the
+       experts alike would hide the one that few documents use. After Phipson et al. (2016).
     4. t has d + d0 degrees, at most those of all experts together.
 
     Returns:
@@ -55,12 +60,13 @@ def interval_deffs(moments: ClusterMoments) -> np.ndarray:
     freedom_SN = np.where(deff_SN > 0, freedom_SN, np.nan)
     centre_S, prior_S = _prior(deff_SN, freedom_SN, centre_S)
     own_SN = np.nan_to_num(freedom_SN)
-    weight_SN = np.where(own_SN > 0, own_SN / positive(own_SN + prior_S[:, None]), 0)
+    prior_SN = _own_prior(deff_SN / positive(centre_S)[:, None], own_SN, prior_S)
+    weight_SN = np.where(own_SN > 0, own_SN / positive(own_SN + prior_SN), 0)
     moderated_SN = centre_S[:, None] + weight_SN * (np.nan_to_num(deff_SN) - centre_S[:, None])
     known_S = (own_SN > 0).sum(axis=1)
     # The selections of all experts are fixed: one of them is known from the others.
     most_S = own_SN.sum(axis=1) * np.maximum(known_S - 1, 1) / positive(known_S)
-    total_SN = np.maximum(np.minimum(own_SN + prior_S[:, None], most_S[:, None]), 1)
+    total_SN = np.maximum(np.minimum(own_SN + prior_SN, most_S[:, None]), 1)
     return np.asarray(positive(moderated_SN) * (stdtrit(total_SN, 0.975) / Z) ** 2)
 
 
@@ -156,6 +162,21 @@ def _prior(
     is_known_S = known_S > 1
     centre_S = np.where(is_known_S, np.exp(mean_S + shift_S), pooled_S)
     return centre_S, np.where(is_known_S, 2 * half_S, 0)
+
+
+def _own_prior(ratio_SN: np.ndarray, own_SN: np.ndarray, prior_S: np.ndarray) -> np.ndarray:
+    """Return each expert's d0: fewer where its value is too large for the others'.
+
+    Args:
+        ratio_SN: Its value over what they have in common; NaN where it has none.
+        own_SN: d, 0 where it has none.
+        prior_S: Theirs.
+    """
+    prior_S1 = np.minimum(prior_S, _MOST_FREEDOM)[:, None]
+    is_known_SN = (own_SN > 0) & (prior_S1 > 0)
+    tail_SN = fdtrc(np.where(is_known_SN, own_SN, 1), np.where(is_known_SN, prior_S1, 1), ratio_SN)
+    expected_SN = (own_SN > 0).sum(axis=1, keepdims=True) * np.where(is_known_SN, tail_SN, 1)
+    return np.asarray(np.where(expected_SN < 1, prior_S1 * expected_SN, prior_S[:, None]))
 
 
 def _inverse_trigamma(values: np.ndarray) -> np.ndarray:

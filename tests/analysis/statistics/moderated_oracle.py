@@ -10,7 +10,7 @@ import math
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import polygamma, psi
-from scipy.stats import norm, t
+from scipy.stats import f, norm, t
 
 
 def residual_maker(tokens_C: np.ndarray) -> np.ndarray:
@@ -59,9 +59,14 @@ def naive_interval_deffs(counts_CN: np.ndarray, tokens_C: np.ndarray) -> np.ndar
     for e in experts:
         value, degrees = centre, prior
         if e in own:
+            common_e = min(prior, 2e6)
+            if common_e > 0:
+                expected = len(known) * f.sf(deff[e] / centre, own[e], common_e)
+                degrees = common_e * expected if expected < 1 else prior
+            mine = degrees
             degrees += own[e]
-            if math.isfinite(prior):
-                value = (prior * centre + own[e] * deff[e]) / degrees
+            if math.isfinite(degrees):
+                value = (mine * centre + own[e] * deff[e]) / degrees
         quantile = t.ppf(0.975, max(min(degrees, most), 1)) / norm.ppf(0.975)
         found.append(value * quantile**2)
     return np.array(found)

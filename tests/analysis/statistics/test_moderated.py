@@ -148,6 +148,23 @@ def test_coverage_where_experts_cluster_differently() -> None:
     assert np.median(deff_N[24::3]) > 1.3 * np.median(np.delete(deff_N, np.s_[::3])[16:])
 
 
+def test_coverage_of_an_expert_of_one_topic_among_experts_alike() -> None:
+    """Its own documents make its interval, not the 47 others that every document uses alike."""
+    rng = np.random.default_rng(6)
+    topic_PN = np.ones((10, 48))
+    topic_PN[:, 0] = np.where(np.arange(10) == 0, 7, 0)
+    topic_PN /= topic_PN.sum(axis=1, keepdims=True)
+    share_N = topic_PN.mean(axis=0)
+    held: list[np.ndarray] = []
+    for _ in range(400):
+        tokens_C = skewed(300, rng)
+        found = Documents(rng.multinomial(tokens_C, topic_PN[rng.integers(0, 10, 300)]), tokens_C)
+        (low_N,), (high_N,) = bounds(found)
+        held.append((low_N <= share_N) & (share_N <= high_N))
+    assert 0.9 < np.mean(held, axis=0)[0] < 0.97
+    check_coverage(np.stack(held)[:, 1:])
+
+
 @pytest.mark.parametrize(
     ("documents", "spread"), [(2, 0.0), (3, 0.0), (6, 0.0), (6, 0.7), (20, 0.7)]
 )
