@@ -157,8 +157,7 @@ class LayerAccumulator:
         """Read what `save` wrote; raises TraceError for anything else."""
         with files.reading(path, cls.kind) as (header, arrays):
             self = cls.__new__(cls)
-            specs = [LayerSpec.from_json(value) for value in header["layers"]]
-            self.layers = {spec.layer: spec for spec in specs}
+            self.layers = files.layers_of(header)
             self.rule = Rule(header["rule"])
             groups = tuple((task, subject, area) for task, subject, area in header["groups"])
             self.axes = Axes(groups, tuple(header["clusters"]))

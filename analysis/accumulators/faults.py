@@ -60,7 +60,6 @@ class Faults:
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote; raises TraceError for anything else."""
         with files.reading(path, cls.kind) as (header, arrays):
-            specs = [LayerSpec.from_json(value) for value in header["layers"]]
-            self = cls({spec.layer: spec for spec in specs}, **header["settings"])
+            self = cls(files.layers_of(header), **header["settings"])
             self.rows_L, self.faults_LF = arrays["rows_L"], arrays["faults_LF"]
             return self

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.errors import TraceError
+from moe_probe.trace import LayerSpec
 
 _HEADER = "header"
 # What numpy and zipfile raise of files that are cut short or changed.
@@ -37,6 +38,12 @@ def write(
     whole = {**arrays, _HEADER: np.frombuffer(text, np.uint8)}
     with path.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **whole)
+
+
+def layers_of(header: Mapping[str, Any]) -> dict[int, LayerSpec]:
+    """Return the layers that a header has under `layers`, as `LayerSpec.to_json` says them."""
+    specs = [LayerSpec.from_json(value) for value in header["layers"]]
+    return {spec.layer: spec for spec in specs}
 
 
 @contextmanager

@@ -120,8 +120,7 @@ class Repeats:
         """Read what `save` wrote; raises TraceError for anything else."""
         with files.reading(path, cls.kind) as (header, arrays):
             self = cls.__new__(cls)
-            specs = [LayerSpec.from_json(value) for value in header["layers"]]
-            self.layers = {spec.layer: spec for spec in specs}
+            self.layers = files.layers_of(header)
             self._place = {layer: place for place, layer in enumerate(self.layers)}
             self.prompts = header["prompts"]
             for name in _ARRAYS:
