@@ -134,7 +134,10 @@ def _row(sums: Sums, layer: int) -> dict[str, Any]:
         "unseen_mass": np.nan
         if state is None or state.is_grouped
         else unseen_mass(state.documents_seen_N),
-        "chao2": np.nan if state is None else chao2(state.documents_seen_N),
+        # Some experts may be selected in shared prefixes alone.
+        "chao2": np.nan
+        if state is None
+        else float(np.maximum(chao2(state.documents_seen_N), np.count_nonzero(counts_N))),
         "mean_k": sizes.mean_k if tokens else np.nan,
         "null_k": sizes.null_k if counts.assignments else np.nan,
         **gates_of_layer(sums, layer),

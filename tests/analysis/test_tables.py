@@ -15,7 +15,7 @@ import pytest
 from moe_probe.analysis import Rule, analyse
 from moe_probe.analysis.results import TABLES
 from moe_probe.analysis.tables.files import to_records, write_table
-from moe_probe.trace import LayerSpec
+from moe_probe.trace import LayerSpec, TraceWriter
 
 LAYER_COLUMNS = (
     "layer num_experts top_k tokens assignments max_vio max_vio_null max_vio_noise cv cv_null "
@@ -86,6 +86,16 @@ def test_layers_of_a_known_trace(new_trace: Any) -> None:
     assert (row["layer"], row["tokens"], row["assignments"], row["unseen"]) == (7, 3, 6, 1)
     assert row["max_vio"] == pytest.approx(1)
     assert row["unseen_null"] == pytest.approx(4 * 0.5**3)
+
+
+def test_experts_of_prefixes_alone_are_among_those_ever_selected(tmp_path: Path) -> None:
+    spec = LayerSpec(layer=0, num_experts=9, top_k=1)
+    with TraceWriter(tmp_path / "t", layers=[spec]) as writer:
+        for number in range(3):
+            ids_TK = np.array([[0], [1], [2], [3], [4]])
+            writer.add([ids_TK], doc_id=number, prefix_end=4, new_from=4 * (number > 0))
+    row = quick(tmp_path / "t").layers.loc[0]
+    assert (row["documents"], row["unseen"], row["chao2"]) == (4, 4, 5)
 
 
 def test_no_tokens_are_null_everywhere(new_trace: Any, tmp_path: Path) -> None:
