@@ -48,8 +48,13 @@ def test_band_of_even_routing_is_the_closed_form(planted: Analysis) -> None:
     variance_N = ((quantile_QN[2] - quantile_QN[0]) / 2 / norm.ppf(0.975)) ** 2
     kept_N = np.sqrt(1 - 1 / 16 / variance_N)
     sd = math.sqrt((16 - 2) / (2 * effective) * 16 / 15)
-    for found_N, quantile_N in zip(ends(axes), quantile_QN[[0, 2]], strict=True):
-        expected = 1 + sd * (quantile_QN[1] + (quantile_N - quantile_QN[1]) * kept_N)
+    mean = effective * 2 / 16
+    skew, half = (1 - 2 * 2 / 16) / math.sqrt(mean * (1 - 2 / 16)), 0.5 / mean
+    for found_N, quantile_N, out in zip(
+        ends(axes), quantile_QN[[0, 2]], (-half, half), strict=True
+    ):
+        normal_N = quantile_QN[1] + (quantile_N - quantile_QN[1]) * kept_N
+        expected = 1 + sd * (normal_N + skew / 6 * (normal_N**2 - 1)) + out
         np.testing.assert_allclose(found_N, expected, rtol=1e-6)
 
 

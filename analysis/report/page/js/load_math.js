@@ -74,9 +74,17 @@ function chanceOfOrder(scores_3N, topK, tokens) {
   const cv = tokens > 0 ? Math.sqrt((numExperts - topK) / (topK * tokens)) : NaN;
   const spread = cv * Math.sqrt(numExperts / Math.max(numExperts - 1, 1));
   const most = numExperts / topK;
-  const load = (score) => Math.min(Math.max(1 + spread * score, 0), most);
+  const fair = topK / numExperts;
+  const skew = (1 - 2 * fair) / Math.sqrt(tokens * fair * (1 - fair));
+  // Counts are whole: the ends lie half of one further out.
+  const half = spread > 0 ? 0.5 / (tokens * fair) : 0;
+  const load = (score, further) => {
+    const skewed = spread > 0 ? score + (skew / 6) * (score * score - 1) : 0;
+    return Math.min(Math.max(1 + spread * skewed + further * half, 0), most);
+  };
   const row = (number) =>
-    Array.from(scores_3N.slice(number * numExperts, (number + 1) * numExperts), load);
+    Array.from(scores_3N.slice(number * numExperts, (number + 1) * numExperts), (score) =>
+      load(score, number - 1));
   return { low: row(0), middle: row(1), high: row(2) };
 }
 
