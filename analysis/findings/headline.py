@@ -174,11 +174,13 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
     is_this_E = (experts["layer"] == least["layer"]) & (experts["expert"] == least["expert"])
     low_E, _ = load_limits(experts, layers)
     is_fair = least["relative_load"] >= low_E[is_this_E.to_numpy()][0]
+    # What its own interval certifies is not called chance, though all experts together might be.
+    is_open = is_fair and not least["ci_high"] < RARE
     unknown = "" if least["ci_high"] >= 0 else _no_interval(layers.loc[is_here_L, "documents"])
     if len(never):
         most = f", whose load is at most {_share(least['ci_high'])} of its fair share"
         most = "" if least["ci_high"] >= 1 else most
-        little = "; so little text does not tell that from chance" if is_fair else ""
+        little = "; so little text does not tell that from chance" if is_open else ""
         # What independent tokens leave out by chance says nothing where documents are too few.
         by_chance = "" if is_fair else f" ({_expected(layers['unseen_null'].sum())} by chance)"
         return [
@@ -190,7 +192,7 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
         f"The least used, {name_of(least)}, carries {_share(least['relative_load'])} of its fair "
         f"share{unknown or interval}"
     )
-    if is_fair:
+    if is_open:
         return [f"{text}, no less than chance may leave to one of {len(experts):,}."]
     mine = subjects[(subjects["layer"] == least["layer"]) & (subjects["expert"] == least["expert"])]
     favoured = favoured_names(subjects, least)

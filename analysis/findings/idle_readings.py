@@ -14,8 +14,8 @@ from moe_probe.analysis.tables.layers import mean_k
 
 SIGNIFICANT = 0.05
 """q-value below which a subject is said to use an expert more than the other subjects do."""
-FEW_DOCUMENTS = 0.25
-"""Share of the documents below which those that use an expert are few."""
+FEW_DOCUMENTS, FEW_SHARE = 10, 0.25
+"""Documents that use an expert are few if fewer than either: their number, their share of all."""
 READINGS = ("order", "kept", "prefixes", "few", "many", "bursts", "undecided", "light", "low")
 
 
@@ -31,15 +31,15 @@ def idle_readings(
             on subjects that use it more than the others do
         prefixes, few, many, bursts  bursts explain the run at least as well as its rate
                 (burstiness, rate_deficit): those who use it are shared prefixes alone, less than a
-                quarter of the documents, more of them, or unknown
-        undecided  its tier is not certified, so that its rate may be low for want of tokens; or
-            there are no shuffled orders to tell bursts by
+                quarter of the documents or than ten, more of them, or unknown
+        undecided  its tier is not certified, not even below half a fair share, so that its rate may
+            be low for want of tokens; or there are no shuffled orders to tell bursts by
         light   its rate explains the run, and is not certified below 10 % of the fair one
         low     its rate explains the run, and is certified to be so low
 
     Args:
-        experts: With layer, expert, relative_load, tier, longest_idle, longest_idle_shuffled,
-            rate_deficit, burstiness and documents.
+        experts: With layer, expert, relative_load, ci_high, tier, longest_idle,
+            longest_idle_shuffled, rate_deficit, burstiness and documents.
         layers: With layer, num_experts, top_k, tokens, assignments and documents.
         subjects: With layer, expert, frequency, log_odds and q_value; may be empty.
         window: In tokens.
@@ -55,17 +55,20 @@ def idle_readings(
     is_locked = experts["tier"].str.contains("subject-locked")
     in_bursts = experts["burstiness"] >= experts["rate_deficit"]
     all_E = layers.set_index("layer")["documents"].loc[experts["layer"]].to_numpy(np.float64)
-    used_E = experts["documents"].to_numpy(np.float64, na_value=np.nan) / all_E
+    used_E = experts["documents"].to_numpy(np.float64, na_value=np.nan)
+    is_few_E = (used_E < FEW_DOCUMENTS) | (used_E < FEW_SHARE * all_E)
+    is_low = experts["ci_high"] < LOW
+    is_uncertain = experts["tier"].str.contains("not certified")
     rules = [
         experts["longest_idle"] < window,
         experts["longest_idle_shuffled"] < window,
         is_locked | ((experts["relative_load"] < LOW) & is_used_somewhere),
         in_bursts & (used_E == 0),
-        in_bursts & (used_E < FEW_DOCUMENTS),
-        in_bursts & (used_E >= FEW_DOCUMENTS),
+        in_bursts & is_few_E,
+        in_bursts & ~np.isnan(used_E),
         in_bursts,
-        experts["burstiness"].isna() | experts["tier"].str.contains("not certified"),
-        experts["tier"].str.startswith("used"),
+        experts["burstiness"].isna() | (is_uncertain & ~is_low),
+        is_uncertain | experts["tier"].str.startswith("used"),
     ]
     found = np.select([rule.to_numpy(bool) for rule in rules], ["", *READINGS[:-1]], READINGS[-1])
     return pd.Series(found, index=experts.index)

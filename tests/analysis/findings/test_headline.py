@@ -187,14 +187,41 @@ def test_bursts_say_how_many_documents_they_are_of(
     assert text in headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION).idle
 
 
+@pytest.mark.parametrize(("documents", "reading"), [(1, "few"), (9, "few"), (10, "many")])
+def test_fewer_than_ten_documents_are_few(planted: Any, documents: int, reading: str) -> None:
+    experts, layers, subjects = planted
+    experts, layers = experts.assign(documents=documents), layers.assign(documents=12)
+    assert idle_readings(experts, layers, subjects, 1000)[BURSTING] == reading
+
+
 def test_small_sample_is_undecided(planted: Any) -> None:
     experts, layers, subjects = planted
-    experts = experts.assign(tier="not certified")
+    experts = experts.assign(tier="not certified", ci_high=0.6)
     found = idle_readings(experts, layers, subjects, 1000).tolist()
     # What takes no certified rate stays: the run itself is beyond chance.
     assert found[:4] == ["kept", "undecided", "order", "few"]
     experts = experts.assign(tier="unseen, not certified", burstiness=0.0)
     assert idle_readings(experts, layers, NO_SUBJECTS, 1000)[STARVED] == "undecided"
+    # Somewhere below half a fair share is certain, and explains the run.
+    experts = experts.assign(ci_high=0.4)
+    assert idle_readings(experts, layers, NO_SUBJECTS, 1000)[STARVED] == "light"
+
+
+def test_what_an_interval_certifies_is_not_left_to_chance(planted: Any) -> None:
+    """Three documents leave all experts together any load, and certify one expert's."""
+    experts, layers, subjects = planted
+    few = layers.assign(documents=3)
+    text = headline(experts, few, WINDOWS, subjects, NO_SPECIALIZATION).least_used
+    assert "1 of 16 experts is certified below 10%" in text
+    assert "chance" not in text
+    experts = experts.assign(ci_high=experts["ci_high"].clip(lower=0.2))
+    text = headline(experts, few, WINDOWS, subjects, NO_SPECIALIZATION).least_used
+    assert text.endswith("no less than chance may leave to one of 16.")
+    experts.loc[STARVED, ["count", "relative_load"]] = 0
+    text = headline(experts, few, WINDOWS, subjects, NO_SPECIALIZATION).least_used
+    assert text.endswith(
+        "at most 20% of its fair share; so little text does not tell that from chance."
+    )
 
 
 def test_without_shuffled_orders_only_the_kept_are_told(planted: Any) -> None:
