@@ -16,7 +16,7 @@ from moe_probe.analysis.metrics.subject_distance import layer_matrices, mean_ove
 from moe_probe.analysis.metrics.subjects import LEAST_DOCUMENTS
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import DIGITS, Payload, round_float32
-from moe_probe.analysis.tables.subjects import subject_deffs, within_deffs
+from moe_probe.analysis.tables.subjects import mean_deffs, subject_deffs, within_deffs
 
 _DEFF_DIGITS = 7
 """Very small q-values are large powers of a design effect, with its error as often."""
@@ -26,19 +26,22 @@ def subjects(contents: Contents, payload: Payload) -> None:
     """Add design effects, and the trees of subjects.
 
     subjects.documents int [S]; subjects.deff float32 [L, S] and subjects.deff_within [L, N], NaN
-    where unknown; and `_trees`.
+    where unknown; subjects.deff_mean float32 [L, S], of divergences; and `_trees`.
     """
     sums = contents.analysis.sums
     width = max(spec.num_experts for spec in sums.specs.values())
     deff_LS = np.full((len(sums.specs), len(sums.subjects)), np.nan)
+    mean_LS = np.full(deff_LS.shape, np.nan)
     within_LN = np.full((len(sums.specs), width), np.nan)
     for place, (layer, spec) in enumerate(sums.specs.items()):
         state = sums.layers.get(layer)
         deff_LS[place] = subject_deffs(state, len(sums.subjects), spec.num_experts)
+        mean_LS[place] = mean_deffs(state, len(sums.subjects))
         within_LN[place, : spec.num_experts] = within_deffs(state, spec.num_experts)
     payload.meta["least_documents"] = LEAST_DOCUMENTS
     payload.array("subjects.documents", sums.documents_S)
     payload.array("subjects.deff", round_float32(deff_LS, _DEFF_DIGITS))
+    payload.array("subjects.deff_mean", round_float32(mean_LS, _DEFF_DIGITS))
     payload.array("subjects.deff_within", round_float32(within_LN, _DEFF_DIGITS))
     _trees(contents, payload)
 

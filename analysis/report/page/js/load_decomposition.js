@@ -27,7 +27,7 @@ const named = (name) => Array.from(page.data.table("specialization").column(name
 const decomposition = once(() => ({
   unfair: named("pooled_kl"),
   specialised: named("mutual_information_bits").map((bits) => bits * Math.LN2),
-  unfairNoise: Array.from(page.data.table("layers_chance").column("kl_uniform")),
+  unfairNoise: named("pooled_kl_null"),
   specialisedNoise: named("plug_in_bias_bits").map((bits) => bits * Math.LN2),
 }));
 

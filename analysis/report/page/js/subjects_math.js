@@ -135,7 +135,7 @@ const subjectMath = once(() => {
   const sizes = Array.from({ length: S }, (_, s) => layers.map((_, l) => sum(of(s, l))));
   const totals = layers.map((_, l) => sizes.reduce((total, one) => total + one[l], 0));
   const tokens = layers.map((_, l) => sum(meta.subjects.map((_, s) => counts.tokens.subject(s)[l])));
-  const [deff, within] = [array("subjects.deff").values, array("subjects.deff_within").values];
+  const [deff, mean, within] = ["deff", "deff_mean", "deff_within"].map((name) => array(`subjects.${name}`).values);
   const tested = testedSubjects();
   const hasInference = (s) => tested.includes(s);
   const mine = memo((s) => ({ counts: counts.subject(s), tokens: counts.tokens.subject(s) }));
@@ -189,7 +189,7 @@ const subjectMath = once(() => {
   });
   function noise(l, s, other) {
     if (l === null) return sum(layers.map((_, one) => noise(one, s, other))) / layers.length;
-    const effective = (t) => sizes[t][l] / (deff[l * S + t] || 1);
+    const effective = (t) => sizes[t][l] / mean[l * S + t];
     return divergenceNull(used[l], layers[l].null_k, effective(s), effective(other));
   }
   const critical = once(() => discovery().critical(SIGNIFICANT));

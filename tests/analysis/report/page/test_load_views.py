@@ -163,6 +163,10 @@ def test_parts_of_imbalance_add_up_to_that_inside_subjects(open_page: Open, plai
         np.testing.assert_allclose(row["mean_subject_kl"], inside, rtol=1e-4)
         np.testing.assert_allclose(row["pooled_kl"], overall, rtol=1e-4)
         np.testing.assert_allclose(row["information_nats"], inside - overall, rtol=1e-3)
+    table = read(plain, "specialization").set_index("layer")
+    np.testing.assert_allclose(found["pooled_kl_null"], table["pooled_kl_null"], rtol=1e-5)
+    noise = table["plug_in_bias_bits"] * np.log(2)
+    np.testing.assert_allclose(found["information_nats_null"], noise, rtol=1e-5)
     shares = found["information_nats"] / (found["pooled_kl"] + found["information_nats"])
     np.testing.assert_allclose(found["specialised_share"], shares, rtol=1e-3)
 
