@@ -21,6 +21,7 @@ from moe_probe.analysis.statistics.clusters import (
     design_effect,
     stratified_variance,
 )
+from moe_probe.analysis.statistics.moderated import length_correction
 from moe_probe.analysis.statistics.random_sets import divergence_bias
 from moe_probe.analysis.statistics.undefined import positive
 
@@ -139,7 +140,8 @@ def divergence_deff(moments: ClusterMoments, *, within_subjects: bool = False) -
 
     The mean of the experts' design effects with weights 1 - p: to first order the divergence is a
     sum over experts of Var(p) / p, and Var(p) is p (1 - p) deff / T. A median would not do, as
-    the experts of few documents, whose design effect is largest, add most.
+    the experts of few documents, whose design effect is largest, add most. Unlike `deff` of one
+    expert it is corrected for the documents' lengths (`length_correction`), unless within subjects.
 
     Args:
         moments: Of the documents that are halved.
@@ -164,7 +166,8 @@ def divergence_deffs(moments: ClusterMoments) -> np.ndarray:
     """
     tokens_S1 = moments.n_S[:, None]
     share_SN = moments.c_SN / positive(tokens_S1)
-    return _mean_deff(design_effect(cluster_variance(moments), share_SN, tokens_S1), share_SN)
+    deff_SN = design_effect(cluster_variance(moments), share_SN, tokens_S1)
+    return np.asarray(_mean_deff(deff_SN, share_SN) * length_correction(moments))
 
 
 def _mean_deff(deff_N: np.ndarray, share_N: np.ndarray) -> np.ndarray:

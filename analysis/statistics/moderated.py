@@ -47,11 +47,7 @@ def interval_deffs(moments: ClusterMoments) -> np.ndarray:
         float64 [S, N], > 0, also of experts never selected; NaN where there are fewer than two
         documents, or where nothing varies.
     """
-    tokens_S1 = positive(moments.n_S)[:, None]
-    tokens_S1 = np.where(moments.clusters_S[:, None] > 1, tokens_S1, np.nan)
-    share_SN = moments.c_SN / tokens_S1
-    independent_SN = share_SN * (1 - share_SN) * tokens_S1
-    squares_SN = squared_residuals(moments, share_SN)
+    share_SN, independent_SN, squares_SN = _squares(moments)
     lengths = _lengths(moments, _pooled(squares_SN, independent_SN))
     deff_SN = lengths.factor_S[:, None] * squares_SN / positive(independent_SN)
     centre_S = _pooled(lengths.factor_S[:, None] * squares_SN, independent_SN)
@@ -82,6 +78,22 @@ def unseen_deffs(moments: ClusterMoments) -> np.ndarray:
     return interval_deffs(replace(moments, **sums))[:, -1]
 
 
+def length_correction(moments: ClusterMoments) -> np.ndarray:
+    """Return how many times larger than cluster_variance Var(p) is, for the documents' lengths.
+
+    The f of `interval_deffs` over m / (m - 1): 1 for documents of one length. Long documents pull p
+    towards themselves, so that residuals show less than there is: half for ten documents of
+    lognormal lengths (sd of their logarithm 1.2) whose tokens are alike, four fifths for 60.
+
+    Returns:
+        float64 [S]; NaN for fewer than two documents. Source: Bell and McCaffrey (2002).
+    """
+    _, independent_SN, squares_SN = _squares(moments)
+    lengths = _lengths(moments, _pooled(squares_SN, independent_SN))
+    clusters_S = np.where(moments.clusters_S > 1, moments.clusters_S, np.nan)
+    return np.asarray(lengths.factor_S * (clusters_S - 1) / clusters_S)
+
+
 def centred_within(moments: ClusterMoments) -> ClusterMoments:
     """Return moments of all documents together, each less what its subject has above all (S = 1).
 
@@ -110,6 +122,15 @@ class _Lengths(NamedTuple):
     """Variance of sum c over the expected sum."""
     freedom_S: np.ndarray
     """Of the chi-squared that has the sum's mean and variance."""
+
+
+def _squares(moments: ClusterMoments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """p, p (1 - p) T and S, [S, N] each; NaN for fewer than two documents."""
+    tokens_S1 = positive(moments.n_S)[:, None]
+    tokens_S1 = np.where(moments.clusters_S[:, None] > 1, tokens_S1, np.nan)
+    share_SN = moments.c_SN / tokens_S1
+    independent_SN = share_SN * (1 - share_SN) * tokens_S1
+    return share_SN, independent_SN, squared_residuals(moments, share_SN)
 
 
 def _pooled(squares_SN: np.ndarray, independent_SN: np.ndarray) -> np.ndarray:

@@ -92,7 +92,8 @@ def layers_table(sums: Sums) -> pd.DataFrame:
         tokens_to_estimate  tokens that tell r = 1 to within 10 %, at `deff_median`
         below_1, below_1_null, ... longest_idle_fair_95  `tables.chance.chance_of_layer`
         deff_mean  mean over experts of the design effect, with weights 1 - p: how many times as
-            large documents make CV^2 and KL of fair routing
+            large documents make CV^2 and KL of fair routing; corrected for the documents' lengths,
+            as the three quantiles above are not
     """
     rows = [_row(sums, layer) for layer in sums.specs]
     return pd.DataFrame(rows).astype(dict.fromkeys(_WHOLE, "Int64"))

@@ -12,7 +12,10 @@ from itertools import groupby
 import numpy as np
 
 from moe_probe.trace import LayerSpec
-from tests.analysis.statistics.moderated_oracle import naive_interval_deffs
+from tests.analysis.statistics.moderated_oracle import (
+    naive_interval_deffs,
+    naive_length_correction,
+)
 from tests.analysis.streams import Token, canonical
 
 Document = tuple[str, tuple[int, int]]
@@ -94,6 +97,16 @@ class NaiveLayer:
         squares = sum((self.count(expert, part) - p * len(part)) ** 2 for part in parts)
         variance = len(parts) / (len(parts) - 1) * squares / total**2
         return variance / (p * (1 - p) / total)
+
+    def corrected_deff(self, expert: int, documents: Sequence[list[Token]] | None = None) -> float:
+        """The same, corrected for the lengths of the documents."""
+        parts = list(self.documents.values()) if documents is None else documents
+        deff = self.deff(expert, parts)
+        if math.isnan(deff):
+            return deff
+        counts = [[self.count(e, part) for e in self.experts] for part in parts]
+        sizes = np.array([len(part) for part in parts])
+        return deff * naive_length_correction(np.array(counts), sizes)
 
     def interval_deffs(self) -> np.ndarray:
         parts = list(self.documents.values())

@@ -360,7 +360,7 @@ def test_layers(case: Case) -> None:
         assert same(row["total_variation"], sum(abs(c / total - 1 / num) for c in counts) / 2)
         assert row["unseen"] == counts.count(0)
         assert same(row["deff_median"], layer.median_deff())
-        deff_of = {expert: layer.deff(expert) for expert in layer.experts}
+        deff_of = {expert: layer.corrected_deff(expert) for expert in layer.experts}
         known = {e: deff for e, deff in deff_of.items() if not math.isnan(deff)}
         weights = {e: 1 - layer.count(e) / tokens for e in known}
         mean = math.nan
@@ -426,7 +426,7 @@ def halves_null(layer: NaiveLayer, shares: list[list[int]]) -> float:
     used = [e for e in layer.experts if any(half[e] for half in shares)]
     tokens = sum(map(len, parts))
     rest = {e: 1 - sum(layer.count(e, part) for part in parts) / tokens for e in used}
-    deffs = {e: layer.deff(e, parts) for e in used}
+    deffs = {e: layer.corrected_deff(e, parts) for e in used}
     known = [e for e in used if not math.isnan(deffs[e])]
     deff = sum(deffs[e] * rest[e] for e in known) / sum(rest[e] for e in known)
     unit = (len(used) - layer.spec.top_k) / 8 * sum(1 / sum(half) for half in shares)

@@ -188,9 +188,9 @@ def test_specialization(case: Case) -> None:
         assert same(row["documents_pooled_kl"], uneven if of_documents else math.nan)
         assert row["balanced_decodability_null"] == 1 / len(groups)
         unit = layer.spec.num_experts / (2 * sum(sizes)) * (1 - null_share(layer))
-        assert same(row["pooled_kl_null"], unit * mean_deff(layer, NaiveLayer.deff))
+        assert same(row["pooled_kl_null"], unit * mean_deff(layer, NaiveLayer.corrected_deff))
         inside = [NaiveLayer(group, layer.spec) for group in groups if group]
-        deffs = [mean_deff(part, NaiveLayer.deff) for part in inside]
+        deffs = [mean_deff(part, NaiveLayer.corrected_deff) for part in inside]
         assert same(row["mean_subject_kl_null"], unit * sum(deffs))
         sizes = [size for size in sizes if size]
         used = sum(layer.count(e) > 0 for e in layer.experts)
@@ -340,7 +340,7 @@ def test_noise_of_segments(case: Case) -> None:
         apart = [[t for t in layer.tokens if (t.document[0] == 0) == flag] for flag in (0, 1)]
         parts = [NaiveLayer(tokens, layer.spec) for tokens in apart]
         documents = mean_deff(parts[0], within_deff)
-        prefixes = mean_deff(parts[1], NaiveLayer.deff) if parts[1].tokens else documents
+        prefixes = mean_deff(parts[1], NaiveLayer.corrected_deff) if parts[1].tokens else documents
         used = sum(layer.count(e) > 0 for e in layer.experts)
         rho = {}
         for kind, deff in ((0, prefixes), (1, documents)):

@@ -210,3 +210,21 @@ def test_mean_design_effect_is_that_of_fair_loads() -> None:
     alone = 1 / (length * documents / 16) * (1 - 1 / 16)
     assert np.mean(squares) == pytest.approx(mean * alone, rel=0.1)
     assert np.mean(squares) > 3 * median * alone
+
+
+@pytest.mark.parametrize(("documents", "spread"), [(3, 0.0), (10, 0.6), (60, 0.6)])
+def test_mean_design_effect_of_documents_of_very_different_length(
+    documents: int, spread: float
+) -> None:
+    """Long documents hide how much they vary: without a correction it is a fifth to a half less."""
+    rng, experts, runs = np.random.default_rng(6), 16, 1500 if documents < 60 else 400
+    squares, expected = [], []
+    for _ in range(runs):
+        tokens_D = np.maximum(5, rng.lognormal(4, 1.2, documents)).astype(int)
+        share_DN = np.exp(spread * rng.normal(size=(documents, experts)))
+        share_DN /= share_DN.sum(axis=1, keepdims=True)
+        counts_DN = rng.multinomial(tokens_D, share_DN)
+        moments = cluster_moments(counts_DN, tokens_D, np.zeros(documents, np.int64), 1)
+        squares.append(float(cv(counts_DN.sum(axis=0))) ** 2)
+        expected.append(divergence_deff(moments) * (experts - 1) / tokens_D.sum())
+    assert np.mean(squares) == pytest.approx(np.mean(expected), rel=0.15)

@@ -72,6 +72,21 @@ def naive_interval_deffs(counts_CN: np.ndarray, tokens_C: np.ndarray) -> np.ndar
     return np.array(found)
 
 
+def naive_length_correction(counts_CN: np.ndarray, tokens_C: np.ndarray) -> float:
+    """Var(sum c) over m / (m - 1) times the expected sum of squares."""
+    tokens_C = tokens_C.astype(float)
+    total, documents = tokens_C.sum(), len(tokens_C)
+    share_N = counts_CN.sum(axis=0) / total
+    square_N = ((counts_CN - tokens_C[:, None] * share_N) ** 2).sum(axis=0)
+    alone_N = share_N * (1 - share_N) * total
+    alone, alike = (expected_squares(tokens_C, rho)[0] / total for rho in (0, 1))
+    rho = 0.0
+    if alike > alone and alone_N.any():
+        rho = min(max((square_N.sum() / alone_N.sum() - alone) / (alike - alone), 0), 1)
+    mean, _, variance = expected_squares(tokens_C, rho)
+    return float(variance / mean * (documents - 1) / documents)
+
+
 def common(deffs: list[float], freedoms: list[float]) -> tuple[float, float]:
     """The scale and degrees of freedom of Smyth's prior, experts weighted by what they tell."""
     noise = [float(polygamma(1, d / 2)) for d in freedoms]
