@@ -28,6 +28,8 @@ from moe_probe.analysis.tables.layers import mean_k
 BEYOND_CHANCE = 2.5
 """Excess of mutual information over chance, in units of that of the 95 % quantile: 4 sd or so."""
 
+_SAME = 1e-9
+"""Bits by which rounding alone makes permuted documents differ: each may be a subject of its own."""
 _EMPTY = "No token was counted."
 _UNUSED = "No counted token selected an expert."
 
@@ -138,6 +140,8 @@ def _specialised(specialization: pd.DataFrame) -> list[str]:
     if known.empty:
         return []
     excess, usual = known["documents_bits"] - known["null"], known["null_95"] - known["null"]
+    if usual.sum() < _SAME:
+        return ["So few documents do not tell whether subjects differ in their experts."]
     if not excess.sum() > BEYOND_CHANCE * usual.sum():
         return ["Subjects do not differ in their experts beyond chance."]
     between, pooled = excess.sum() * math.log(2), known["documents_pooled_kl"].sum()

@@ -148,6 +148,14 @@ def test_subjects_differ_only_far_beyond_chance(planted: Any, bits: float, diffe
     assert ("do not differ in their experts beyond chance" in text) != differ
 
 
+def test_subjects_of_one_document_each_are_not_called_alike(planted: Any) -> None:
+    """However unlike they are, permuting them gives what there is."""
+    experts, layers, subjects = planted
+    specialization = pd.DataFrame([(0.4, 0.4, 0.4 + 1e-15, 0.2)], columns=SPECIALIZATION)
+    text = headline(experts, layers, WINDOWS, subjects, specialization).uneven
+    assert text.endswith("So few documents do not tell whether subjects differ in their experts.")
+
+
 def test_specialised_share_leaves_shared_prefixes_out() -> None:
     """Of the bundled trace prefixes are most of what `unique` counts; `question` has none."""
     texts = [
