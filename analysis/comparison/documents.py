@@ -8,9 +8,10 @@ Shape suffixes: C clusters of a trace, P pairs of clusters, S groups of a trace,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,28 @@ def draws(keys: Sequence[str], replicates: int, seed: int) -> np.ndarray:
     return poisson_weights([f"{seed}\x1f{key}" for key in keys], replicates)
 
 
-def common_subjects(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]]:
-    """Pair subjects of equal names: numbers in the one and in the other."""
-    place = {name: number for number, name in enumerate(second)}
-    return [(number, place[name]) for number, name in enumerate(first) if name in place]
+def common_subjects(
+    first: Sequence[tuple[tuple[str, str, str], str]],
+    second: Sequence[tuple[tuple[str, str, str], str]],
+) -> list[tuple[int, int]]:
+    """Pair subjects: numbers in the one and in the other.
+
+    Those of equal task and subject first, since a trace of several tasks names its subjects by
+    both; then those of equal names, since runs may call one task differently.
+
+    Args:
+        first: (task, subject, area) and name of each subject of the one trace.
+        second: Of the other.
+    """
+    pairs: dict[int, int] = {}
+    keys: tuple[Callable[[tuple[tuple[str, str, str], str]], Any], ...] = (
+        lambda each: each[0],
+        lambda each: each[0][:2],
+        lambda each: each[1],
+    )
+    for key in keys:
+        place = {key(each): n for n, each in enumerate(second) if n not in pairs.values()}
+        for number, each in enumerate(first):
+            if number not in pairs and key(each) in place:
+                pairs[number] = place.pop(key(each))
+    return sorted(pairs.items())

@@ -129,7 +129,11 @@ class _Scan:
 
 def _pair(reference: _Scan, other: _Scan) -> PairSums:
     documents = matched(reference.keys, other.keys)
-    subjects = common_subjects(reference.sums.subjects, other.sums.subjects)
+    named = (
+        zip(each.counts.axes.groups, each.subjects, strict=True)
+        for each in (reference.sums, other.sums)
+    )
+    subjects = common_subjects(*map(list, named))
     corresponds = reference.side.corresponds(other.side)
     pair = PairSums(other.sums, corresponds, documents, subjects)
     if reference.side.source and other.side.source:

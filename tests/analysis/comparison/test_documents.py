@@ -55,6 +55,19 @@ def test_documents_without_number_are_paired_with_nothing(tmp_path: Path) -> Non
     assert (found.table("experts")["ci_high"] > 0).any()
 
 
+def test_subjects_are_paired_by_task_too(tmp_path: Path) -> None:
+    """One trace has a second task with a subject of that name, and another name for a third."""
+    first = write(tmp_path / "a", [("t", "x", "", 1), ("t", "y", "", 2), ("old", "z", "", 3)])
+    documents = [("t", "x", "area", 1), ("s", "x", "", 4), ("new", "z", "", 3)]
+    second = write(tmp_path / "b", documents)
+    found = compare([first, second], FEW).table("subjects")
+    assert found["subject"].tolist() == ["x"]
+    assert found["divergence_bits"].tolist() == [0]
+    # Where no name occurs twice, tasks may be called differently.
+    third = write(tmp_path / "c", [("new", "z", "", 3), ("t", "x", "", 1)])
+    assert compare([first, third], FEW).table("subjects")["subject"].tolist() == ["z", "x"]
+
+
 def test_a_prefix_is_paired_and_is_no_document(tmp_path: Path) -> None:
     documents = [("t", "x", "", number) for number in range(4)]
     paths = [write(tmp_path / name, documents, prefix_end=5, new_from=5) for name in "ab"]
