@@ -29,7 +29,7 @@ BEYOND_CHANCE = 2.5
 """Excess of mutual information over chance, in units of that of the 95 % quantile: 4 sd or so."""
 
 _SAME = 1e-9
-"""Bits by which rounding alone makes permuted documents differ: each may be a subject of its own."""
+"""Bits that rounding makes of permuted documents, each of which may be all of a subject."""
 _EMPTY = "No token was counted."
 _UNUSED = "No counted token selected an expert."
 
