@@ -130,6 +130,8 @@ def test_every_csv_ends_as_files_of_tables_do(open_page: Open, plain: Path) -> N
     cards = page.page.locator(".view:has(.buttons)").evaluate_all("all => all.map(one => one.id)")
     assert len(cards) > 15
     for view in cards:
+        # A browser drops what exceeds ten downloads a second.
+        page.page.wait_for_timeout(120)
         found = ends(view)
         # The one view that shows all tokens, as they were stored.
         if view == "document":
