@@ -9,7 +9,7 @@ Shape suffixes: N experts of a layer, S subjects.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import binom
+from scipy.special import betainc, binom
 
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.statistics.undefined import positive
@@ -24,11 +24,13 @@ BURSTY = 5.0
 LOCKED_SHARE = 0.8
 LOCKED_SUBJECTS = 3
 LOCKED_TEXT = 0.5
-"""Largest share of the text of these subjects: of more, most experts would be locked to them."""
+"""Share of the text above which these subjects have to hold more: else most experts would be locked
+to them."""
 LOCKED_COUNT = 30
 """Fewest selections that can tell whether an expert is locked to subjects."""
 LOCKED_CHANCE = 0.01
-"""Of documents of random subjects to fall into so few of them, above which nothing is locked."""
+"""Chance, for documents of random subjects, to be so much of so few: above it nothing is locked."""
+_ROUNDING = 1e-12
 
 
 def tiers(
@@ -51,8 +53,9 @@ def tiers(
 
         bursty          the longest idle run is over 5 times the one expected at the own rate
         subject-locked  at least 80 % of its selections, of which there are 30 or more, are of at
-            most 3 subjects; the fewest that do hold at most half of the layer's selections; and
-            so many documents of random subjects are all of so few in one of 100 cases at most
+            most 3 subjects; where these hold more than half of the layer's selections, the expert's
+            load on all others is at most 0.4 of its own; and as many documents of random subjects
+            are so much of so few in one of 100 cases at most
 
     Args:
         counts_SN: Selections by subject, [S, N].
@@ -96,19 +99,29 @@ def effective_documents(counts_N: np.ndarray, squares_N: np.ndarray) -> np.ndarr
 
 
 def subject_locked(counts_SN: np.ndarray, documents_N: np.ndarray | float = np.nan) -> np.ndarray:
-    """Return which experts serve few subjects, as `tiers` defines it: bool [N]."""
+    """Return which experts serve few subjects, as `tiers` defines it: bool [N].
+
+    Where their documents are not known, none is locked to subjects of more than half of the text.
+    """
     if not len(counts_SN):
         return np.zeros(counts_SN.shape[1], bool)
     top_SN = np.argsort(-counts_SN, axis=0, kind="stable")[:LOCKED_SUBJECTS]
     counts_N = counts_SN.sum(axis=0)
+    share_SN = counts_SN.sum(axis=1)[top_SN].cumsum(axis=0) / max(counts_SN.sum(), 1)
     held_SN = np.take_along_axis(counts_SN, top_SN, axis=0).cumsum(axis=0)
-    text_SN = counts_SN.sum(axis=1)[top_SN].cumsum(axis=0)
-    is_held_SN = held_SN >= LOCKED_SHARE * counts_N
+    outside_SN = 1 - held_SN / positive(counts_N)
+    load = (1 - LOCKED_SHARE) / (1 - LOCKED_TEXT)
+    allowed_SN = load * (1 - np.maximum(share_SN, LOCKED_TEXT))
+    is_held_SN = (outside_SN <= allowed_SN + _ROUNDING) & (share_SN < 1)
     # Where one subject is enough, the text of two more says nothing about the expert.
     fewest_N = is_held_SN.argmax(axis=0)
-    text_N = np.take_along_axis(text_SN, fewest_N[None], axis=0)[0]
-    share_N = text_N / max(counts_SN.sum(), 1)
-    # Two documents have at most two subjects, whatever the expert is for.
-    chance_N = binom(len(counts_SN), fewest_N + 1) * share_N**documents_N
-    is_rare_N = (share_N <= LOCKED_TEXT) & ~(chance_N > LOCKED_CHANCE)
+    share_N, outside_N = (
+        np.take_along_axis(value_SN, fewest_N[None], axis=0)[0]
+        for value_SN in (share_SN, outside_SN)
+    )
+    # Two documents have at most two subjects, whatever the expert is for: the binomial tail.
+    others_N = outside_N * documents_N
+    tail_N = betainc(documents_N - others_N, others_N + 1, share_N)
+    chance_N = binom(len(counts_SN), fewest_N + 1) * tail_N
+    is_rare_N = np.where(np.isnan(tail_N), share_N <= LOCKED_TEXT, chance_N <= LOCKED_CHANCE)
     return np.asarray((counts_N >= LOCKED_COUNT) & is_held_SN.any(axis=0) & is_rare_N)

@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.tiers import effective_documents, subject_locked, tiers
@@ -108,6 +109,46 @@ def test_locking_needs_documents(of_expert: list[int], documents: int, locked: b
     counts_SN[: len(of_expert), 0] = of_expert
     found = subject_locked(counts_SN, np.array([documents, 900, 900, 900, 900]))
     assert found.tolist() == [locked, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("share", "outside", "documents", "locked"),
+    [
+        (0.7, 0.0, 20, True),
+        (0.7, 0.0, 8, False),  # 2 x 0.7^8 = 0.12 by chance
+        (0.7, 0.1, 60, True),
+        (0.7, 0.1, 20, False),  # 2 x P(two of 20 are others) = 0.07
+        (0.7, 0.13, 200, False),  # others use it more than 0.4 times as much
+        (0.9, 0.0, 60, True),
+        (0.9, 0.03, 400, True),
+        (0.9, 0.05, 400, False),
+    ],
+)
+def test_expert_of_the_larger_subject(
+    share: float, outside: float, documents: int, locked: bool
+) -> None:
+    counts_SN = np.array(
+        [[1000 - 1000 * outside, 1e6 * share], [1000 * outside, 1e6 - 1e6 * share]]
+    )
+    found = subject_locked(counts_SN.astype(np.int64), np.array([documents, 900]))
+    assert found.tolist() == [locked, False]
+    assert not subject_locked(counts_SN.astype(np.int64)).any()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 60), st.integers(0, 5), st.floats(0.05, 0.95))
+def test_chance_of_locking_is_binomial(documents: int, others: int, share: float) -> None:
+    """As if all documents used the expert once: P(at most so many are of other subjects)."""
+    assume(others < documents)
+    tail = binom.cdf(others, documents, 1 - share)
+    assume(abs(2 * tail - 0.01) > 1e-6)
+    counts_SN = np.round(
+        [[60 * (documents - others), 1e12 * share], [60 * others, 1e12 - 1e12 * share]]
+    )
+    found = subject_locked(counts_SN.astype(np.int64), np.array([documents, math.nan]))[0]
+    allowed = 0.4 * (1 - max(share, 0.5)) * documents
+    assume(abs(others - allowed) > 1e-3)
+    assert found == (others <= allowed and 2 * tail <= 0.01)
 
 
 def test_effective_documents() -> None:
