@@ -184,7 +184,8 @@ def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) 
     if len(never):
         most = f", whose load is at most {_share(least['ci_high'])} of its fair share"
         most = "" if least["ci_high"] >= 1 else most
-        little = "; so little text does not tell that from chance" if is_open else ""
+        is_little = is_open and not unknown
+        little = "; so little text does not tell that from chance" if is_little else ""
         # What independent tokens leave out by chance says nothing where documents are too few.
         by_chance = "" if is_fair else f" ({_expected(layers['unseen_null'].sum())} by chance)"
         return [
@@ -222,9 +223,10 @@ def _certifiable(layers: pd.DataFrame) -> list[str]:
     effective = _effective(worst)
     if worst["certifiable_load"] >= 1:
         return [f"No load below a fair share can be certified on so little text{effective}."]
+    which = "every layer" if len(known) == len(layers) else f"{len(known)} of {len(layers)} layers"
     return [
         f"An expert that this trace never selects can be certified below "
-        f"{_share(worst['certifiable_load'])} of its fair share in every layer{effective}."
+        f"{_share(worst['certifiable_load'])} of its fair share in {which}{effective}."
     ]
 
 

@@ -234,3 +234,8 @@ def test_a_layer_whose_tokens_all_select_the_same_experts(tmp_path: Path) -> Non
     found = analyse(tmp_path / "trace", **FEW)
     assert math.isnan(found.layers["tokens_effective"][1])
     assert found.headline.uneven.startswith("Yes, beyond chance in 1 of 2 layers: MaxVio")
+    # Not for want of text is nothing said of it.
+    text = f"{found.headline.least_used} {found.headline.idle}"
+    assert "(documents that do not differ give no interval)." in text
+    assert "so little text" not in text
+    assert "of its fair share in 1 of 2 layers (T_eff" in text
