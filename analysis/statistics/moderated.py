@@ -54,7 +54,9 @@ def interval_deffs(moments: ClusterMoments) -> np.ndarray:
     skew_SN = (1 - 2 * share_SN) ** 2 * centre_S[:, None] / positive(independent_SN)
     freedom_SN = 1 / (1 / lengths.freedom_S[:, None] + skew_SN / 4)
     freedom_SN = np.where(deff_SN > 0, freedom_SN, np.nan)
-    centre_S, prior_S = _prior(deff_SN, freedom_SN, centre_S)
+    # With documents whose tokens all do the same: nothing that experts share is larger.
+    alike_S = lengths.factor_S * moments.n_square_S / positive(moments.n_S)
+    centre_S, prior_S = _prior(deff_SN, freedom_SN, centre_S, alike_S)
     own_SN = np.nan_to_num(freedom_SN)
     prior_SN = _own_prior(deff_SN / positive(centre_S)[:, None], own_SN, prior_S)
     weight_SN = np.where(own_SN > 0, own_SN / positive(own_SN + prior_SN), 0)
@@ -158,11 +160,12 @@ def _lengths(moments: ClusterMoments, ratio_S: np.ndarray) -> _Lengths:
 
 
 def _prior(
-    deff_SN: np.ndarray, freedom_SN: np.ndarray, pooled_S: np.ndarray
+    deff_SN: np.ndarray, freedom_SN: np.ndarray, pooled_S: np.ndarray, most_S: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what the experts' design effects have in common, and to how many degrees of freedom.
 
-    Infinite where they differ by no more than chance; 0, and `pooled_S`, for fewer than two.
+    Infinite where they differ by no more than chance; 0, and `pooled_S`, for fewer than two. What
+    they have in common is at most `most_S`: logarithms of values known to few degrees go far.
     """
     half_SN = freedom_SN / 2
     noise_SN = polygamma(1, half_SN)
@@ -181,7 +184,8 @@ def _prior(
     finite_S = np.where(is_one_S, 1, half_S)
     shift_S = np.where(is_one_S, 0, digamma(finite_S) - np.log(finite_S))
     is_known_S = known_S > 1
-    centre_S = np.where(is_known_S, np.exp(mean_S + shift_S), pooled_S)
+    log_S = np.fmin(mean_S + shift_S, np.log(positive(most_S)))
+    centre_S = np.where(is_known_S, np.exp(log_S), pooled_S)
     return centre_S, np.where(is_known_S, 2 * half_S, 0)
 
 

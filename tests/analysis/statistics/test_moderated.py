@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import norm, t
 
 from moe_probe.analysis.statistics.intervals import share_interval, wilson
@@ -260,3 +262,19 @@ def test_no_interval_without_two_documents_or_variation() -> None:
     deff_SN = interval_deffs(Documents(counts_CN, tokens_C).moments(np.array([0, 0, 1])))
     assert np.isnan(deff_SN).all()
     assert (interval_deffs(Documents(counts_CN, tokens_C).moments()) > 0).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.floats(0.01, 1))
+def test_no_design_effect_is_beyond_what_documents_can_make(
+    seed: int, documents: int, concentration: float
+) -> None:
+    """Values known to hardly any degree of freedom have logarithms beyond all numbers."""
+    rng = np.random.default_rng(seed)
+    found = alike(np.full(32, 1 / 32), skewed(documents, rng) + 1, 32 * concentration, rng)
+    moments = found.moments()
+    with np.errstate(all="raise", under="ignore"):
+        deff_N = interval_deffs(moments)[0]
+    assert np.isfinite(deff_N).all()
+    # Two documents, one of which has nearly all tokens, show next to nothing of what varies.
+    assert (deff_N <= moments.n_S[0] ** 3 * (t.ppf(0.975, 1) / norm.ppf(0.975)) ** 2).all()
