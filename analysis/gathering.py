@@ -51,7 +51,7 @@ def gather(
         MoeProbeError: its layers have so many experts that tables of pairs need more memory than
             there is.
     """
-    opened = trace if isinstance(trace, Trace) else open_trace(trace)
+    opened = open_trace(trace)
     chosen = settings or Settings(rule=default_rule(opened))
     if opened.capture is Capture.COUNTS or not opened.layers:
         return _from_tables(opened, chosen)

@@ -219,7 +219,7 @@ def analyse(
         UsageError: there is no such order, or the trace cannot tell it.
         ValueError: there is no such rule.
     """
-    opened = trace if isinstance(trace, Trace) else open_trace(trace)
+    opened = open_trace(trace)
     settings = Settings(
         rule=default_rule(opened) if rule is None else Rule(rule),
         order=order if isinstance(order, Order) else Order.parse(order),

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.kernels import kernels_for
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.source import Rows, Source
-from moe_probe.trace import Capture, LayerSpec, Trace
+from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
 # Layers that a thread takes at a time: the more, the faster they are read.
 _FEW, _MANY = 2, 8
@@ -52,7 +53,7 @@ def default_threads() -> int:
 
 
 def scan(
-    trace: Trace | Source,
+    trace: Trace | str | Path | Source,
     accumulators: Sequence[Accumulator],
     *,
     layers: Sequence[int] | None = None,
@@ -67,7 +68,7 @@ def scan(
     result does not depend on how many there are.
 
     Args:
-        trace: The trace, or a source made of it, which knows its rows already.
+        trace: The trace, where it lies, or a source made of it, which knows its rows already.
         accumulators: What to fill; each carries its own layers and counting rule.
         layers: The layers to read; all if None.
         threads: How many work at once; all processors if None.
@@ -77,7 +78,7 @@ def scan(
     Raises:
         TraceError: the trace has no per-token rows or no weights, or is damaged.
     """
-    source = trace if isinstance(trace, Source) else Source(trace)
+    source = trace if isinstance(trace, Source) else Source(open_trace(trace))
     wanted = list(source.layers if layers is None else layers)
     loops = kernels or kernels_for(source.num_selections)
     workers = threads or default_threads()
@@ -128,7 +129,7 @@ def scan_layers(
                     accumulator.add(rows, layer, kernels)
 
 
-def count(trace: Trace, rule: Rule = Rule.UNIQUE) -> Counts:
+def count(trace: Trace | str | Path, rule: Rule | str = Rule.UNIQUE) -> Counts:
     """Count the selections of a trace by layer, expert, subject and segment.
 
     The rows are scanned where there are any, the counts tables are read where there are none. Of a
@@ -136,11 +137,13 @@ def count(trace: Trace, rule: Rule = Rule.UNIQUE) -> Counts:
 
     Raises:
         TraceError: the trace is damaged, or has neither rows nor tables that suffice.
+        ValueError: there is no such rule.
     """
-    if trace.capture is Capture.COUNTS:
-        return counts_from_tables(trace, rule)
-    source = Source(trace)
-    counts = Counts(source.layers, rule, source.index)
+    opened, chosen = open_trace(trace), Rule(rule)
+    if opened.capture is Capture.COUNTS:
+        return counts_from_tables(opened, chosen)
+    source = Source(opened)
+    counts = Counts(source.layers, chosen, source.index)
     scan(source, [counts])
     return counts
 

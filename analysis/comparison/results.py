@@ -84,7 +84,7 @@ def compare(
         UsageError: fewer than two traces, or no common rule, or a baseline that is none.
         TraceError: one is not a trace, or damaged, or does not have what the rule needs.
     """
-    opened = [each if isinstance(each, Trace) else open_trace(each) for each in traces]
+    opened = [open_trace(each) for each in traces]
     sides = open_sides(opened)
     chosen = settings or CompareSettings(rule=common_rule(opened))
     # First, since it is soon found to be none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.repeats import Repeats
@@ -36,7 +37,7 @@ from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Accumulator, Progress, scan
 from moe_probe.analysis.source import Source
 from moe_probe.errors import TraceError
-from moe_probe.trace import Capture, Trace
+from moe_probe.trace import Capture, Trace, open_trace
 
 
 class Evidence:
@@ -107,18 +108,19 @@ class Evidence:
         ]
 
 
-def check_trace(trace: Trace, *, progress: Progress | None = None) -> list[Check]:
+def check_trace(trace: Trace | str | Path, *, progress: Progress | None = None) -> list[Check]:
     """Run every check that applies to a trace.
 
     Args:
-        trace: The trace.
+        trace: The trace, or where it lies.
         progress: Called with the number of layers done, and of all, after every group of layers.
 
     Raises:
         TraceError: the trace is damaged, or of a model without routers.
     """
-    source = None if trace.capture is Capture.COUNTS or not trace.layers else Source(trace)
-    evidence = Evidence(trace, source)
+    opened = open_trace(trace)
+    source = None if opened.capture is Capture.COUNTS or not opened.layers else Source(opened)
+    evidence = Evidence(opened, source)
     if source is not None:
         scan(source, evidence.accumulators, progress=progress)
     return evidence.checks()

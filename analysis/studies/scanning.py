@@ -28,7 +28,7 @@ AnyTrace = Trace | str | Path
 
 def source_of(trace: AnyTrace) -> Source:
     """Return the rows of a trace; raises TraceError where it has none."""
-    opened = trace if isinstance(trace, Trace) else open_trace(trace)
+    opened = open_trace(trace)
     if opened.capture is Capture.COUNTS:
         raise TraceError(
             f"{opened.path} was recorded with --capture counts and has no per-token rows, which "

@@ -164,15 +164,18 @@ class Trace:
         return frame
 
 
-def open_trace(path: str | Path) -> Trace:
+def open_trace(path: Trace | str | Path) -> Trace:
     """Open a trace, first recovering what a killed recording left in staging.
 
     A recording that still goes on is left alone, and its finished parts are read. So is one that
-    was killed and lies where nothing can be written; a warning says what is missing.
+    was killed and lies where nothing can be written; a warning says what is missing. A trace that
+    is open already is returned as it is.
 
     Raises:
         TraceError: `path` is not a trace, of another format, or damaged.
     """
+    if isinstance(path, Trace):
+        return path
     files = TraceFiles(Path(path))
     run = read_run(files)
     if run.get("status") != "running" and not files.stage.is_dir():

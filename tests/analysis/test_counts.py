@@ -11,6 +11,7 @@ import pytest
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.tables import counts_from_tables, table_totals
+from moe_probe.analysis.quality import check_trace
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import count, scan
 from moe_probe.analysis.source import Source
@@ -66,6 +67,15 @@ def test_order_of_the_sequences_table_does_not_matter(run: Any) -> None:
     order = np.random.default_rng(3).permutation(len(run.trace.sequences))
     run.trace.sequences = run.trace.sequences.take(pa.array(order))
     assert by_key(count(run.trace, Rule.RAW)) == without_zeros(run.naive("raw"))
+
+
+def test_traces_and_rules_may_be_named(run: Any) -> None:
+    opened, path = count(run.trace, Rule.RAW), str(run.trace.path)
+    assert by_key(count(path, "raw")) == by_key(opened)
+    part = Counts(run.trace.layers, Rule.RAW, Source(run.trace).index)
+    scan(path, [part])
+    assert by_key(part) == by_key(opened)
+    assert check_trace(path) == check_trace(run.trace)
 
 
 def test_scan_of_some_layers_leaves_others_alone(run: Any) -> None:
