@@ -1,6 +1,6 @@
 """Which accumulators the scan behind a report fills, and what is kept of them.
 
-Shape suffixes: S groups (task, subject, area), C clusters, D documents, B replicates,
+Shape suffixes: S groups (task, subject, area), G segments, C clusters, D documents, B replicates,
 P forward passes.
 """
 
@@ -16,7 +16,6 @@ from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.documents import (
     DocumentCounts,
-    cluster_tokens,
     segment_tokens,
     smallest_type,
 )
@@ -80,7 +79,8 @@ class DefaultScan:
         }
         if has_weights:
             self.named |= {"weights": WeightSums(*facts), "confidence": Confidence(*facts)}
-        self.tokens_C = cluster_tokens(source, settings.rule)
+        self.segment_tokens_CG = segment_tokens(source, settings.rule)
+        self.tokens_C = self.segment_tokens_CG.sum(axis=1)
         self.most = int(self.tokens_C.max(initial=0))
         self.counts_once = settings.rule is not Rule.RAW or not source.has_repeated_rows
         self.passes: PassTable | None = None
@@ -147,7 +147,7 @@ class DefaultScan:
             counts=self.counts,
             by_rule=self.by_rule,
             checks=checks,
-            segment_tokens_CG=segment_tokens(self.source, self.settings.rule),
+            segment_tokens_CG=self.segment_tokens_CG,
             is_prefix_C=self.source.index.clusters.is_prefix_C,
             positions_apart_B=tokens_apart(position_tokens(self.source, self.settings.rule)),
             pass_null=None if self.passes is None else PassNull(self.passes.by_stream()),

@@ -32,11 +32,7 @@ def smallest_type(most: int) -> type[np.unsignedinteger | np.signedinteger]:
 
 def cluster_tokens(source: Source, rule: Rule) -> np.ndarray:
     """Return how many tokens of each cluster a rule counts: int64 [C]."""
-    tokens_C = np.zeros(len(source.index.clusters), np.int64)
-    for part in source.parts:
-        pieces = source.pieces(part, rule)
-        np.add.at(tokens_C, pieces.cluster_P, pieces.tokens_P)
-    return tokens_C
+    return np.asarray(segment_tokens(source, rule).sum(axis=1))
 
 
 def segment_tokens(source: Source, rule: Rule) -> np.ndarray:

@@ -81,15 +81,17 @@ def headline(
         idle = idle_in_passes(experts, idle_windows)
     else:
         idle = idle_in_tokens(experts, layers, idle_windows, subjects)
+    low_E, high_E = load_limits(experts, layers)
+    least = _least(experts, layers, subjects, low_E)
     return Headline(
         uneven=" ".join(
             [
-                unevenness(experts, layers, *load_limits(experts, layers)),
+                unevenness(experts, layers, low_E, high_E),
                 *_specialised(specialization),
                 *_unused(unused),
             ]
         ),
-        least_used=" ".join([*_certified(experts, layers), *_least(experts, layers, subjects)]),
+        least_used=" ".join([*_certified(experts, layers), *least]),
         idle=" ".join([*idle, *_certifiable(layers)]),
     )
 
@@ -169,14 +171,15 @@ def _certified(experts: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
     ]
 
 
-def _least(experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame) -> list[str]:
+def _least(
+    experts: pd.DataFrame, layers: pd.DataFrame, subjects: pd.DataFrame, low_E: np.ndarray
+) -> list[str]:
     order = ["ci_high", "relative_load", "layer", "expert"]
     known = experts.sort_values(order)
     never = known[known["count"] == 0]
     least = never.iloc[0] if len(never) else known.iloc[0]
     is_here_L = layers["layer"] == least["layer"]
     is_this_E = (experts["layer"] == least["layer"]) & (experts["expert"] == least["expert"])
-    low_E, _ = load_limits(experts, layers)
     is_fair = least["relative_load"] >= low_E[is_this_E.to_numpy()][0]
     # What its own interval certifies is not called chance, though all experts together might be.
     is_open = is_fair and not least["ci_high"] < RARE
