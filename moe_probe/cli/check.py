@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_probe import output
+from moe_probe.cli.process import prepare_analysis
 
 
 def check(
@@ -21,6 +22,7 @@ def check(
 
     Example: moe-probe check my-trace
     """
+    prepare_analysis()
     from moe_probe.analysis.quality import check_trace, failures
     from moe_probe.analysis.tables.files import quality_table, to_records
     from moe_probe.cli.progress import ScanProgress

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_probe import output
+from moe_probe.cli.process import prepare_analysis
 from moe_probe.cli.report import RuleName
 
 
@@ -51,6 +52,7 @@ def compare(
 
     Example: moe-probe compare my-trace other-trace -o my-comparison
     """
+    prepare_analysis()
     from moe_probe.analysis.comparison import CompareSettings
     from moe_probe.analysis.comparison import compare as compared
     from moe_probe.analysis.comparison.sides import common_rule

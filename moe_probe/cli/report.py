@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,8 +10,7 @@ from typing import Annotated
 import typer
 
 from moe_probe import output
-
-_GC_OBJECTS = 50_000
+from moe_probe.cli.process import prepare_analysis
 
 
 class RuleName(StrEnum):
@@ -108,10 +105,7 @@ def report(
 
     Example: moe-probe report my-trace --rule question -o my-report
     """
-    # Modules are no garbage: looking for some among all they define takes a third of a second.
-    gc.set_threshold(_GC_OBJECTS)
-    # Threads that nothing here uses, and that turn idle rounds while the rest is imported.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    prepare_analysis()
     from moe_probe.analysis.orders import Order
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.report.terminal import summary
@@ -152,5 +146,3 @@ def report(
         output.note(f"Next: moe-probe check {trace}")
     elif not tables_only:
         output.note(f"Next: open {directory / 'report.html'} in a browser")
-    # Nor at the end, which takes a tenth.
-    gc.freeze()
