@@ -21,6 +21,8 @@ from moe_probe.trace.counting import Stratum
 
 MAX_CLUSTERS = 1 << 14
 """Tables with a row per cluster stay bounded: of more documents, neighbours form one cluster."""
+NO_SUBJECT = "(no subject)"
+"""Names text that has neither a subject nor a task."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,11 @@ class TraceIndex:
 
 
 def subject_names(groups: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
-    """Name each (task, subject, area) by its subject, or task, or both where that is not enough."""
-    names = [subject or task for task, subject, _ in groups]
+    """Name each (task, subject, area) by its subject, or task, or both where that is not enough.
+
+    No name is empty: in many tables that is all text.
+    """
+    names = [subject or task or NO_SUBJECT for task, subject, _ in groups]
     if len(set(names)) < len(names):
         names = [f"{task}/{subject}" for task, subject, _ in groups]
     if len(set(names)) < len(names):

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from moe_probe.analysis.comparison.baseline import Baseline
+from moe_probe.analysis.index import subject_names
 from moe_probe.trace import Trace
 
 Document = tuple[str, str, int]
@@ -47,7 +48,7 @@ def accuracy_table(
 
     Returns:
         trace  its label; `baseline` for the dense model
-        subject  subject, or task where it has none; empty for all
+        subject  as `subject_names` has it; empty for all
         documents  that have an answer; null if not known
         accuracy  share answered correctly
         standard_error  over documents; null for fewer than two
@@ -61,11 +62,12 @@ def accuracy_table(
     for label, each in zip(labels, answered, strict=True):
         if not each:
             continue
-        names = sorted({subject or task for task, subject, _ in each})
-        for name in ("", *names):
+        groups = sorted({(task, subject, "") for task, subject, _ in each})
+        named = sorted(zip(subject_names(groups), groups, strict=True))
+        for name, group in (("", None), *named):
             rows.append(
                 {"trace": label, "subject": name}
-                | _row(_chosen(answered[0], name), _chosen(each, name))
+                | _row(_chosen(answered[0], group), _chosen(each, group))
             )
             if each is answered[0] and label == labels[0]:
                 rows[-1] |= dict.fromkeys(COLUMNS[5:], None)
@@ -77,11 +79,13 @@ def accuracy_table(
     return table.astype({**kinds, **dict.fromkeys(numbers, "float64")})
 
 
-def _chosen(answered: Mapping[Document, bool], name: str) -> dict[Document, bool]:
+def _chosen(
+    answered: Mapping[Document, bool], group: tuple[str, str, str] | None
+) -> dict[Document, bool]:
     return {
         document: correct
         for document, correct in answered.items()
-        if not name or name == (document[1] or document[0])
+        if group is None or document[:2] == group[:2]
     }
 
 

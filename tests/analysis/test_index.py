@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_probe.analysis import index
-from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.index import TraceIndex, subject_names
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 from moe_probe.trace.schema import Sequence
 
@@ -165,3 +165,16 @@ def test_of_too_many_documents_neighbours_of_one_subject_are_grouped(
 def test_an_empty_trace_has_no_clusters(tmp_path: Path) -> None:
     found = index_of(tmp_path / "trace", [])
     assert len(found.clusters) == len(found.cluster_S) == len(found.leads_S) == 0
+
+
+def test_names_of_subjects_are_distinct_and_never_empty() -> None:
+    assert subject_names([("", "", ""), ("t", "", ""), ("u", "law", "a")]) == (
+        "(no subject)",
+        "t",
+        "law",
+    )
+    assert subject_names([("", "", ""), ("t", "law", ""), ("u", "law", "")]) == (
+        "/",
+        "t/law",
+        "u/law",
+    )

@@ -64,6 +64,7 @@ def facts(contents: Contents, payload: Payload) -> None:
             {"task": task, "subject": subject, "area": area, "name": name}
             for (task, subject, area), name in zip(subjects, sums.subjects, strict=True)
         ],
+        "areas": sorted({area for area in sums.areas if area}),
         "segments": list(SEGMENTS),
         "rules": [{"name": str(rule), "description": rule.description} for rule in sums.by_rule],
         "layers": [

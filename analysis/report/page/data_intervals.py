@@ -1,7 +1,7 @@
 """What 95 % intervals on the page are widened by: of all text, of each subject and of each area.
 
 Shape suffixes: S groups (task, subject, area), L layers, N experts of the widest layer;
-P parts of the text: all of it, subjects, areas; 2 is all text, and inside subjects.
+P parts of the text: all of it, subjects, areas as in meta.areas; 2 is all text, and inside subjects.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def intervals(contents: Contents, payload: Payload) -> None:
     expert's is: a width is off by 2 % at most.
     """
     sums = contents.analysis.sums
-    areas = sorted({area for area in sums.areas if area})
+    areas = payload.meta["areas"]
     shape = len(sums.specs), max(spec.num_experts for spec in sums.specs.values())
     expert_2LN = np.zeros((2, *shape), np.int8)
     median_LP = np.full((shape[0], 1 + len(sums.subjects) + len(areas)), np.nan)

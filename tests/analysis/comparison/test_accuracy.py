@@ -54,6 +54,17 @@ def test_all_and_by_subject() -> None:
     assert np.isnan(row_of(table, "two", "u")["difference_low"])
 
 
+def test_subjects_of_one_name_are_told_apart_by_their_task() -> None:
+    run = {("t", "law", 0): True, ("u", "law", 0): False, ("", "", 0): False}
+    table = accuracy_table(["one"], [run])
+    assert table[["subject", "documents", "accuracy"]].to_numpy().tolist() == [
+        ["", 3, 1 / 3],
+        ["/", 1, 0.0],
+        ["t/law", 1, 1.0],
+        ["u/law", 1, 0.0],
+    ]
+
+
 def test_the_same_documents_are_paired() -> None:
     rng = np.random.default_rng(0)
     values = rng.random((2, 30)) < 0.6

@@ -188,6 +188,26 @@ def test_names_of_a_trace_are_drawn_as_they_are(tmp_path: Path) -> None:
     assert "m" * 39 + "…" in labels
 
 
+@pytest.mark.parametrize("subjects", [[""], ["", "law"]])
+def test_text_without_subject_and_task_is_not_taken_for_all_text(
+    tmp_path: Path, subjects: list[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    with TraceWriter(tmp_path / "t", layers=[LayerSpec(layer=0, num_experts=8, top_k=2)]) as writer:
+        for number in range(6):
+            ids_TK = np.argsort(rng.random((20, 8)), axis=1)[:, :2]
+            writer.add([ids_TK], subject=subjects[number % len(subjects)], doc_id=number)
+    found = analyse(tmp_path / "t", **FEW)
+    for name in ("repeats", "devices"):
+        assert FIGURES[name](found) is not None
+    pooled = found.repeats[found.repeats["subject"] == ""]
+    assert pooled["lag"].is_unique
+    # Of each document of 20 tokens 19 pairs at lag 1.
+    assert pooled.loc[pooled["lag"] == 1, "pairs"].tolist() == [6 * 19]
+    placed = found.table("placement")
+    assert not placed.duplicated(["devices", "fit", "fit_subject", "subject"]).any()
+
+
 def test_the_bundled_example() -> None:
     analysis = analyse(SAMPLE_TRACE, **FEW)
     found = dict(figures(analysis))

@@ -85,5 +85,5 @@ function layerOptions() {
 /** Options for every subject; values are places. */
 function subjectOptions() {
   const { subjects } = page.data.meta;
-  return subjects.map(({ name }, s) => ({ value: s, label: name || "(no subject)" }));
+  return subjects.map(({ name }, s) => ({ value: s, label: name }));
 }

@@ -67,8 +67,7 @@ function makeData(decoded) {
     return sum;
   }
 
-  const areas = [...new Set(meta.subjects.map((subject) => subject.area))].filter(Boolean).sort();
-  return { meta, layers, N, areas, table, counts, array, expertRow: expertRows(layers) };
+  return { meta, layers, N, areas: meta.areas, table, counts, array, expertRow: expertRows(layers) };
 }
 
 /** Where each expert's row stands in the table `experts`: (l, e) -> row. */

@@ -43,7 +43,7 @@ const placementOf = memo((devices) => {
   }
   const from = deviceNumbers().indexOf(devices) * S * S;
   values.set(array("placement.pairs").values.subarray(from, from + S * S), PLACED_FOR.length * S);
-  return { rows: [...PLACED_FOR, ...meta.subjects.map(({ name }) => name || "(no subject)")], values, all };
+  return { rows: [...PLACED_FOR, ...meta.subjects.map(({ name }) => name)], values, all };
 });
 
 /** Means over subjects: of the rows of PLACED_FOR, of other subjects' placements, of their own. */

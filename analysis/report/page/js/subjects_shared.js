@@ -35,7 +35,7 @@ function subjectText(cell) {
 
 /** @param {number} s @param {number} [most] */
 function subjectName(s, most = 48) {
-  return short(page.data.meta.subjects[s].name || "(no subject)", most);
+  return short(page.data.meta.subjects[s].name, most);
 }
 
 /** The subject of views that need one. */
