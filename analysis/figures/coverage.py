@@ -18,6 +18,7 @@ from moe_probe.analysis.figures.style import (
     Absent,
     captioned,
     log_scale,
+    needs_shuffles,
     needs_tokens,
     new_figure,
     styled,
@@ -42,6 +43,7 @@ _LEAST = 0.05
 def coverage(analysis: Analysis) -> Figure:
     """Draw the experts seen, and those missing, after x tokens: median and range of layers."""
     needs_tokens(analysis)
+    needs_shuffles(analysis)
     table = analysis.table("coverage")
     if "seen" not in table or table["seen"].isna().all():
         raise Absent(

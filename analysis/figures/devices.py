@@ -20,14 +20,13 @@ from moe_probe.analysis.figures.style import (
     Absent,
     captioned,
     clamp,
+    effective_name,
     log_scale,
     needs_tokens,
     new_figure,
     short,
     styled,
 )
-from moe_probe.analysis.metrics.devices import device_null, group_limit
-from moe_probe.analysis.tables.layers import of_fixed_k
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,8 +63,8 @@ def devices(analysis: Analysis) -> Figure:
     axes.fill_between(number, *ends, color=PALE, linewidth=0, label="vLLM min to p90 of layers")
     for name, (label, look) in _LINES.items():
         axes.plot(number, table[name], label=label, **look)
-    chance = [chance_balance(analysis, devices) for devices in number.tolist()]
-    axes.plot(number, chance, color=GREY, linestyle="--", marker="_", label="by chance")
+    chance = {"color": GREY, "linestyle": "--", "marker": "_", "label": "by chance (mean)"}
+    axes.plot(number, table["sglang_utilisation_null"], **chance)
     log_scale(axes, "x", number)
     axes.set_xticks(number, [str(devices) for devices in number])
     axes.set(xlabel="devices G (log scale)", ylabel="balancedness, mean load / largest load")
@@ -77,7 +76,8 @@ def devices(analysis: Analysis) -> Figure:
     )
     if transfer is not None:
         shown += _draw_transfer(panels[1], transfer)
-    return captioned(figure, shown, analysis, "uniform choice of k experts by T_eff tokens")
+    null = f"uniform choice of k experts by {effective_name(analysis)} tokens"
+    return captioned(figure, shown, analysis, null)
 
 
 def _transfer(analysis: Analysis) -> pd.DataFrame | None:
@@ -113,26 +113,12 @@ def _draw_transfer(axes: Any, table: pd.DataFrame) -> str:
     devices = int(table["devices"].iloc[0])
     axes.set_title(f"balancedness on {devices} devices, greedy placement")
     axes.figure.colorbar(image, ax=axes, pad=0.01, aspect=30)
-    own, foreign = (
-        np.diagonal(matrix.loc[names, names]),
-        matrix.to_numpy()[~np.eye(len(names), dtype=bool)],
-    )
+    is_own = pairs["subject"] == pairs["fit_subject"]
+    own, foreign = (pairs.loc[chosen, "balancedness"].mean() for chosen in (is_own, ~is_own))
     means = {fit: base.mean() for fit, base in bases.items()}
+    blank = " White: no token of the subject counts." if matrix.isna().any(axis=None) else ""
     return (
         f" Right: mean over subjects {means['contiguous']:.2f} contiguous, "
-        f"{means['other subjects']:.2f} placed for all other subjects, {foreign.mean():.2f} for "
-        f"another one, {own.mean():.2f} for itself."
+        f"{means['other subjects']:.2f} placed for all other subjects, {foreign:.2f} for "
+        f"another one, {own:.2f} for itself.{blank}"
     )
-
-
-def chance_balance(analysis: Analysis, devices: int) -> float:
-    """Return mean over largest device load under N0 at T_eff, the mean over layers."""
-    layers = of_fixed_k(analysis.layers, analysis.sums)
-    effective = layers["tokens_effective"].fillna(layers["tokens"])
-    limits = [group_limit(analysis.sums.specs[layer]) for layer in layers["layer"]]
-    rows = zip(layers["num_experts"], layers["top_k"], effective, limits, strict=True)
-    found = [
-        1 / (1 + device_null(n, k, devices, max(round(t), 1), limited).max_vio)
-        for n, k, t, limited in rows
-    ]
-    return float(np.mean(found))

@@ -118,11 +118,16 @@ def longest_idle(analysis: Analysis) -> Figure:
     _ticks(bar, analysis, fair_LM)
     text = (
         "Longest idle run in fair intervals: the mean distance between two selections under even "
-        "load. Long in the left map alone: the order made the run. The scale names what chance "
-        "gives in one stream of all tokens, and windows in tokens."
+        "load."
     )
+    if len(shown) > 1:
+        text += " Long in the left map alone: the order made the run."
+    text += " The scale names what chance gives in one stream of all tokens, and windows in tokens."
     if is_idle_LM.any():
-        text += f" Cross: never selected ({int(is_idle_LM.sum()):,} experts), the run is all T."
+        text += f" Cross: never selected ({int(is_idle_LM.sum()):,} experts), the run is all T"
+        if analysis.sums.settings.order.kind == "request-local":
+            text += " and, in the order request-local, the longest document or prefix"
+        text += "."
     text += _NO_EXPERT * _is_ragged(analysis)
     return captioned(figure, text, analysis, "independent tokens at the fair rate k/N")
 

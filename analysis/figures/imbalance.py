@@ -75,7 +75,9 @@ def imbalance_profile(analysis: Analysis) -> Figure:
         "Imbalance of every layer under each counting rule; the band is 1.96 sd over resampled "
         "documents."
     )
-    null = "uniform choice of k experts by T tokens, dotted in the colour of each rule, or by T_eff"
+    null = "uniform choice of k experts by T tokens, dotted in the colour of each rule"
+    if analysis.origin["tokens_effective"]:
+        null += ", or by T_eff"
     return captioned(figure, shown, analysis, null)
 
 
@@ -92,8 +94,9 @@ def _own(axes: Any, analysis: Analysis, name: str, rule: str) -> np.ndarray:
     columns = (of_fixed_k(layers, analysis.sums)[fact] for fact in facts)
     nulls = [effective_null(*row) for row in zip(*columns, strict=True)]
     effective_L = np.array([getattr(null, name) for null in nulls])
-    worn = {**_NULL, "linestyle": "--"}
-    axes.plot(layer_L, effective_L, color=GREY, label="by chance at T_eff", **worn)
+    if not np.isnan(effective_L).all():
+        worn = {**_NULL, "linestyle": "--"}
+        axes.plot(layer_L, effective_L, color=GREY, label="by chance at T_eff", **worn)
     return np.concatenate([value_L, null_L])
 
 

@@ -18,6 +18,7 @@ from moe_probe.analysis.figures.style import (
     PALE,
     Absent,
     captioned,
+    needs_shuffles,
     needs_token_order,
     needs_tokens,
     new_figure,
@@ -42,6 +43,7 @@ def rate_burst(analysis: Analysis) -> Figure:
     """Draw rate deficit against burstiness; right is starved, above is used in bursts."""
     needs_tokens(analysis)
     needs_token_order(analysis)
+    needs_shuffles(analysis)
     known = analysis.experts.dropna(subset=["rate_deficit", "burstiness"])
     if not len(known):
         raise Absent("no order of documents is known: the trace has no rows, or counts some twice")

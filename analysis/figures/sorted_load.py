@@ -17,6 +17,7 @@ from moe_probe.analysis.figures.style import (
     MARKERS,
     PALE,
     captioned,
+    effective_name,
     log_scale,
     needs_tokens,
     new_figure,
@@ -58,7 +59,8 @@ def sorted_load(analysis: Analysis) -> Figure:
     shown = "Relative load of each layer's experts, sorted; 1 is a fair share."
     if (every == 0).any():
         shown += f" {int((every == 0).sum()):,} experts were never selected: lines end before them."
-    null = "95 % of each rank under uniform choice lie in the grey band, at the median T_eff"
+    tokens = effective_name(analysis)
+    null = f"95 % of each rank under uniform choice lie in the grey band, at the median {tokens}"
     return captioned(figure, shown, analysis, null)
 
 

@@ -203,6 +203,17 @@ def needs_token_order(analysis: Analysis) -> None:
         raise Absent(WHY_LEFT_OUT)
 
 
+def needs_shuffles(analysis: Analysis) -> None:
+    """Raise Absent where no shuffled orders of the documents were asked for."""
+    if not analysis.sums.settings.shuffles:
+        raise Absent("documents were not shuffled")
+
+
+def effective_name(analysis: Analysis) -> str:
+    """Name the number of tokens at which chance is taken: T where T_eff is not known."""
+    return "T_eff" if analysis.origin["tokens_effective"] else "T"
+
+
 def layer_axis(axes: Any) -> None:
     """Label an axis of the model's own layer indices."""
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

@@ -1,7 +1,7 @@
 """What 95 % intervals on the page are widened by: of all text, of each subject and of each area.
 
 Shape suffixes: S groups (task, subject, area), L layers, N experts of the widest layer;
-P parts of the text: all of it, subjects, areas as in meta.areas; 2 is all text, and inside subjects.
+P parts of the text: all of it, subjects, meta.areas; 2 is all text, and inside subjects.
 """
 
 from __future__ import annotations

@@ -226,6 +226,31 @@ def test_another_rule_and_order_are_named(planted: Analysis) -> None:
     assert Settings().order != analysis.sums.settings.order
 
 
+def test_what_is_not_known_or_not_asked_for_is_not_named(
+    planted: Analysis, counts_only: Analysis
+) -> None:
+    for name in ("sorted_load", "imbalance", "devices"):
+        if name != "devices":  # Experts of this trace do not split over devices.
+            assert "T_eff" not in caption(FIGURES[name](counts_only))
+        assert "T_eff" in caption(FIGURES[name](planted)).split("By chance")[1]
+    drawn = FIGURES["imbalance"](counts_only).axes[0].get_legend_handles_labels()[1]
+    assert "by chance at T_eff" not in drawn
+    once = analyse(planted.sums.trace, **{**FEW, "shuffles": 0})
+    for name in ("coverage", "rate_burst"):
+        with pytest.raises(Absent, match="documents were not shuffled"):
+            FIGURES[name](once)
+    assert "left map" not in caption(FIGURES["longest_idle"](once))
+
+
+def test_runs_of_unused_experts_are_those_of_the_order(planted: Analysis) -> None:
+    local = analyse(planted.sums.trace, order="request-local", **FEW)
+    never = local.experts[local.experts["count"] == 0]
+    longest = int(planted.sums.trace.sequences["num_tokens"].to_numpy().max())
+    assert never["longest_idle"].tolist() == [longest] * 3
+    assert "the longest document or prefix" in caption(FIGURES["longest_idle"](local))
+    assert "the longest document" not in caption(FIGURES["longest_idle"](planted))
+
+
 def test_names_without_room_are_not_drawn_over_others() -> None:
     figure = new_figure(5, 3)
     axes = figure.add_subplot()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import pandas as pd
 import pytest
 from scipy.stats import beta, norm
 
-from moe_probe.analysis import Analysis
+from moe_probe.analysis import Analysis, analyse
 from moe_probe.analysis.figures import FIGURES, Absent, caption
+from moe_probe.trace import LayerSpec, TraceWriter
+from tests.analysis.figures.conftest import FEW
 
 
 def lines(axes: Any) -> dict[str, Any]:
@@ -142,10 +145,35 @@ def test_balance_is_beside_what_chance_gives(planted: Analysis) -> None:
         drawn["SGLang utilisation (mean)"].get_ydata(), table["sglang_utilisation"]
     )
     np.testing.assert_allclose(ends(axes), table[["vllm_min", "vllm_p90"]].T)
+    chance: Any = drawn["by chance (mean)"].get_ydata()
+    np.testing.assert_allclose(chance, table["sglang_utilisation_null"])
     effective = planted.layers["tokens_effective"].round()
     # The larger of two standard normals is 1 / sqrt(pi) in the mean.
     vio = np.sqrt((16 - 2) / (15 * 2 * effective) * 2) / math.sqrt(math.pi)
-    assert drawn["by chance"].get_ydata()[0] == pytest.approx((1 / (1 + vio)).mean(), rel=1e-4)
+    assert chance[0] == pytest.approx((1 / (1 + vio)).mean(), abs=0.003)
+
+
+def test_subjects_without_counted_tokens_are_blank_and_in_no_mean(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    layers = [LayerSpec(layer=0, num_experts=16, top_k=2)]
+    with TraceWriter(tmp_path / "t", layers=layers) as writer:
+        for number, subject in enumerate(["a", "b", "c"] * 4):
+            ids_TK = np.argsort(rng.random((20, 16)), axis=1)[:, :2]
+            # All of c is few-shot prefix.
+            ends: dict[str, Any] = {
+                "prefix_end": 20 * (subject == "c"),
+                "question_end": 20,
+                "cue_end": 20,
+            }
+            writer.add([ids_TK], subject=subject, doc_id=number, choice_end=20, **ends)
+    found = analyse(tmp_path / "t", rule="question", **FEW)
+    said = caption(FIGURES["devices"](found))
+    pairs = found.table("placement").query("devices == 8 and fit == 'subject'")
+    a_of_b = pairs.query("subject != fit_subject and balancedness == balancedness")
+    assert len(a_of_b) == 2
+    assert f"{a_of_b['balancedness'].mean():.2f} for another one" in said
+    assert "White: no token of the subject counts." in said
+    assert "nan" not in said
 
 
 def test_balance_under_placements_for_others_is_that_of_the_table(planted: Analysis) -> None:
