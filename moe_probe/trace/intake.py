@@ -72,7 +72,8 @@ class Intake:
         """Note a sequence as written.
 
         Raises ValueError where rows do not fit it, the layers or each other, or where it is
-        impossible, was written before, or shares tokens of one that was not.
+        impossible, was written before, or shares tokens of one that was not, or whose rows
+        nobody keeps.
         """
         check_sequence(sequence)
         owner = sequence.prefix_id
@@ -89,6 +90,13 @@ class Intake:
 
     def _check_owner(self, sequence: Sequence) -> None:
         place, shared = sequence.prefix_id - self._first_id, sequence.prefix_tokens
+        has_rows = self._capture is not Capture.COUNTS
+        if sequence.prefix_id >= 0 and shared and sequence.multiplicity and not has_rows:
+            raise ValueError(
+                f"sequence {sequence.sequence_id} shares its first {shared} tokens with "
+                f"{sequence.prefix_id}, but capture 'counts' keeps no rows to count for both; "
+                "write it whole, without prefix_id"
+            )
         # Those of a recording that this one continues were checked by it.
         if place >= 0 and shared > self._shareable[place]:
             raise ValueError(

@@ -206,6 +206,21 @@ def test_nobody_shares_more_tokens_than_the_owner_has(tmp_path: Path) -> None:
     assert open_trace(tmp_path / "t").sharing.extra_runs()[0].tolist() == [5, 5, 5, 5, 4, 1]
 
 
+def test_without_rows_a_sequence_that_ran_is_written_whole(tmp_path: Path) -> None:
+    def sequence(runs: int) -> Sequence:
+        number = writer.next_sequence_id()
+        facts = {"prefix_id": 0, "prefix_tokens": 6, "multiplicity": runs}
+        return Sequence(sequence_id=number, num_tokens=6, **facts)
+
+    with TraceWriter(tmp_path / "t", layers=LAYERS, capture="counts") as writer:
+        writer.add(IDS)
+        with pytest.raises(ValueError, match="shares its first 6 tokens with 0, but capture 'cou"):
+            writer.write(sequence(runs=1))
+        # Answered from another one's run: nothing is counted for it.
+        writer.write(sequence(runs=0))
+    assert open_trace(tmp_path / "t").counts["count"].to_pylist() == [6, 6, 6]
+
+
 def test_leading_tokens_belong_to_a_sequence_that_has_them(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "t", layers=LAYERS) as writer:
         writer.add(IDS)

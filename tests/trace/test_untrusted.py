@@ -229,6 +229,6 @@ def test_what_a_trace_lacks(tmp_path: Path, call: Callable[[Trace], object], mes
 
 
 def test_counts_only_traces_have_no_rows(tmp_path: Path) -> None:
-    record(tmp_path / "t", 0, capture="counts")
+    record(tmp_path / "t", 0, capture="counts", share=False)
     with pytest.raises(TraceError, match=r"has no per-token rows\. Record with --capture ids"):
         next(open_trace(tmp_path / "t").scan())
