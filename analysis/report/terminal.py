@@ -78,6 +78,8 @@ def _facts(contents: Contents) -> Table:
     sizes = Counter((spec.num_experts, spec.top_k) for spec in (c.spec for c in contents.counts))
     (experts, top_k), _ = sizes.most_common(1)[0]
     most = "" if len(sizes) == 1 else "mostly "
+    if any(c.assignments < c.tokens * c.spec.top_k for c in contents.counts):
+        most += "up to "
     facts: dict[str, Any] = {
         **{name: contents.run[name] for name in ("model", "task", "tasks") if name in contents.run},
         "trace": contents.trace,

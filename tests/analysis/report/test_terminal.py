@@ -116,6 +116,19 @@ def test_run_quality_and_findings_are_said(contents: Contents) -> None:
     assert contents.analysis.caption in text
 
 
+@pytest.mark.parametrize(("number", "said"), [(2, "2 of 8"), (1, "up to 2 of 8")])
+def test_tokens_may_select_fewer_experts_than_there_are_slots(
+    tmp_path: Path, number: int, said: str
+) -> None:
+    ids_TK = np.array([[0, 1], [2, 3], [4, 5], [6, 7 if number == 2 else 255]])
+    layers = [LayerSpec(layer=0, num_experts=8, top_k=2, empty_slots=True)]
+    with TraceWriter(tmp_path / "trace", layers=layers) as writer:
+        writer.add([ids_TK], subject="a", doc_id=0)
+    settings = Settings(windows=(50,), shuffles=2, replicates=20, permutations=5)
+    text = "\n".join(summary(gather(open_trace(tmp_path / "trace"), settings)))
+    assert f"1 MoE layers, {said} experts a token" in text
+
+
 def test_failed_checks_stand_above_the_numbers(tmp_path: Path) -> None:
     contents = contents_of(tmp_path / "trace", model_facts={"num_moe_layers": 7})
     text = "\n".join(summary(contents))
