@@ -42,6 +42,9 @@ def facts(contents: Contents, payload: Payload) -> None:
     sums = contents.analysis.sums
     settings, subjects = sums.settings, sums.counts.axes.groups
     effective = contents.layers["tokens_effective"].median()
+    caption = contents.analysis.caption
+    if not effective > 0:
+        caption += "; T_eff is not known, and T stands for it"
     documents = int(contents.layers["documents"].fillna(0).max())
     payload.meta |= {
         "version": __version__,
@@ -52,7 +55,7 @@ def facts(contents: Contents, payload: Payload) -> None:
         "origin": {COLUMNS["rule"]: str(contents.rule), COLUMNS["order"]: str(settings.order)},
         "idle_unit": settings.order.unit,
         "idle_left_out": WHY_LEFT_OUT if settings.in_passes else None,
-        "caption": contents.analysis.caption,
+        "caption": caption,
         "T": contents.tokens,
         "T_eff": float(effective) if effective > 0 else None,
         "documents": documents,

@@ -26,7 +26,8 @@ function makeCard(view) {
   const controls = view.controls ? view.controls(page) : [];
   const bar = element("div", { class: "controls" }, ...controls.map((one) => one.element));
   const host = element("div", { class: "host" });
-  const caption = element("figcaption", {}, page.data.meta.caption);
+  const words = view.caption ?? (() => page.data.meta.caption);
+  const caption = element("figcaption", {}, words(page));
   const drawing = element("figure", { "aria-label": `${view.title}. ${view.note}` }, host, caption);
   const below = tableButtons(view);
   card.append(bar, drawing, below.element);
@@ -42,7 +43,10 @@ function makeCard(view) {
       update();
       card.dataset.drawn = "";
     } else if (missed.size) update(new Set(missed));
-    if (missed.size) below.update();
+    if (missed.size) {
+      caption.textContent = words(page);
+      below.update();
+    }
     missed.clear();
   }
   page.listeners.add((names) => {

@@ -86,6 +86,9 @@ function tabledInterval(l, e) {
   return ["ci_low", "ci_high"].map((name) => table("experts").column(name)[expertRow(l, e)]);
 }
 
+/** Selections of a layer. */
+const selectionsOf = ({ counts }, l) => sum(counts.subarray(l * page.data.N, (l + 1) * page.data.N));
+
 /** Whether a text has design effects of its own. */
 const hasOwnEffects = ({ kind }) => kind !== "segment" && kind !== "rule";
 
@@ -96,7 +99,7 @@ function cellFacts(shown, l, e) {
   const { median, own } = designEffects(shown, l, e);
   const [count, load, tokens] = [shown.counts[l * N + e], shown.load[l * N + e], shown.tokens[l]];
   // Where slots stay empty a layer has fewer than k selections by token.
-  const scale = count ? (load * tokens) / count : num_experts / mean_k;
+  const scale = count ? (load * tokens) / count : (num_experts * tokens) / (selectionsOf(shown, l) || NaN);
   const [low, high] = shown.kind === "all" ? tabledInterval(l, e)
     : shareInterval(count, tokens, own, median).map((share) => share * scale);
   const effective = tokens / Math.max(median || 1, 1);
@@ -127,9 +130,17 @@ function textName({ kind, key }) {
   return `${kind} ${short(name)}`;
 }
 
+/** How a text was counted: by another rule than the report's nothing is known of T_eff. */
+function textCaption({ kind, key, tokens }) {
+  const { caption, rule } = page.data.meta;
+  if (kind !== "rule") return caption;
+  return `counting rule ${key} instead of the report's ${rule}, T = ${format(Math.max(...tokens))} tokens; ` +
+    "by chance: tokens that choose k of N experts uniformly";
+}
+
 /** @returns {Table} */
 function heatmapTable() {
-  const { layers, N, meta } = page.data;
+  const { layers, N } = page.data;
   const shown = shownLoad();
   const names = ["layer", "expert", "count", "tokens", "relative_load", "ci_low", "ci_high"];
   const rows = [];
@@ -141,6 +152,6 @@ function heatmapTable() {
   });
   const columns = names.map((name) => ({ name, label: name.replaceAll("_", " ") }));
   const effect = hasOwnEffects(shown) ? "" : `; intervals with the ${OF_ALL_TEXT}`;
-  const caption = `Relative load, ${textName(shown)}${effect}; ${meta.caption}`;
+  const caption = `Relative load, ${textName(shown)}${effect}; ${textCaption(shown)}`;
   return { columns, rows, caption, origin: shown.kind === "rule" ? { counting_rule: shown.key } : {} };
 }

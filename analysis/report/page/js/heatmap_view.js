@@ -23,6 +23,7 @@ view({
       set: (expertOrder) => page.set({ expertOrder }),
     }),
   ],
+  caption: () => textCaption(textOf(chosenText())),
   draw: drawHeatmap,
   table: heatmapTable,
 });

@@ -7,6 +7,8 @@
  * @property {string} title
  * @property {string} note what is shown and how to read it
  * @property {(page: object) => true|string} [available]
+ * @property {(page: object) => string} [caption] how what is shown now was counted, where that may
+ *   not be what the report's caption says
  * @property {(page: object) => Control[]} [controls]
  * @property {(host: HTMLElement, page: object) => (() => void)} draw
  * @property {(page: object) => {columns: object[], rows: Iterable, caption: string}} table

@@ -110,11 +110,12 @@ function divergenceBits(one_N, other_N) {
 }
 
 /**
- * Divergence of two samples that differ by noise alone, in bits.
+ * Divergence of two samples that differ by noise alone, in bits; NaN where one has no selections.
  * @param {number} used experts that something selects @param {number} topK
  * @param {number} size effective selections, A / deff @param {number} otherSize
  */
 function divergenceNull(used, topK, size, otherSize) {
+  if (!(size > 0 && otherSize > 0)) return NaN;
   return Math.min(((used - topK) / (8 * Math.LN2)) * (1 / size + 1 / otherSize), 1);
 }
 
@@ -187,8 +188,9 @@ const subjectMath = once(() => {
   const used = layers.map(({ num_experts }, l) => {
     return all.subarray(l * N, l * N + num_experts).filter((count) => count > 0).length;
   });
+  const counting = layers.map((_, l) => l).filter((l) => totals[l] > 0);
   function noise(l, s, other) {
-    if (l === null) return sum(layers.map((_, one) => noise(one, s, other))) / layers.length;
+    if (l === null) return sum(counting.map((one) => noise(one, s, other))) / counting.length;
     const effective = (t) => sizes[t][l] / mean[l * S + t];
     return divergenceNull(used[l], layers[l].null_k, effective(s), effective(other));
   }
