@@ -69,6 +69,8 @@ def relative_load(analysis: Analysis) -> Figure:
     if is_idle_LM.any():
         shown += f" Yellow with a cross: never selected ({int(is_idle_LM.sum()):,} experts)."
     shown += _NO_EXPERT * _is_ragged(analysis)
+    if not (analysis.layers["assignments"] > 0).all():
+        shown += " A layer hatched from end to end: nothing was selected in it."
     null = "tokens that choose k of N experts uniformly, r = 1 but for noise"
     return captioned(figure, shown, analysis, null)
 

@@ -68,11 +68,14 @@ def rate_burst(analysis: Analysis) -> Figure:
     names = [f"layer {layer}, expert {expert}" for layer, expert in which]
     numbered(axes, list(named["rate_deficit"]), list(named["burstiness"]), names)
     shown = (
-        "Longest idle run over that of fair load, split into what the expert's rate explains "
-        "(right) and what bursts do (up); the origin is healthy. Numbers: the rarest and the most "
-        "bursty."
+        "Longest idle run, median over shuffled documents, over that of fair load: split into what "
+        "the expert's rate explains (right) and what bursts do (up); the origin is healthy. "
+        "Numbers: the rarest and the most bursty."
     )
-    null = "independent tokens at the expert's own rate, 95 % of them in the band"
+    null = (
+        "independent tokens at the expert's own rate; the band has 95 % of their longest runs, and "
+        "more of medians over orders"
+    )
     return captioned(figure, shown, analysis, null)
 
 
@@ -84,7 +87,7 @@ def _band(axes: Any, analysis: Analysis, deficits: pd.Series[float]) -> None:
     deficit_X, low_X, high_X = independent_band(frequency_X, fair, tokens)
     shown_X = (deficit_X >= deficits.min() - _ROOM) & (deficit_X <= deficits.max() + _ROOM)
     ends = (deficit_X[shown_X], low_X[shown_X], high_X[shown_X])
-    axes.fill_between(*ends, color=PALE, linewidth=0, label="95 % of independent tokens")
+    axes.fill_between(*ends, color=PALE, linewidth=0, label="independent tokens")
 
 
 def _named(known: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ figcaption { font-size: .875rem; }
 """
 _LOADS = (
     "Relative load of every expert on a log scale, the same for all traces; colours end at 1/8 and "
-    "8 fair shares. Yellow: never selected. Grey: no such expert."
+    "8 fair shares. Yellow: never selected. Grey: no such expert, or nothing counted."
 )
 _DIFFERENCES = (
     "Relative load less that of the reference, the same scale for all. A difference is not yet a "

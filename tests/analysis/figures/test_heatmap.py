@@ -6,6 +6,7 @@ Shape suffixes: L layers, M experts of the widest layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from moe_probe.analysis import Analysis
+from moe_probe.analysis import Analysis, analyse
 from moe_probe.analysis.figures import FIGURES, caption
-from tests.analysis.figures.conftest import IDLE
+from moe_probe.trace import LayerSpec, TraceWriter
+from tests.analysis.figures.conftest import FEW, IDLE
 
 RAGGED = "layers of three sizes"
 
@@ -59,6 +61,18 @@ def test_absent_experts_let_the_hatching_through(shapes: Mapping[str, Analysis])
         assert np.isnan(cells(axes)).tolist() == is_absent
         assert "Hatched: no such expert." in caption(figure)
     assert "Hatched" not in caption(FIGURES["relative_load"](shapes["five tokens"]))
+
+
+def test_a_layer_that_selects_nothing_is_told_from_absent_experts(tmp_path: Path) -> None:
+    layers = [
+        LayerSpec(layer=0, num_experts=4, top_k=1),
+        LayerSpec(layer=1, num_experts=4, top_k=1, empty_slots=True),
+    ]
+    with TraceWriter(tmp_path / "t", layers=layers) as writer:
+        writer.add([np.arange(8)[:, None] % 4, np.full((8, 1), -1)], subject="s", doc_id=0)
+    said = caption(FIGURES["relative_load"](analyse(tmp_path / "t", **FEW)))
+    assert "A layer hatched from end to end: nothing was selected in it." in said
+    assert "no such expert" not in said
 
 
 @pytest.mark.parametrize(
