@@ -64,7 +64,7 @@ def first_choices(
         ValueError: there is no such rule.
     """
     source = source_of(trace)
-    if source.trace.run.get("slot_order") == "unknown":
+    if source.trace.run.get("slot_order", "unknown") == "unknown":
         raise TraceError(
             f"{source.trace.path} does not say in which order the slots of a token are "
             "(slot_order: unknown), so that nobody knows the first choice. Import it with weights."

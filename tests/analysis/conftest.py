@@ -75,7 +75,11 @@ def make_run(path: Path, seed: int, *, capture: str = "ids", segment_tokens: int
     rng = np.random.default_rng(seed)
     prompts: list[dict[str, Any]] = []
     with TraceWriter(
-        path, layers=LAYERS, capture=capture, segment_tokens=segment_tokens, run={"model": "m"}
+        path,
+        layers=LAYERS,
+        capture=capture,
+        segment_tokens=segment_tokens,
+        run={"model": "m", "slot_order": "router_rank"},
     ) as writer:
         for number in range(24):
             prompt = _prompt(rng, number, prompts)

@@ -39,7 +39,7 @@ def write(
         LayerSpec(layer=layer, num_experts=weight_DN.shape[1], top_k=top_k)
         for layer, weight_DN in weights.items()
     ]
-    with TraceWriter(path, layers=layers) as writer:
+    with TraceWriter(path, layers=layers, run={"slot_order": "router_rank"}) as writer:
         for number, (subject, tokens) in enumerate(zip(subjects, tokens_D.tolist(), strict=True)):
             ids = [_draw(weight_DN[number], tokens, top_k, rng) for weight_DN in weights.values()]
             writer.add(ids, task="planted", subject=subject, doc_id=number)

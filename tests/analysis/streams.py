@@ -52,7 +52,8 @@ def make_stream(
     rng = np.random.default_rng(seed)
     tokens: list[Token] = []
     owners: dict[str, int] = {}
-    with TraceWriter(path, layers=list(layers), segment_tokens=64) as writer:
+    run = {"slot_order": "router_rank"}
+    with TraceWriter(path, layers=list(layers), run=run, segment_tokens=64) as writer:
         for number in rng.permutation(documents).tolist():
             subject = "law" if number % 3 else "anatomy"
             length = int(rng.integers(0, 9)) + 1

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis import first_choices
+from moe_probe.analysis import analyse, first_choices
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, TraceWriter
 from tests.analysis.streams import LAYERS, make_stream
@@ -54,6 +54,12 @@ def test_repeated_rows_count_as_often_as_the_rule_says(tmp_path: Path) -> None:
         assert found["lead"].fillna(-1).tolist() == [0, 2 / 3, 0, 1]
 
 
-def test_unknown_order_of_slots(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["unknown", None])
+def test_unknown_order_of_slots(tmp_path: Path, order: str | None) -> None:
+    path = write(tmp_path / "t", order)
     with pytest.raises(TraceError, match="does not say in which order the slots"):
-        first_choices(write(tmp_path / "t", "unknown"))
+        first_choices(path)
+    found = analyse(path, shuffles=2, replicates=2, permutations=2)
+    assert not len(found.table("slots"))
+    assert set(found.table("indices")["of"]) == {"choices", "2 devices"}
+    assert found.table("repeats").filter(like="first_choice").isna().all(axis=None)

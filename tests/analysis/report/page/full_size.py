@@ -23,7 +23,9 @@ def contents_of(folder: Path, layers: int) -> Contents:
     """Analyse a short trace and give it the counts of a long one."""
     rng = np.random.default_rng(layers)
     specs = [LayerSpec(layer=n, num_experts=EXPERTS, top_k=TOP_K) for n in range(layers)]
-    with TraceWriter(folder, layers=specs, run={"model": "m"}) as writer:
+    with TraceWriter(
+        folder, layers=specs, run={"model": "m", "slot_order": "router_rank"}
+    ) as writer:
         for subject in range(SUBJECTS):
             load_N = rng.lognormal(0, 0.7, EXPERTS)
             for document in range(3):

@@ -34,7 +34,9 @@ HOSTILE = [
 def write(path: Path, subjects: dict[str, str], *, task: str = "task", **run: object) -> Path:
     """Write a trace of 30 documents of each subject, in three layers; experts differ by subject."""
     rng = np.random.default_rng(1)
-    with TraceWriter(path, layers=LAYERS, run={"model": "m", **run}) as writer:
+    with TraceWriter(
+        path, layers=LAYERS, run={"model": "m", "slot_order": "router_rank", **run}
+    ) as writer:
         for number, (subject, area) in enumerate(subjects.items()):
             for document in range(30):
                 length = int(rng.integers(20, 60))
