@@ -65,7 +65,7 @@ class Sums:
     @property
     def has_ranks(self) -> bool:
         """Whether the trace knows which slot a token's first choice is in."""
-        return self.trace.run.get("slot_order", "unknown") != "unknown"
+        return bool(self.trace.run.get("slot_order", "unknown") != "unknown")
 
     @property
     def specs(self) -> dict[int, LayerSpec]:
