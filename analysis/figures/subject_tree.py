@@ -62,7 +62,7 @@ def subject_tree(analysis: Analysis) -> Figure:
         "divergence, mean over layers; the same divergence on the right."
     )
     null = (
-        f"sampling noise at the subjects' design effects, a divergence of {noise:.3g} bits in the "
+        f"sampling noise at the subjects' design effects, where known: {noise:.3g} bits in the "
         "median; what joins left of the dashed line is not told apart"
     )
     return captioned(figure, shown, analysis, null)

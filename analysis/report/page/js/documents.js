@@ -35,7 +35,8 @@ view({
 });
 
 function noDocuments() {
-  return `the trace has no rows of tokens${page.data.meta.has_rows ? " with token ids" : ""}`;
+  const which = page.data.meta.has_rows ? " with token ids after a few-shot prefix" : "";
+  return `the trace has no rows of tokens${which}`;
 }
 
 function documentName(d) {

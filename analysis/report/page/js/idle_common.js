@@ -5,7 +5,8 @@ const NO_RUNS = "idle runs need rows of tokens in order, and a counting rule tha
 /** Whether idle runs are known. @returns {true|string} */
 function knowsRuns() {
   const { table } = page.data;
-  const isKnown = page.data.meta.T > 0 && table("experts").names.includes("longest_idle") &&
+  if (countsAny() !== true) return countsAny();
+  const isKnown = table("experts").names.includes("longest_idle") &&
     table("experts").column("longest_idle").some((run) => run >= 0);
   return isKnown || NO_RUNS;
 }

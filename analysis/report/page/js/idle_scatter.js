@@ -8,9 +8,11 @@ view({
     "A dot is an expert. To the right: its longest idle run is long because it is rarely used. Up: " +
     "longer than even its own rate explains, because its uses come in bursts. Independent tokens " +
     "at a fair rate lie at 0, 0. Which quarter an expert lies in suggests why; other text decides.",
-  available: () => inPasses() ? knowsTokenRuns()
-    : knowsRuns() === true && page.data.table("experts").column("burstiness").some(Number.isFinite)
-      || `${NO_RUNS}, and shuffled orders`,
+  available: () => {
+    if (knowsTokenRuns() !== true) return knowsTokenRuns();
+    const isKnown = page.data.table("experts").column("burstiness").some(Number.isFinite);
+    return isKnown || `${NO_RUNS}, and shuffled orders`;
+  },
   controls: () => [select({
     label: "Layer",
     options: [{ value: "", label: "all layers" }, ...layerOptions()],

@@ -9,8 +9,11 @@ view({
     "routing above own rates: experts are used unequally. Own rates above observed: they come in " +
     "bursts. A flat end below 100 % is a set that this text does not use.",
   controls: () => [layerControl("all layers: median, 5 to 95 %")],
-  available: () => page.data.table("coverage").length > 0 ||
-    "it needs rows of tokens in order, and a counting rule that counts each once",
+  available: () => {
+    if (countsAny() !== true) return countsAny();
+    return page.data.table("coverage").length > 0 ||
+      "it needs rows of tokens in order, and a counting rule that counts each once";
+  },
   draw: drawCoverage,
   table: coverageTable,
 });

@@ -13,7 +13,7 @@ view({
     "other subjects with their 95 % intervals; the line at 0 is what chance gives. An interval " +
     "over that line says nothing, and rankings by lift or selections alone favour rare or popular experts. " +
     "Click a mark to select its expert.",
-  available: () => page.data.meta.subjects.length > 1 || "there is only one subject",
+  available: () => page.data.meta.subjects.length > 1 ? countsAny() : "there is only one subject",
   controls: () => [
     subjectControl(),
     subjectLayerControl(),

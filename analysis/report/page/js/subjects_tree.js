@@ -12,7 +12,10 @@ view({
     "no expert in common. The tree joins subjects by average linkage of its root, and orders the " +
     "map. Noise alone makes a divergence above 0: point at a cell for it, or colour by the ratio. " +
     "Numbers beside the tree are areas. Click a row to choose its subject.",
-  available: () => page.data.array("subjects.leaves").values[0] > 1 || "there is only one subject",
+  available: () => {
+    if (countsAny() !== true) return countsAny();
+    return page.data.array("subjects.leaves").values[0] > 1 || "all tokens are of one subject";
+  },
   controls: () => [
     subjectLayerControl("mean of all layers"),
     select({

@@ -14,6 +14,7 @@ view({
     "dashed line, 5 % are false discoveries. Click a mark to select its expert.",
   available: () => {
     if (page.data.meta.subjects.length < 2) return "there is only one subject";
+    if (countsAny() !== true) return countsAny();
     if (!page.data.meta.has_rows) return "the trace does not say what its documents are";
     return testedSubjects().length > 0 || `no subject has the ${page.data.meta.least_documents} documents that a test needs`;
   },

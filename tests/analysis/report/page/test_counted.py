@@ -150,3 +150,18 @@ def test_what_is_not_known_is_said(tmp_path: Path, open_page: Open) -> None:
     page = open_page(report_of(tmp_path / "trace"))
     assert page.text("#imbalance figcaption").endswith("T_eff is not known, and T stands for it")
     assert "counting rule that counts each once" in page.text("#coverage .absent")
+
+
+def test_where_nothing_counts_no_other_reason_is_given(tmp_path: Path, open_page: Open) -> None:
+    with TraceWriter(tmp_path / "trace", layers=LAYERS[:1]) as writer:
+        for number in range(6):
+            ends: Any = dict.fromkeys(("question_end", "cue_end", "choice_end"), 12)
+            ids_TK = np.arange(24).reshape(12, 2) % 8
+            writer.add([ids_TK], subject="ab"[number % 2], doc_id=number, prefix_end=12, **ends)
+    settings = Settings(rule=Rule.QUESTION, shuffles=2, replicates=10, permutations=10)
+    write_report(open_trace(tmp_path / "trace"), tmp_path / "report", settings, figure_kinds=())
+    page = open_page(tmp_path / "report")
+    idle = ("burstiness", "longest-idle", "idle-windows", "idle-experts")
+    subjects = ("subject-divergence", "subject-volcano", "subject-ranking")
+    for view in ("sorted-load", "imbalance", "coverage", "devices", *idle, *subjects):
+        assert page.text(f"#{view} .absent") == "Not shown: no token counts under this rule."

@@ -92,7 +92,7 @@ def test_views_say_what_a_trace_lacks(open_page: Open, tmp_path: Path, capture: 
     reasons = {
         "ids": {
             "subject-volcano": "no subject has the 30 documents that a test needs",
-            "document": f"{rows} with token ids",
+            "document": f"{rows} with token ids after a few-shot prefix",
         },
         "counts": {
             "subject-volcano": "the trace does not say what its documents are",
