@@ -209,8 +209,8 @@ def test_nobody_shares_more_tokens_than_the_owner_has(tmp_path: Path) -> None:
 def test_without_rows_a_sequence_that_ran_is_written_whole(tmp_path: Path) -> None:
     def sequence(runs: int) -> Sequence:
         number = writer.next_sequence_id()
-        facts = {"prefix_id": 0, "prefix_tokens": 6, "multiplicity": runs}
-        return Sequence(sequence_id=number, num_tokens=6, **facts)
+        shared: dict[str, Any] = {"prefix_id": 0, "prefix_tokens": 6}
+        return Sequence(sequence_id=number, num_tokens=6, multiplicity=runs, **shared)
 
     with TraceWriter(tmp_path / "t", layers=LAYERS, capture="counts") as writer:
         writer.add(IDS)
