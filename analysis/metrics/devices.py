@@ -3,8 +3,8 @@
 Experts lie on devices in contiguous blocks of equal size, as engines place them before any
 rebalancing and as group-limited routing groups them.
 
-Shape suffixes: L layers, N experts of a layer, D devices, R simulated traces; leading axes are
-kept.
+Shape suffixes: L layers, N experts of a layer, D devices, R simulated traces, X texts; leading axes
+are kept.
 """
 
 from __future__ import annotations
@@ -203,10 +203,7 @@ def balancedness_null(cv_L: np.ndarray, max_vio_L: np.ndarray, devices: int) -> 
     """
     if not len(cv_L):
         return Balancedness(*[math.nan] * 9)
-    normal_RLD = np.random.default_rng(0).standard_normal((_TRACES, len(cv_L), devices))
-    normal_RLD -= normal_RLD.mean(axis=-1, keepdims=True)
-    spread_L = cv_L * math.sqrt(devices / max(devices - 1, 1))
-    max_RL = np.maximum(1 + spread_L * normal_RLD.max(axis=-1), 1.0)
+    max_RL = _largest_loads(cv_L[:, None], devices)[..., 0]
     even_RL = 1 / max_RL
     return Balancedness(
         sglang_utilisation=float(even_RL.mean()),
@@ -219,3 +216,27 @@ def balancedness_null(cv_L: np.ndarray, max_vio_L: np.ndarray, devices: int) -> 
         max_mean=float(max_RL.mean()),
         max_vio=float(max_vio_L.mean()),
     )
+
+
+def even_null(cv_LX: np.ndarray, devices: int) -> np.ndarray:
+    """Return mean / max of the devices' loads under fair routing, in every layer and text.
+
+    Its mean over layers is `vllm_avg` of `balancedness_null`: of the same simulated traces.
+
+    Args:
+        cv_LX: `DeviceNull.cv` of each layer, for any number of texts; NaN where there are no
+            tokens.
+        devices: D.
+
+    Returns:
+        float64 [L, X], in (0, 1]; NaN where the CV is.
+    """
+    return np.asarray((1 / _largest_loads(cv_LX, devices)).mean(axis=0))
+
+
+def _largest_loads(cv_LX: np.ndarray, devices: int) -> np.ndarray:
+    """Return max / mean of the devices' loads in simulated traces, [R, L, X]."""
+    normal_RLD = np.random.default_rng(0).standard_normal((_TRACES, len(cv_LX), devices))
+    normal_RLD -= normal_RLD.mean(axis=-1, keepdims=True)
+    spread_LX = cv_LX * math.sqrt(devices / max(devices - 1, 1))
+    return np.asarray(np.maximum(1 + spread_LX * normal_RLD.max(axis=-1)[..., None], 1.0))

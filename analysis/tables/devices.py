@@ -51,7 +51,7 @@ def _fair(sums: Sums, layer: int) -> tuple[int, float, float]:
     spec, sizes, tokens = sums.specs[layer], sums.set_sizes(layer), sums.counts.layer(layer).tokens
     known = effective_tokens(tokens, mean_deff(sums.layers.get(layer)))
     effective = sizes.null_tokens(float(known) if known > 0 else tokens)
-    return spec.num_experts, sizes.null_k, max(round(effective), 1)
+    return spec.num_experts, sizes.null_k, max(effective, 1.0)
 
 
 def fitting_devices(sums: Sums) -> list[int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.metrics.devices import device_null, group_limit
+from moe_probe.analysis.metrics.devices import device_null, even_null, group_limit
 from moe_probe.analysis.metrics.placement import (
     contiguous_placement,
     greedy_placement,
@@ -72,12 +72,13 @@ def _texts(sums: Sums, layer: int) -> _Texts:
     unknown_2N = np.zeros((2, spec.num_experts), np.int64)
     halves_2N = unknown_2N if state is None else state.halves_2N
     deff_S = mean_deffs(state, len(counts_SN))
-    deff_Y = np.array([mean_deff(state), np.nan, np.nan, *deff_S])
-    total = tokens_S.sum()
-    tokens_Y = np.array([total, total / 2, total / 2, *tokens_S])
+    half_deff = np.nan if state is None else state.halves_deff
+    deff_Y = np.array([mean_deff(state), half_deff, half_deff, *deff_S])
+    sizes = sums.set_sizes(layer)
+    tokens_Y = np.array([tokens_S.sum(), *halves_2N.sum(axis=1) / sizes.mean_k, *tokens_S])
     return _Texts(
         spec=spec,
-        sizes=sums.set_sizes(layer),
+        sizes=sizes,
         counts_YN=np.concatenate([counts_SN.sum(axis=0)[None], halves_2N, counts_SN]),
         effective_Y=tokens_Y / np.where(deff_Y > 0, deff_Y, 1.0),
     )
@@ -88,13 +89,13 @@ def _rows(sums: Sums, texts: list[_Texts], devices: int) -> list[tuple[object, .
     found = _mean_over_layers(texts, devices, len(names))
     rows: list[tuple[object, ...]] = []
 
-    def add(fit: str, fit_subject: str, subject: int | None, value: float) -> None:
-        text = _ALL if subject is None else _SUBJECTS + subject
-        name = "" if subject is None else names[subject]
-        rows.append((devices, fit, fit_subject, name, value, found.null_Y[text]))
+    def add(fit: str, fit_subject: str, subject: int, value: float) -> None:
+        null = found.null_Y[_SUBJECTS + subject]
+        rows.append((devices, fit, fit_subject, names[subject], value, null))
 
-    for fit, value in zip(("contiguous", "all", "other half"), found.all_3, strict=True):
-        add(fit, "", None, value)
+    null_3 = (found.null_Y[_ALL], found.null_Y[_ALL], found.null_Y[[*_HALVES]].mean())
+    for fit, *values in zip(("contiguous", "all", "other half"), found.all_3, null_3, strict=True):
+        rows.append((devices, fit, "", "", *values))
     for subject in range(len(names)):
         add("contiguous", "", subject, found.contiguous_S[subject])
         add("other subjects", "", subject, found.others_S[subject])
@@ -132,14 +133,15 @@ def _mean_over_layers(texts: list[_Texts], devices: int, subjects: int) -> _Bala
         subject_SS = placed_balance(subject_SN, own_SN, devices)
         subject_SS[~subject_SN.any(axis=1)] = np.nan
         facts = spec.num_experts, sizes.null_k, devices
-        null_Y = [
-            1 / (1 + device_null(*facts, tokens, group_limit(spec)).max_vio)
+        cv_Y = [
+            device_null(*facts, tokens, group_limit(spec)).cv
             for tokens in map(sizes.null_tokens, layer.effective_Y)
         ]
         all_3 = np.array([fixed_XY[0, _ALL], fixed_XY[1, _ALL], np.mean(halves)])
         contiguous_S = fixed_XY[0, _SUBJECTS : _SUBJECTS + subjects]
-        found.append((all_3, contiguous_S, others_S, subject_SS, null_Y))
-    return _Balance(*(_known_mean(np.stack(values)) for values in zip(*found, strict=True)))
+        found.append((all_3, contiguous_S, others_S, subject_SS, cv_Y))
+    *balances, cv_LY = (np.stack(values) for values in zip(*found, strict=True))
+    return _Balance(*map(_known_mean, [*balances, even_null(cv_LY, devices)]))
 
 
 def _placements(texts: list[_Texts], devices: int, subjects: int) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ Shape suffixes: N experts of a layer.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +113,27 @@ def test_one_subject_has_no_transfer(tmp_path: Path) -> None:
     assert table["fit"].tolist() == ["contiguous", "all", "other half"] * 2
     assert (table["subject"] == "").all()
     assert table["balancedness"].between(0.25, 1).all()
+
+
+def test_fair_routing_is_as_even_as_the_nulls_say(tmp_path: Path) -> None:
+    """One-token documents, against halves drawn anew; contiguous experts as in `devices`."""
+    rng, tokens = np.random.default_rng(7), 400
+
+    def draw(number: int) -> np.ndarray:
+        return rng.random((number, 8)).argsort(axis=1)[:, :2]
+
+    with TraceWriter(tmp_path / "trace", layers=[LayerSpec(layer=0, num_experts=8, top_k=2)]) as w:
+        for number, ids_TK in enumerate(np.split(draw(tokens), tokens)):
+            w.add([ids_TK], subject="ab"[number % 2], doc_id=number)
+    found = analyse(tmp_path / "trace", shuffles=2, replicates=10, permutations=2)
+    table = found.table("placement").query("subject == ''").set_index(["fit", "devices"])
+    null, values = table["balancedness_null"], defaultdict(list)
+    for _ in range(300):
+        one_N, other_N = (np.bincount(draw(tokens // 2).ravel(), minlength=8) for _ in range(2))
+        for devices in (2, 4):
+            values[devices].append(balance(other_N, placed(one_N, devices), devices))
+    for row in found.table("devices").to_dict("records"):
+        devices = row["devices"]
+        assert null["contiguous", devices] == pytest.approx(row["vllm_avg_null"], abs=1e-12)
+        assert null["other half", devices] == pytest.approx(np.mean(values[devices]), rel=0.01)
+        assert null["other half", devices] < null["contiguous", devices] - 0.008
