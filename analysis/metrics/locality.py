@@ -85,8 +85,9 @@ def repeats_table(
         tokens_S: Tokens.
 
     Returns:
-        One row per lag and subject, and first of each lag one over all subjects. Shares and
-        ratios are in [0, 1], and null without pairs; overlap_ratio also without selections.
+        One row per lag and subject, and first of each lag one over all subjects. Shares are in
+        [0, 1], and so are ratios where no slot is empty; all are null without pairs, overlap_ratio
+        also without selections.
         subject  "" for all
         lag  in tokens
         pairs  of tokens of one document
