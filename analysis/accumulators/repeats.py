@@ -91,8 +91,7 @@ class Repeats:
         is_known_T = number_T >= 0
         number_T = number_T[is_known_T]
         self._seen_E[number_T] = True
-        prints_T = _values_of_ids()[ids_TK[is_known_T]].sum(axis=1)
-        self._prints_LE[self._place[layer], number_T] = prints_T
+        self._prints_LE[self._place[layer], number_T] = fingerprints(ids_TK[is_known_T])
 
     def merge(self, other: Self) -> None:
         """Add what another shard saw; raises ValueError if its trace or layers are others."""
@@ -132,6 +131,11 @@ _ARRAYS = (
     *("sequence_id_S", "start_S", "offset_S"),
     *("seen_E", "prints_LE", "left_P", "right_P"),
 )
+
+
+def fingerprints(ids_TK: np.ndarray) -> np.ndarray:
+    """Return a number of each row's experts, whatever the order of its slots: uint64 [T]."""
+    return np.asarray(_values_of_ids()[ids_TK].sum(axis=1))
 
 
 @cache

@@ -9,18 +9,21 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow.compute as pc
+from scipy.special import betaln, chdtrc
 
 from moe_probe.analysis.accumulators.counts import Counts, LayerCounts
 from moe_probe.analysis.accumulators.tables import table_totals
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.ranking import rank_from_least
-from moe_probe.analysis.quality.outcome import Check, Status, pass_if, some
+from moe_probe.analysis.quality.outcome import Check, Status, groups_of, pass_if, some
 from moe_probe.trace import Trace
 
 # One trace in 700, and one in 3 million.
 _NOTE, _FAIL = 1 / 700, 1 / 3_000_000
 _ALONE = 3.0
 """Load of expert 0 over that of any other expert of a layer, from which it is noted."""
+_TOKENS = 100
+"""Of fewer it is often one expert that most of them select."""
 
 
 def count_bounds(trace: Trace, counts: Counts, *, scanned: bool) -> Check:
@@ -69,7 +72,7 @@ def expert_zero(layers: Iterable[LayerCounts]) -> Check:
             from_busiest_N = rank_from_least(-load_N)
             doubled.append(rank_from_least(load_N) + len(load_N) + 1 - from_busiest_N)
             loads.append(load_N[0])
-            if load_N[0] > _ALONE * load_N[1:].max():
+            if layer.tokens >= _TOKENS and load_N[0] > _ALONE * load_N[1:].max():
                 alone.append(f"{load_N[0]:.1f} in layer {layer.spec.layer}")
     if not doubled:
         return Check("Q15", name, Status.SKIP, reason="no selections among several experts")
@@ -80,6 +83,34 @@ def expert_zero(layers: Iterable[LayerCounts]) -> Check:
     value = f"mean rank {mean:.2f}, median load {np.median(loads):.2f}"
     value += f"; load {some(alone)}, {_ALONE:.0f} times any other" if alone else ""
     return Check("Q15", name, status, value, f"0.50; chance >= 1 in {1 / _FAIL:,.0f}")
+
+
+def experts_in_use(layers: Iterable[LayerCounts]) -> Check:
+    """Look for layers that use none but the first of their experts, as ids within a device do.
+
+    If an expert's index means nothing, all u that are used are among the first m of N with chance
+    C(m, u) / C(N, u). Of a router that chooses groups first, groups are looked at instead. Chances
+    of layers are joined by Fisher's method, which errs on the safe side for whole numbers.
+    """
+    name = "experts in use not only the first"
+    logs, tops = [], []
+    for layer in layers:
+        experts, groups = layer.spec.num_experts, groups_of(layer.spec)
+        units = groups if groups > 1 else experts
+        used = np.unique(np.flatnonzero(layer.counts_N) // (experts // units))
+        if len(used):
+            top, number = int(used[-1]) + 1, len(used)
+            logs.append(_log_choose(top, number) - _log_choose(units, number))
+            tops.append(f"ids below {top * experts // units} of {experts}")
+    if not logs:
+        return Check("Q21", name, Status.SKIP, reason="no selections")
+    chance = float(chdtrc(2 * len(logs), max(-2 * sum(logs), 0)))
+    value = f"{tops[int(np.argmin(logs))]} in one of {len(logs)} layers"
+    return Check("Q21", name, pass_if(chance >= _FAIL), value, f"chance >= 1 in {1 / _FAIL:,.0f}")
+
+
+def _log_choose(total: int, chosen: int) -> float:
+    return float(-betaln(chosen + 1, total - chosen + 1) - np.log(total + 1))
 
 
 def _chance(doubled: list[np.ndarray]) -> float:

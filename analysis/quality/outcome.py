@@ -7,7 +7,9 @@ from enum import StrEnum
 from typing import Any
 
 from moe_probe.errors import TraceError
-from moe_probe.trace import Trace
+from moe_probe.trace import LayerSpec, Trace
+
+NO_ROWS = "no per-token rows (--capture counts)"
 
 
 class Status(StrEnum):
@@ -63,6 +65,13 @@ def integers(table: dict[str, Any], names: str) -> list[int]:
         return [int(table[name]) for name in names.split()]
     except (KeyError, TypeError, ValueError) as error:
         raise TraceError(f"A table in run.json lacks {names}: {error!r}. Record again.") from error
+
+
+def groups_of(spec: LayerSpec) -> int:
+    """Return the groups of experts that a layer's router chooses first; 1 where nothing says so."""
+    groups = spec.facts.get("num_groups")
+    is_known = isinstance(groups, int) and groups > 0 and spec.num_experts % groups == 0
+    return int(groups or 1) if is_known else 1
 
 
 def pass_if(condition: bool) -> Status:

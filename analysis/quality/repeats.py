@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 from moe_probe.analysis.accumulators.repeats import Repeats
-from moe_probe.analysis.quality.outcome import Check, Status, pass_if, some
+from moe_probe.analysis.quality.outcome import NO_ROWS, Check, Status, pass_if, some
 from moe_probe.analysis.quality.outcome import table as table_of
 from moe_probe.errors import TraceError
 from moe_probe.trace import Trace
@@ -74,7 +74,7 @@ def repeated_prompts(repeats: Repeats | None) -> Check:
     """
     name = "repeated prompts routed alike"
     if repeats is None:
-        return Check("Q13", name, Status.SKIP, reason="no per-token rows (--capture counts)")
+        return Check("Q13", name, Status.SKIP, reason=NO_ROWS)
     pairs, equal = repeats.agreement()
     if not pairs:
         return Check("Q13", name, Status.SKIP, reason="no prompt's rows are stored more than once")

@@ -10,14 +10,16 @@ from scipy.special import bdtrik
 
 from moe_probe.analysis.accumulators.rows import Anomalies, RowFaults
 from moe_probe.analysis.index import column
-from moe_probe.analysis.quality.outcome import Check, Status, pass_if, some
+from moe_probe.analysis.quality.outcome import NO_ROWS, Check, Status, pass_if, some
 from moe_probe.analysis.source import Source
 from moe_probe.trace import LayerSpec, Trace
 
 _ORDERED_ROWS = 0.001
 _CHANCE = 1e-5
 """Of a layer to fail by the rows that chance gives, so that one trace in 1,000 does at most."""
-_NO_ROWS = "no per-token rows (--capture counts)"
+_NUMBERING = 0.01
+_ALL_ROWS = 0.95
+"""So many rows with the same experts are a fault, whatever their numbers."""
 
 
 def row_check(
@@ -25,13 +27,14 @@ def row_check(
     name: str,
     faults: RowFaults | None,
     field: str,
-    allowed: Callable[[LayerSpec, int], float],
+    allowed: Callable[[LayerSpec, int, int], float],
 ) -> Check:
     """Compare one kind of anomaly with the share of so many rows that may show it in each layer."""
     if faults is None:
-        return Check(check, name, Status.SKIP, reason=_NO_ROWS)
+        return Check(check, name, Status.SKIP, reason=NO_ROWS)
     total = faults.num_rows
-    share_of = {layer: allowed(spec, total) for layer, spec in faults.layers.items()}
+    number = len(faults.layers)
+    share_of = {layer: allowed(spec, total, number) for layer, spec in faults.layers.items()}
     layers = [layer for layer, share in share_of.items() if share < 1]
     if not layers:
         reason = "such rows are normal with one slot, few experts, or few rows"
@@ -47,27 +50,34 @@ def row_check(
     return Check(check, name, pass_if(is_good), value, f"<= {most:.2%} of rows" if most else "0")
 
 
-def none_allowed(_: LayerSpec, __: int) -> float:
+def none_allowed(_: LayerSpec, __: int, ___: int) -> float:
     return 0.0
 
 
-def none_above_one_slot(spec: LayerSpec, _: int) -> float:
+def none_above_one_slot(spec: LayerSpec, _: int, __: int) -> float:
     return 0.0 if spec.top_k > 1 else 1.0
 
 
-def ordered_allowed(spec: LayerSpec, rows: int) -> float:
-    # Ten times the share under uniform routing, since real routers have favourite sets.
-    by_chance = min(10 / math.comb(spec.num_experts, spec.top_k), 1.0)
+def ordered_allowed(spec: LayerSpec, rows: int, layers: int) -> float:
+    """Return the share of rows that may read 0, 1, 2, ... in one of several layers.
+
+    Of independent rows ten times their chance, since real routers have favourite sets. Of rows that
+    depend on one another, such as those of one topic or of one token, a share s or more reads so by
+    the numbering of the experts alone with chance 1 / (s C(N, k)): in one trace of 100 at most.
+    """
+    chance = 1 / math.comb(spec.num_experts, spec.top_k)
+    by_chance = min(10 * chance, 1.0)
     if spec.top_k == 1 or by_chance == 1:
         return 1.0
     most = float(bdtrik(1 - _CHANCE, max(rows, 1), by_chance))
-    return max(_ORDERED_ROWS + by_chance, math.ceil(most) / max(rows, 1))
+    alike = min(layers * chance / _NUMBERING, _ALL_ROWS)
+    return max(_ORDERED_ROWS + by_chance, math.ceil(most) / max(rows, 1), alike)
 
 
 def rows_per_sequence(trace: Trace, source: Source | None) -> Check:
     name = "rows per sequence"
     if source is None:
-        return Check("Q6", name, Status.SKIP, reason=_NO_ROWS)
+        return Check("Q6", name, Status.SKIP, reason=NO_ROWS)
     table = trace.sequences.sort_by("sequence_id")
     start_S, stop_S, multiplicity_S = (
         column(table, name) for name in ("prefix_tokens", "num_tokens", "multiplicity")

@@ -7,15 +7,21 @@ from pathlib import Path
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.repeats import Repeats
+from moe_probe.analysis.accumulators.row_sample import RowSample
 from moe_probe.analysis.accumulators.rows import RowFaults
 from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.accumulators.weight_faults import WeightFaults
-from moe_probe.analysis.quality.loads import count_bounds, expert_zero
+from moe_probe.analysis.quality.loads import count_bounds, expert_zero, experts_in_use
 from moe_probe.analysis.quality.outcome import Check, Status
 from moe_probe.analysis.quality.repeats import (
     repeated_prompts,
     separate_writers,
     unchanged_scores,
+)
+from moe_probe.analysis.quality.routes import (
+    layers_recorded_once,
+    lowest_everywhere,
+    routes_of_own,
 )
 from moe_probe.analysis.quality.rows import (
     none_above_one_slot,
@@ -32,6 +38,7 @@ from moe_probe.analysis.quality.run_facts import (
     recorded_top_k,
     replicates,
 )
+from moe_probe.analysis.quality.shifts import own_token
 from moe_probe.analysis.quality.weights import weights_in_range
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Accumulator, Progress, scan
@@ -64,6 +71,7 @@ class Evidence:
         self.faults: RowFaults | None = None
         self.weights: WeightFaults | None = None
         self.repeats: Repeats | None = None
+        self.sample: RowSample | None = None
         if source is None:
             self.counts = counts_from_tables(trace, Rule.RAW)
         else:
@@ -71,6 +79,7 @@ class Evidence:
             self._shares_counts = raw is not None
             self.faults = RowFaults(trace.layers)
             self.repeats = Repeats(trace.sequences, trace.layers)
+            self.sample = RowSample(source)
             if trace.capture is Capture.WEIGHTS:
                 descending = trace.run.get("slot_order") == "descending_weight"
                 self.weights = WeightFaults(trace.layers, descending=descending)
@@ -81,7 +90,7 @@ class Evidence:
         if self.source is None:
             return []
         counts = None if self._shares_counts else self.counts
-        wanted = (counts, self.faults, self.weights, self.repeats)
+        wanted = (counts, self.faults, self.weights, self.repeats, self.sample)
         return [found for found in wanted if found is not None]
 
     def checks(self) -> list[Check]:
@@ -105,6 +114,11 @@ class Evidence:
             prefix_agreement(trace),
             expert_zero(self.counts.by_layer()),
             unchanged_scores(trace),
+            lowest_everywhere(self.sample),
+            own_token(trace, self.sample),
+            routes_of_own(self.sample),
+            layers_recorded_once(self.sample),
+            experts_in_use(self.counts.by_layer()),
         ]
 
 
