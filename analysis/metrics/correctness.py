@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.metrics.grouping import sums_by_label, within_groups
-from moe_probe.analysis.metrics.subjects import two_sided_p
+from moe_probe.analysis.metrics.permuted_answers import permuted_p_values
 from moe_probe.analysis.statistics.undefined import positive
 
 
@@ -48,8 +48,10 @@ def correctness_table(
         expert  index in the layer
         difference  frequency in correct less that in incorrect documents, in [-1, 1]
         standard_error  of the difference, if there is none
-        z  difference over standard error; null: N(0, 1)
-        p_value  two-sided, to be replaced by a q-value over all layers
+        z  difference over standard error; near N(0, 1) by chance, but with longer tails for an
+            expert that few documents use and where few answers are right or few are wrong
+        p_value  two-sided, of `permuted_p_values`, which knows these tails; to be replaced by a
+            q-value over all layers
         All are null where no subject has both answers, and z where no document differs.
         Source: Mantel (1963), the extended test for mean scores.
     """
@@ -116,7 +118,6 @@ def exposure_table(
     unexposed_N, other_N = answered_C.sum() - exposed_N, right_C.sum() - right_N
     accuracy_N = right_N / positive(exposed_N)
     others_N = other_N / positive(unexposed_N)
-    z_N = within.z_N
     return pd.DataFrame(
         {
             "expert": np.arange(counts_CN.shape[1]),
@@ -125,8 +126,8 @@ def exposure_table(
             "accuracy_unexposed": others_N,
             "difference": accuracy_N - others_N,
             "difference_within": within.product_N / positive(within.square_N),
-            "z": z_N,
-            "p_value": two_sided_p(z_N),
+            "z": within.z_N,
+            "p_value": within.p_value_N,
         }
     )
 
@@ -143,21 +144,20 @@ class _Within:
     """Of answer squared, which is sum_S C1 C0 / (C1 + C0) where every row is one document."""
     variance_N: np.ndarray
     """Of `product_N` under permutation of the answers within subjects."""
-
-    @property
-    def z_N(self) -> np.ndarray:
-        return np.asarray(self.product_N / np.sqrt(positive(self.variance_N)))
+    z_N: np.ndarray
+    """`product_N` over its standard deviation."""
+    p_value_N: np.ndarray
 
     def table(self, change: str) -> pd.DataFrame:
         """Tabulate experts; `change` names the column of what a unit of the answer changes."""
-        scale, z_N = self.answers if self.answers > 0 else np.nan, self.z_N
+        scale = self.answers if self.answers > 0 else np.nan
         return pd.DataFrame(
             {
-                "expert": np.arange(len(z_N)),
+                "expert": np.arange(len(self.z_N)),
                 change: self.product_N / scale,
                 "standard_error": np.sqrt(self.variance_N) / scale,
-                "z": z_N,
-                "p_value": two_sided_p(z_N),
+                "z": self.z_N,
+                "p_value": self.p_value_N,
             }
         )
 
@@ -172,9 +172,14 @@ def _compare(
     square_SN = sums_by_label(value_CN**2, *groups)
     answer_S = np.bincount(subject_C, answered_C * answer_C**2, minlength=len(used))
     free_S = np.maximum(np.bincount(subject_C, minlength=len(used)) - 1, 1)
+    weighted_CN = answered_C[:, None] * value_CN
+    product_N, variance_N = answer_C @ weighted_CN, (answer_S / free_S) @ square_SN
+    z_N = np.asarray(product_N / np.sqrt(positive(variance_N)))
     return _Within(
-        product_N=(answered_C * answer_C) @ value_CN,
+        product_N=product_N,
         square_N=square_SN.sum(axis=0),
         answers=float(answer_S.sum()),
-        variance_N=(answer_S / free_S) @ square_SN,
+        variance_N=variance_N,
+        z_N=z_N,
+        p_value_N=permuted_p_values(z_N, weighted_CN, answer_C, subject_C, len(used)),
     )

@@ -45,9 +45,10 @@ def exposures(
         difference  the first less the second, over all subjects: mixed with what subjects are
         difference_within  the same between documents of one subject, averaged with the weights of
             Cochran, Mantel and Haenszel; null where use varies in no subject
-        z  of the latter over its standard error if answers are permuted within subjects: N(0, 1)
-            by chance
-        q_value  two-sided, Benjamini-Hochberg over all layers and experts
+        z  of the latter over its standard error if answers are permuted within subjects: near
+            N(0, 1) by chance, with longer tails where few documents use or do not use the expert
+        q_value  two-sided, of the tails that permuted answers have, Benjamini-Hochberg over all
+            layers and experts
 
     Raises:
         TraceError: the trace has no per-token rows, or no document known to be right or wrong, or

@@ -44,8 +44,10 @@ def margin_contrast(
         slope  change of the expert's frequency per nat of margin, within subjects; null where
             margins vary in no subject
         standard_error  of the slope, if answers are permuted within subjects
-        z  slope over that: N(0, 1) by chance
-        q_value  two-sided, Benjamini-Hochberg over all layers and experts
+        z  slope over that: near N(0, 1) by chance, with longer tails where few documents use the
+            expert or few margins are large
+        q_value  two-sided, of the tails that permuted margins have, Benjamini-Hochberg over all
+            layers and experts
 
     Raises:
         TraceError: the trace has no per-token rows, or no document with scores of two choices that
