@@ -21,6 +21,7 @@ from moe_probe.trace import LayerSpec
 # Weights may have been computed in bfloat16 and were rounded to float16.
 _ROUNDING = 0.01
 _HALF_ULP = 2.0**-11
+_HALF_TINY = 2.0**-24
 
 
 class WeightAnomalies(NamedTuple):
@@ -32,8 +33,8 @@ class WeightAnomalies(NamedTuple):
     """Rows with a negative weight."""
     unordered: int = 0
     """Rows whose weights do not descend, where the trace says that slots do."""
-    beyond_one: int = 0
-    """Rows whose weights sum to more than 1, where they are a part of a softmax."""
+    wrong_sum: int = 0
+    """Rows whose weights do not sum to what the layer's facts say: see `sums_allowed`."""
     impossible: int = 0
     """Rows with a scalar that is not finite, an entropy outside [0, ln N] or a margin below 0."""
     like_probabilities: int = 0
@@ -43,6 +44,23 @@ class WeightAnomalies(NamedTuple):
 def is_unscaled_softmax(spec: LayerSpec) -> bool:
     """Whether by the layer's facts its weights are a part of a softmax, multiplied by nothing."""
     return spec.facts.get("scoring") == "softmax" and spec.facts.get("scale", 1) in (1, None)
+
+
+def sums_allowed(spec: LayerSpec) -> list[tuple[float, float]]:
+    """Return the least and the greatest sum of a row's weights; none where anything may be.
+
+    Normalised weights sum to 1, or to the scale where that was applied; they are not where there
+    is one slot, and need not be where slots may be empty or experts return their input. A part of a
+    softmax sums to 1 at most, and not to 0.
+    """
+    facts = spec.facts
+    is_whole = spec.top_k > 1 and not spec.empty_slots and not facts.get("num_zero_experts")
+    if facts.get("normalized") is True and is_whole:
+        sums = {1.0, float(facts.get("scale") or 1)}
+        return [(value * (1 - _ROUNDING), value * (1 + _ROUNDING)) for value in sums]
+    if is_unscaled_softmax(spec):
+        return [(0.0 if spec.empty_slots else _HALF_TINY, 1 + _ROUNDING)]
+    return []
 
 
 class WeightFaults(Faults):
@@ -110,12 +128,16 @@ class WeightFaults(Faults):
             weights_KT[ids_TK.transpose() == spec.none_id] = 0
         finite_T = np.isfinite(weights_KT).all(axis=0)
         sum_T = weights_KT.sum(axis=0, where=finite_T)
+        allowed = sums_allowed(spec)
+        right_T = ~finite_T | (not allowed)
+        for least, most in allowed:
+            right_T |= (sum_T >= least) & (sum_T <= most)
         scalar_faults = (0, 0) if scalars_T3 is None else _inspect_scalars(spec, scalars_T3)
         return WeightAnomalies(
             int((~finite_T).sum()),
             int((weights_KT < 0).any(axis=0).sum()),
             int((weights_KT[:-1] < weights_KT[1:]).any(axis=0).sum()) if descending else 0,
-            int((sum_T > 1 + _ROUNDING).sum()) if is_unscaled_softmax(spec) else 0,
+            int((~right_T).sum()),
             *scalar_faults,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moe_probe.analysis.accumulators.weight_faults import (
     WeightAnomalies,
     WeightFaults,
-    is_unscaled_softmax,
+    sums_allowed,
 )
 from moe_probe.analysis.quality.outcome import Check, Status, pass_if, some
 
@@ -15,17 +15,17 @@ _NAMES = {
     "not_finite": "rows with NaN",
     "negative": "rows with negative weights",
     "unordered": "rows in another order",
-    "beyond_one": "rows that sum to more than 1",
+    "wrong_sum": "rows with an impossible sum",
     "impossible": "rows with impossible scalars",
 }
 
 
 def weights_in_range(faults: WeightFaults | None) -> Check:
-    """Check that weights are finite, not negative, in order, and no more than 1 together.
+    """Check that weights are finite, not negative, in order, and sum to what a router gives.
 
     The order is checked where run.json names one, the sum where the layer's facts say that weights
-    are a part of an unscaled softmax. Router scalars must be finite, the entropy within ln N, the
-    margin not negative, and all three together other than those of probabilities.
+    are normalised or a part of an unscaled softmax. Router scalars must be finite, the entropy
+    within ln N, the margin not negative, and all three together other than those of probabilities.
     """
     name = "gate weights in range"
     if faults is None:
@@ -40,8 +40,8 @@ def weights_in_range(faults: WeightFaults | None) -> Check:
         and rows.like_probabilities >= _LIKE_PROBABILITIES * rows_of[layer]
     ]
     expected = "finite, >= 0" + ", descending" * faults.descending
-    if all(map(is_unscaled_softmax, faults.layers.values())):
-        expected += ", sum <= 1"
+    if all(map(sums_allowed, faults.layers.values())):
+        expected += ", sum as configured"
     value = some(wrong) if wrong else f"{len(found)} layers of {max(rows_of.values()):,} rows"
     return Check("Q9", name, pass_if(not wrong), value, expected)
 

@@ -254,7 +254,10 @@ def test_rows_of_another_token_are_found(checks: Any, shape: Shape, fault: Any) 
     ids_TLK[odd] = fault(ids_TLK, odd)
     found = checks(ids_TLK, token_id_T, num_experts=shape[0])
     assert failing(found) == {"Q19"}
-    assert checks(ids_TLK, num_experts=shape[0])["Q19"].status == "skip"
+    # Without token ids rows like the one before may be a run of one token.
+    blind = checks(ids_TLK, num_experts=shape[0])["Q19"]
+    assert blind.status == ("note" if fault is stale else "pass")
+    assert checks(route(token_id_T, shape, 4), num_experts=shape[0])["Q19"].status == "pass"
     few = checks(ids_TLK[:, :2], token_id_T, num_experts=shape[0])["Q19"]
     assert few.reason.startswith("few layers or experts")
 

@@ -82,6 +82,10 @@ def scaled(weights_TK: np.ndarray, _: np.ndarray) -> None:
     weights_TK[[3, 7]] *= 1.02 / weights_TK[[3, 7]].sum(axis=1, keepdims=True)
 
 
+def nothing(weights_TK: np.ndarray, _: np.ndarray) -> None:
+    weights_TK[[3, 7]] = 0
+
+
 def impossible(_: np.ndarray, scalars_T3: np.ndarray) -> None:
     scalars_T3[3, 1] = np.log(NUM_EXPERTS) + 0.01
     scalars_T3[7, 2] = -0.01
@@ -91,7 +95,8 @@ FAULTS = [
     (nan, "not_finite", "2 rows with NaN"),
     (negative, "negative", "2 rows with negative weights"),
     (swap, "unordered", "2 rows in another order"),
-    (scaled, "beyond_one", "2 rows that sum to more than 1"),
+    (scaled, "wrong_sum", "2 rows with an impossible sum"),
+    (nothing, "wrong_sum", "2 rows with an impossible sum"),
     (impossible, "impossible", "2 rows with impossible scalars"),
 ]
 
@@ -111,7 +116,28 @@ def test_what_the_trace_does_not_say_is_not_expected() -> None:
     for facts in ({}, {"scoring": "sigmoid"}, {"scoring": "softmax", "scale": 2.5}):
         assert inspect((ids_TK, weights_TK, scalars_T3), spec(facts=facts)) == WeightAnomalies()
     found = inspect((ids_TK, weights_TK, scalars_T3), spec(facts={**SOFTMAX, "scale": 1.0}))
-    assert found == WeightAnomalies(beyond_one=NUM_TOKENS)
+    assert found == WeightAnomalies(wrong_sum=NUM_TOKENS)
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_normalised_weights_sum_to_one_or_the_scale(scoring: str) -> None:
+    ids_TK, part_TK, _ = routed(logits())
+    whole_TK = part_TK / part_TK.sum(axis=1, keepdims=True)
+    facts = {"scoring": scoring, "normalized": True, "scale": 2.5}
+    sums_T = part_TK.astype(float).sum(axis=1)
+    odd = int((np.abs(sums_T - 1) > 0.01).sum())
+    assert odd > NUM_TOKENS / 2
+    for weights_TK, wrong in ((whole_TK, 0), (2.5 * whole_TK, 0), (part_TK, odd)):
+        weights_TK = weights_TK.astype(np.float16)
+        for options, number in (
+            ({}, wrong),
+            ({"empty_slots": True}, 0),
+            ({"facts": {**facts, "normalized": False, "scoring": "sigmoid"}}, 0),
+            ({"facts": {**facts, "num_zero_experts": 2}}, 0),
+        ):
+            layer = spec(**{"facts": facts, "scalars": False, **options})
+            found = WeightFaults.inspect(layer, ids_TK, weights_TK, None, descending=True)
+            assert found == WeightAnomalies(wrong_sum=number), options
 
 
 def test_empty_slots_weigh_nothing() -> None:
@@ -159,7 +185,7 @@ def test_check_names_layer_and_fault(tmp_path: Path, fault: Fault, _: str, text:
     sound, broken = routed(logits(0)), routed(logits(1))
     check = checked(tmp_path / "trace", [sound, sound], slot_order="descending_weight")
     assert (check.status, check.value) == (Status.PASS, "2 layers of 300 rows")
-    assert check.expected == "finite, >= 0, descending, sum <= 1"
+    assert check.expected == "finite, >= 0, descending, sum as configured"
     fault(*broken[1:])
     check = checked(tmp_path / "trace", [sound, broken], slot_order="descending_weight")
     assert (check.status, check.value) == (Status.FAIL, f"layer 4: {text}")
@@ -170,7 +196,7 @@ def test_order_is_checked_only_where_it_is_said(tmp_path: Path) -> None:
     swap(*arrays[1:])
     for order in ("unknown", "router_rank"):
         check = checked(tmp_path / "trace", [arrays], slot_order=order)
-        assert (check.status, check.expected) == (Status.PASS, "finite, >= 0, sum <= 1")
+        assert (check.status, check.expected) == (Status.PASS, "finite, >= 0, sum as configured")
 
 
 def test_a_layer_of_probabilities_fails(tmp_path: Path) -> None:
