@@ -171,20 +171,23 @@ def token_recall(
         evaluated: Of the other half.
         top_k: k experts are foreseen, a token id's most frequent ones.
         least: Tokens that an id must have in `fitted`; all others, and ties, get the experts
-            most frequent in all.
+            most frequent in all, and of those that are as frequent the first.
     """
     selected, fitted_N = evaluated.counts_N.sum(), fitted.counts_N
     if selected == 0 or fitted_N.sum() == 0:
         return TokenRecall(math.nan, math.nan, math.nan)
-    marginal_N = fitted_N / (fitted_N.sum() + 1)
-    usual_K = np.argsort(-marginal_N, kind="stable")[:top_k]
+    usual_N = np.argsort(-fitted_N, kind="stable")
+    usual_K = usual_N[:top_k]
+    # Below 1, so that it decides between experts that a token id selects equally often.
+    tie_N = np.empty(len(usual_N))
+    tie_N[usual_N] = np.arange(len(usual_N), 0, -1) / (len(usual_N) + 1)
     known_X = np.intersect1d(
         fitted.frequent(least).token_ids_X, evaluated.token_ids_X, assume_unique=True
     )
     unknown_N, hits = evaluated.counts_N, 0
     for start in range(0, len(known_X), _BLOCK):
         block_B = known_X[start : start + _BLOCK]
-        score_BN, counts_BN = fitted.dense(block_B) + marginal_N, evaluated.dense(block_B)
+        score_BN, counts_BN = fitted.dense(block_B) + tie_N, evaluated.dense(block_B)
         foreseen_BK = np.argpartition(-score_BN, top_k - 1, axis=1)[:, :top_k]
         hits += int(np.take_along_axis(counts_BN, foreseen_BK, axis=1).sum())
         unknown_N = unknown_N - counts_BN.sum(axis=0)

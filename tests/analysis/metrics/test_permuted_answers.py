@@ -18,7 +18,8 @@ SUBJECT_C = np.repeat([0, 1, 2], [40, 60, 100])
 
 def centred(value_C: np.ndarray) -> np.ndarray:
     """Each value less its subject's mean."""
-    return value_C - np.array([value_C[s == SUBJECT_C].mean() for s in range(3)])[SUBJECT_C]
+    mean_S = np.array([value_C[s == SUBJECT_C].mean() for s in range(3)])
+    return np.asarray(value_C - mean_S[SUBJECT_C])
 
 
 def permuted_sums(

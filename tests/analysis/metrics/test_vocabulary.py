@@ -150,16 +150,17 @@ def test_token_lists_against_their_definition() -> None:
     assert (first.loc[:5] % 7 == first.loc[:5].index).all()
 
 
-@pytest.mark.parametrize("least", [1, 5])
-def test_recall_against_a_loop(least: int) -> None:
-    fit, test = spoken(5, 500), spoken(6, 400)
-    fitted, tokens = naive(*fit), Counter(fit[0].tolist())
+@pytest.mark.parametrize(("tokens", "least"), [(500, 1), (500, 5), (12, 1), (20, 2)])
+def test_recall_against_a_loop(tokens: int, least: int) -> None:
+    """Of few tokens experts are as frequent as others: the first are foreseen, on any machine."""
+    fit, test = spoken(5, tokens), spoken(6, 400)
+    fitted, tokens_of = naive(*fit), Counter(fit[0].tolist())
     marginal = Counter(expert for chosen in sets_of(fit[1]) for expert in chosen)
     hits = known = usual_hits = 0
     usual = sorted(range(8), key=lambda e: -marginal[e])[:3]
     for token_id, chosen in zip(test[0].tolist(), sets_of(test[1]), strict=True):
         foreseen = usual
-        if tokens[token_id] >= least:
+        if tokens_of[token_id] >= least:
             known += 1
             foreseen = sorted(range(8), key=lambda e: (-fitted[token_id, e], -marginal[e]))[:3]
         hits += len(chosen & set(foreseen))
@@ -168,7 +169,7 @@ def test_recall_against_a_loop(least: int) -> None:
     assert found.recall == pytest.approx(hits / 1200)
     assert found.null == pytest.approx(usual_hits / 1200)
     assert found.known == pytest.approx(known / 400)
-    assert found.recall > found.null
+    assert tokens < 500 or found.recall > found.null
 
 
 def test_recall_is_1_where_the_token_id_decides() -> None:
