@@ -1,6 +1,7 @@
 """F1: how the use of experts differs between the segments of a prompt.
 
-Shape suffixes: G segments, N experts of a layer, B bins of position, C clusters (documents and
+Shape suffixes: G segments, N experts of a layer, B bins of position, H halves of the
+documents, C clusters (documents and
 prefixes), X those of one kind.
 """
 
@@ -120,22 +121,26 @@ def segment_deffs(
     return np.asarray(noise_GG / (1 / total_G[:, None] + 1 / total_G))
 
 
-def position_matched_divergence(counts_BN: np.ndarray, other_BN: np.ndarray) -> float:
+def position_matched_divergence(
+    counts_BN: np.ndarray, other_BN: np.ndarray, weight_B: np.ndarray | None = None
+) -> float:
     """Return the Jensen-Shannon divergence of two segments at equal positions, in bits.
 
-    Only bins where both have selections are compared, and both are weighted alike: by the smaller
-    number of selections of the two. What is left is no effect of position.
+    Only bins where both have selections are compared, and both are weighted alike. What is left is
+    no effect of position.
 
     Args:
         counts_BN: Selections of one segment by bin of position, [B, N].
         other_BN: The same of the other one.
+        weight_B: Of the bins; the smaller number of selections of the two if None.
 
     Returns:
         In [0, 1]; NaN where the segments have no bin in common, as with a prefix that always comes
         before.
     """
-    weight_B = np.minimum(counts_BN.sum(axis=1), other_BN.sum(axis=1))
-    common_B = weight_B > 0
+    selections_2B = np.stack([counts_BN.sum(axis=1), other_BN.sum(axis=1)])
+    weight_B = selections_2B.min(axis=0) if weight_B is None else weight_B
+    common_B = (weight_B > 0) & selections_2B.all(axis=0)
     if not common_B.any():
         return np.nan
     shares = [
@@ -143,3 +148,23 @@ def position_matched_divergence(counts_BN: np.ndarray, other_BN: np.ndarray) -> 
         for side_BN in (counts_BN, other_BN)
     ]
     return float(jensen_shannon(np.stack(shares))[0, 1])
+
+
+def position_matched_null(one_HBN: np.ndarray, other_HBN: np.ndarray) -> float:
+    """Return what noise alone makes of `position_matched_divergence`, in bits.
+
+    Two halves of the documents are compared in each of the segments, with the weights that the
+    segments are compared with: positions where a segment is rare weigh as much as there.
+
+    Args:
+        one_HBN: Selections of one segment by half and bin of position, [2, B, N].
+        other_HBN: The same of the other one.
+
+    Returns:
+        Mean of both segments, halved: a half has half the selections, and so twice the noise of
+        all. Too large where documents have experts of their own in both segments, which cancel.
+        NaN where a half of either has no selections in any of these bins.
+    """
+    weight_B = np.minimum(one_HBN.sum(axis=(0, 2)), other_HBN.sum(axis=(0, 2)))
+    sides = (one_HBN, other_HBN)
+    return sum(position_matched_divergence(side[0], side[1], weight_B) for side in sides) / 4

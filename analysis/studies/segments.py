@@ -12,7 +12,10 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.segment_positions import SegmentPositions
 from moe_probe.analysis.metrics.divergence import jensen_shannon
-from moe_probe.analysis.metrics.segments import position_matched_divergence
+from moe_probe.analysis.metrics.segments import (
+    position_matched_divergence,
+    position_matched_null,
+)
 from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, source_of, stacked
@@ -47,7 +50,8 @@ def matched_segments(
         divergence_bits  Jensen-Shannon divergence, in [0, 1], wherever they stand
         matched_bits  the same at equal positions; null without any
         matched_bits_null  from noise alone: between two halves of the documents, of one segment at
-            equal positions, half the mean over both segments; one draw. Null where a half lacks one
+            the same positions with the same weights, half the mean over both segments; one draw.
+            Too large where documents have experts of their own. Null where a half lacks a segment
 
     Raises:
         TraceError: the trace has no per-token rows, or is damaged.
@@ -64,16 +68,11 @@ def _table(counts_HXBN: np.ndarray) -> pd.DataFrame:
     counts_XBN = counts_HXBN.sum(axis=0)
     whole_XN = counts_XBN.sum(axis=1)
     apart_XX = jensen_shannon(whole_XN)
-    noise_X = [
-        position_matched_divergence(counts_HXBN[0, x], counts_HXBN[1, x])
-        for x in range(len(SEGMENTS))
-    ]
     rows = []
     for one, other in combinations(np.flatnonzero(whole_XN.any(axis=1)).tolist(), 2):
         both_B = counts_XBN[one].any(axis=1) & counts_XBN[other].any(axis=1)
         matched = position_matched_divergence(counts_XBN[one], counts_XBN[other])
-        # A half has half the selections, so its noise is twice that of all.
-        noise = (noise_X[one] + noise_X[other]) / 4 if both_B.any() else np.nan
+        noise = position_matched_null(counts_HXBN[:, one], counts_HXBN[:, other])
         names = SEGMENTS[one], SEGMENTS[other]
         rows.append((*names, int(both_B.sum()), apart_XX[one, other], matched, noise))
     return pd.DataFrame(rows, columns=_COLUMNS)

@@ -1,6 +1,7 @@
 """Segments, counting rules and selectivity against their definitions; what a template does.
 
-Shape suffixes: G segments, B bins, S subjects, N experts, C or D documents, T tokens, K slots.
+Shape suffixes: G segments, B bins, S subjects, N experts, C or D documents, T tokens, K slots,
+H halves of the documents; 2 segments.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from moe_probe.analysis.metrics.information import mutual_information
 from moe_probe.analysis.metrics.segments import (
     load_shift,
     position_matched_divergence,
+    position_matched_null,
     segment_deffs,
     segments_table,
 )
@@ -169,3 +171,19 @@ def test_the_last_token_makes_tasks_look_alike_on_deepseek_v2_lite() -> None:
     assert last > 0.7
     assert unseen == 0
     assert unseen_last / 64 > 0.8
+
+
+def test_null_of_segments_that_seldom_stand_at_the_same_positions() -> None:
+    """A long question and a short cue after it: only long questions reach where the cue is."""
+    rng = np.random.default_rng(0)
+    share_N = rng.dirichlet(np.full(12, 5.0))
+    tokens_2B = np.array([[4000, 4000, 150, 0], [0, 60, 700, 300]])
+    found = []
+    for _ in range(150):
+        # Tokens fall into either half of the documents by chance.
+        counts_2HBN = rng.poisson(tokens_2B[:, None, :, None] / 2 * share_N, (2, 2, 4, 12))
+        one_HBN, other_HBN = counts_2HBN
+        bits = position_matched_divergence(one_HBN.sum(axis=0), other_HBN.sum(axis=0))
+        found.append((bits, position_matched_null(one_HBN, other_HBN)))
+    bits, null = np.mean(found, axis=0)
+    assert bits == pytest.approx(null, rel=0.08)
