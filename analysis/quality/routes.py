@@ -16,8 +16,11 @@ from moe_probe.trace import LayerSpec
 
 _CHANCE = 1e-5
 """Of a sound trace to fail one of these checks, at most."""
-_SURPRISE = 60.0
-"""Nats: sum of ln C(N, k) over the layers, from which two tokens do not share a route by chance."""
+_SURPRISE = 40.0
+"""Nats: -ln of the chance that two rows agree in a layer, over all layers, from which two tokens do
+not share a route by chance."""
+_ROWS = 1 << 12
+"""Enough to know that chance."""
 _STAGES = 4
 """A fault is in one of so many pipeline stages at least: fewer layers are no sign of one."""
 _STALE = 0.001
@@ -75,8 +78,8 @@ def routes_of_own(sample: RowSample | None) -> Check:
     name = "rows with all experts of another token"
     if sample is None:
         return Check("Q19", name, Status.SKIP, reason=NO_ROWS)
-    if sum(map(_nats, sample.layers.values())) < _SURPRISE:
-        reason = "few layers or experts: different tokens may have the same in all layers"
+    if sum(map(_surprise, sample.prints_LE)) < _SURPRISE:
+        reason = "few layers, or experts in use: different tokens may have the same in all layers"
         return Check("Q19", name, Status.SKIP, reason=reason)
     before_E, token_E = sample.tokens_3E[:2]
     rows = len(token_E)
@@ -98,8 +101,13 @@ def routes_of_own(sample: RowSample | None) -> Check:
     return Check("Q19", name, pass_if(is_good), value, expected)
 
 
-def _nats(spec: LayerSpec) -> float:
-    return math.log(math.comb(spec.num_experts, spec.top_k))
+def _surprise(print_E: np.ndarray) -> float:
+    """-ln of the chance that two rows have the same experts in a layer, in nats."""
+    if not len(print_E):
+        return 0.0
+    some_E = print_E[:: -(-len(print_E) // _ROWS)]
+    share = np.unique(some_E, return_counts=True)[1] / len(some_E)
+    return float(-np.log((share**2).sum()))
 
 
 def _tokens_of_route(sample: RowSample) -> np.ndarray:
@@ -127,7 +135,10 @@ def layers_recorded_once(sample: RowSample | None) -> Check:
     pairs = math.comb(len(sample.layers), 2)
     for spec, print_E in zip(sample.layers.values(), sample.prints_LE, strict=True):
         first = by_prints.setdefault((spec.num_experts, spec.top_k, print_E.tobytes()), spec)
-        if first is not spec and len(np.unique(print_E)) * _nats(spec) > math.log(pairs / _CHANCE):
+        if first is spec:
+            continue
+        nats = len(np.unique(print_E)) * math.log(math.comb(spec.num_experts, spec.top_k))
+        if nats > math.log(pairs / _CHANCE):
             copies.append(f"layer {spec.layer} has the experts of layer {first.layer}")
     value = some(copies) if copies else f"{len(sample.layers)} layers differ"
     return Check("Q20", name, pass_if(not copies), value, "none")
