@@ -53,8 +53,10 @@ def exposures(
     Raises:
         TraceError: the trace has no per-token rows, or no document known to be right or wrong, or
             is damaged.
-        ValueError: there is no such rule.
+        ValueError: there is no such rule or share.
     """
+    if not 0 <= least < 1:
+        raise ValueError(f"least={least}: a share of a document's tokens, from 0 to below 1")
     source = source_of(trace)
     if not source.index.clusters.answered_C.any():
         raise TraceError(

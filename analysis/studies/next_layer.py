@@ -120,8 +120,10 @@ def expert_flows(
 
     Raises:
         TraceError: the trace has no per-token rows, or is damaged.
-        ValueError: there is no such rule.
+        ValueError: there is no such rule, or no pair to keep.
     """
+    if most < 1:
+        raise ValueError(f"{most} pairs of a layer: at least one")
     source = source_of(trace)
     flows = SetFlows(*facts_of(source, rule))
     fill(source, [flows], threads, progress)

@@ -49,8 +49,10 @@ def vocabulary_specialization(
 
     Raises:
         TraceError: the trace has no per-token rows or no token ids, or is damaged.
-        ValueError: there is no such rule.
+        ValueError: there is no such rule, or a number below 1.
     """
+
+    _refuse_none(least=least)
 
     def table(found: _Halves, spec: LayerSpec) -> pd.DataFrame:
         share = vocabulary.top_share(found[0].merge(found[1]), least)
@@ -101,8 +103,10 @@ def token_lists(
 
     Raises:
         TraceError: the trace has no per-token rows or no token ids, or is damaged.
-        ValueError: there is no such rule.
+        ValueError: there is no such rule, or a number below 1.
     """
+
+    _refuse_none(most=most, least=least)
 
     def table(found: _Halves, spec: LayerSpec) -> pd.DataFrame:
         counts = found[0].merge(found[1])
@@ -146,8 +150,10 @@ def token_predictability(
 
     Raises:
         TraceError: the trace has no per-token rows or no token ids, or is damaged.
-        ValueError: there is no such rule.
+        ValueError: there is no such rule, or a number below 1.
     """
+
+    _refuse_none(least=least)
 
     def table(found: _Halves, spec: LayerSpec) -> pd.DataFrame:
         judged = [
@@ -166,6 +172,12 @@ def token_predictability(
         )
 
     return _tabulate(trace, rule, table, threads, progress)
+
+
+def _refuse_none(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name}={number}: at least one")
 
 
 def _tabulate(

@@ -132,6 +132,9 @@ def test_what_cannot_be_told(counts_run: Run, tmp_path: Path) -> None:
     for function in SELECTIVITIES:
         with pytest.raises(ValueError, match="0 permutations"):
             function(trace, permutations=0)
+    for least in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="a share of a document's tokens"):
+            exposures(trace, least=least)
 
 
 @pytest.mark.parametrize(("seed", "documents", "prefix"), [(0, 14, 3), (1, 1, 0)])

@@ -152,6 +152,9 @@ def test_what_cannot_be_told(counts_run: Run, tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "single", layers=layers[:1]) as writer:
         writer.add([np.zeros((5, 1), int)])
     assert len(layer_predictability(tmp_path / "single")) == 0
+    for most in (0, -1):
+        with pytest.raises(ValueError, match=f"{most} pairs of a layer: at least one"):
+            expert_flows(tmp_path / "one", most=most)
 
 
 def test_progress_goes_from_start_to_end(tmp_path: Path) -> None:
