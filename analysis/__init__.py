@@ -22,15 +22,15 @@ if TYPE_CHECKING:
         concentration_difference,
         truncation_floor,
     )
-    from moe_probe.analysis.orders import Order
-    from moe_probe.analysis.passes import PassTable
     from moe_probe.analysis.quality import Check, check_trace
+    from moe_probe.analysis.reading.orders import Order
+    from moe_probe.analysis.reading.passes import PassTable
+    from moe_probe.analysis.reading.rules import Rule
+    from moe_probe.analysis.reading.source import Rows, Source
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.results import Analysis, analyse
-    from moe_probe.analysis.rules import Rule
     from moe_probe.analysis.scan import count
     from moe_probe.analysis.settings import Settings
-    from moe_probe.analysis.source import Rows, Source
     from moe_probe.analysis.studies.arrivals import arrival_memory
     from moe_probe.analysis.studies.batches import batch_balance
     from moe_probe.analysis.studies.committees import committees
@@ -114,14 +114,14 @@ _MODULES = {
     "Gaps": "accumulators.gaps",
     "IdleRuns": "accumulators.gaps",
     "LayerCounts": "accumulators.counts",
-    "Order": "orders",
+    "Order": "reading.orders",
     "PassExperts": "accumulators.pass_experts",
-    "PassTable": "passes",
+    "PassTable": "reading.passes",
     "Replicates": "accumulators.document_sums",
-    "Rows": "source",
-    "Rule": "rules",
+    "Rows": "reading.source",
+    "Rule": "reading.rules",
     "Settings": "settings",
-    "Source": "source",
+    "Source": "reading.source",
     "analyse": "results",
     "batch_balance": "studies.batches",
     "arrival_memory": "studies.arrivals",

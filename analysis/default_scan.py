@@ -30,7 +30,6 @@ from moe_probe.analysis.accumulators.structure import (
     position_tokens,
 )
 from moe_probe.analysis.accumulators.weights import Confidence, WeightSums
-from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.layer_state import (
     LayerState,
     LayerTables,
@@ -39,13 +38,14 @@ from moe_probe.analysis.layer_state import (
     resampling_of,
 )
 from moe_probe.analysis.metrics.positions import tokens_apart
-from moe_probe.analysis.passes import PassTable
 from moe_probe.analysis.quality import Check
 from moe_probe.analysis.quality.suite import Evidence
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.passes import PassTable
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Accumulator
 from moe_probe.analysis.settings import Settings
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import poisson_weights
 from moe_probe.analysis.statistics.pass_null import PassNull
 from moe_probe.analysis.sums import Sums

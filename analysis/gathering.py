@@ -14,14 +14,14 @@ from threadpoolctl import threadpool_limits
 from moe_probe.analysis.accumulators.structure import refuse_large
 from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.default_scan import DefaultScan
-from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.kernels import kernels_for
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.quality.suite import Evidence
-from moe_probe.analysis.rules import Rule, default_rule
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.rules import Rule, default_rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Progress, chunks, default_threads, scan_layers
 from moe_probe.analysis.settings import Settings
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.sums import Sums
 from moe_probe.memory import available_memory
 from moe_probe.trace import Capture, Trace, open_trace

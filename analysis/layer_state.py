@@ -22,7 +22,6 @@ from moe_probe.analysis.accumulators.documents import (
 )
 from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
 from moe_probe.analysis.accumulators.pass_experts import PassExperts, PassRuns
-from moe_probe.analysis.index import Clusters
 from moe_probe.analysis.metrics.correctness import correctness_table
 from moe_probe.analysis.metrics.decodability import Decodability, decodability
 from moe_probe.analysis.metrics.grouping import expert_slices
@@ -33,7 +32,8 @@ from moe_probe.analysis.metrics.permutation import (
 )
 from moe_probe.analysis.metrics.stability import divergence_deff
 from moe_probe.analysis.metrics.variance_partition import variance_table
-from moe_probe.analysis.orders import Order
+from moe_probe.analysis.reading.index import Clusters
+from moe_probe.analysis.reading.orders import Order
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.clusters import ClusterMoments, halves, replicate_sums
 from moe_probe.analysis.statistics.moderated import interval_deffs

@@ -18,8 +18,8 @@ import pandas as pd
 
 from moe_probe.analysis.findings.headline import Headline, headline
 from moe_probe.analysis.gathering import gather
-from moe_probe.analysis.orders import Order
-from moe_probe.analysis.rules import Rule, default_rule
+from moe_probe.analysis.reading.orders import Order
+from moe_probe.analysis.reading.rules import Rule, default_rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.sums import Sums

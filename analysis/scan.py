@@ -16,8 +16,8 @@ from moe_probe.analysis.accumulators.base import TableAccumulator, fill
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.kernels import kernels_for
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows, Source
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows, Source
 from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 
 # Layers that a thread takes at a time: the more, the faster they are read.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from moe_probe.analysis.orders import CANONICAL, PASSES, Order
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.orders import CANONICAL, PASSES, Order
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.errors import UsageError
 
 MAX_WINDOW = 1 << 40

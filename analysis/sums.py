@@ -21,7 +21,7 @@ from moe_probe.analysis.accumulators.structure import (
 from moe_probe.analysis.accumulators.weights import Confidence, WeightSums
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.quality import Check
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.pass_null import PassNull
 from moe_probe.analysis.statistics.set_sizes import SetSizes

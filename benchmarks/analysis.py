@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.support.child import in_child
+from benchmarks.support.commands import IMPORTS, report, report_and_imports
 from moe_probe import output
 
 Times = Sequence[Sequence[float]]
@@ -89,9 +90,10 @@ def passes(trace: str, kind: str, tokens: int, rounds: int) -> float:
 
 
 def ratio(times: Times, others: Times) -> list[float]:
-    """Median ratios of wall and of CPU time, round by round."""
-    pairs = list(zip(times, others, strict=True))
-    return [statistics.median(one[i] / other[i] for one, other in pairs) for i in range(2)]
+    """Median ratios round by round, number by number."""
+    pairs = [zip(one, other, strict=True) for one, other in zip(times, others, strict=True)]
+    by_round = [[mine / its for mine, its in pair] for pair in pairs]
+    return [statistics.median(column) for column in zip(*by_round, strict=True)]
 
 
 def engines(trace: str, speed: float, rounds: int) -> None:
@@ -111,27 +113,26 @@ def engines(trace: str, speed: float, rounds: int) -> None:
 
 
 def memory(trace: str, kind: str, tokens: int) -> None:
-    """Time and most memory of each pass in a process of its own."""
+    """Time and most memory of each pass in a process of its own, and of the whole command."""
     rows = []
     for name in PASSES:
         (wall, cpu), peak = in_child("benchmarks.support.passes:once", path=trace, name=name)
         rows.append([name, wall, cpu, peak])
+    rows.append(["moe-probe report", *report(trace)])
     output.result(f"\n{kind}, {tokens:,} tokens, a fresh process each:")
     output.table(["pass", "wall s", "CPU s", "peak RSS, MiB"], rows)
 
 
 def starting(rounds: int) -> None:
     """`moe-probe report` on the bundled example, against importing what it cannot do without."""
-    from benchmarks.support.starting import IMPORTS, report_and_imports
-
-    report, imports = report_and_imports(rounds)
+    reports, imports = report_and_imports(rounds)
     rows = [
-        [name, *(statistics.median(column) for column in zip(*times, strict=True))]
-        for name, times in (("moe-probe report", report), (f"python -c '{IMPORTS}'", imports))
+        [name, *(statistics.median(column) for column in zip(*costs, strict=True))]
+        for name, costs in (("moe-probe report", reports), (f"python -c '{IMPORTS}'", imports))
     ]
-    rows.append(["ratio", *ratio(report, imports)])
+    rows.append(["ratio", *ratio(reports, imports)])
     output.result("\nFrom a cold start, seconds:")
-    output.table(["command", "wall", "CPU"], rows)
+    output.table(["command", "wall", "CPU", "peak RSS, MiB"], rows)
 
 
 if __name__ == "__main__":

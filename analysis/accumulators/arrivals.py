@@ -16,7 +16,7 @@ from moe_probe.analysis.accumulators.stream import (
     joined_bounds,
     refuse_repeats,
 )
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import LayerSpec
 
 

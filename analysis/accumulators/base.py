@@ -15,10 +15,10 @@ from typing import Any, Self
 import numpy as np
 
 from moe_probe.analysis.accumulators import files
-from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.tables import Tables
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import SEGMENTS, LayerSpec
 from moe_probe.trace.counting import Stratum
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 from moe_probe.trace import SEGMENTS
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
 from moe_probe.analysis.kernels.tables import CountTables
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.analysis.statistics.set_sizes import SetSizes
 from moe_probe.trace import SEGMENTS, LayerSpec
 from moe_probe.trace.counting import Stratum

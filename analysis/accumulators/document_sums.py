@@ -15,9 +15,9 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, TableAccumulator
 from moe_probe.analysis.accumulators.documents import DocumentCounts, cluster_moments
-from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.analysis.statistics.clusters import (
     ClusterMoments,
     poisson_weights,

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
-from moe_probe.analysis.index import Clusters, TraceIndex
 from moe_probe.analysis.metrics.grouping import sums_by_label
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows, Source
+from moe_probe.analysis.reading.index import Clusters, TraceIndex
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows, Source
 from moe_probe.analysis.statistics.clusters import ClusterMoments
 from moe_probe.trace import SEGMENTS, LayerSpec
 

@@ -20,11 +20,11 @@ from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
 from moe_probe.analysis.accumulators.documents import smallest_type
 from moe_probe.analysis.accumulators.gap_shards import join_shards, local_runs
 from moe_probe.analysis.accumulators.stream import refuse_repeats
-from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.tables import GapTables
-from moe_probe.analysis.orders import WINDOWS, Order
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.orders import WINDOWS, Order
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import LayerSpec
 
 BINS = 65

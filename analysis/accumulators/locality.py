@@ -16,11 +16,11 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, TableAccumulator
 from moe_probe.analysis.accumulators.stream import StreamAccumulator, joined_bounds
-from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.plain import add_batch
 from moe_probe.analysis.kernels.tables import OverlapTables
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import LayerSpec
 
 LAGS = (1, 2, 4, 8, 16, 32, 64)

@@ -17,11 +17,11 @@ from typing import Any, Self
 import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
-from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.kernels.plain import add_windows
-from moe_probe.analysis.passes import PassRows, PassTable, add_up, replaced, stream_slices
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.passes import PassRows, PassTable, add_up, replaced, stream_slices
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays
 from moe_probe.analysis.accumulators.pass_experts import PassAccumulator
-from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.metrics.devices import device_loads
-from moe_probe.analysis.passes import PassTable
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.passes import PassTable
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import LayerSpec
 
 OCTAVES = 32

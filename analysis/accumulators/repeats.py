@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from moe_probe.analysis.accumulators import files
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import LayerSpec
 
 _MAX_TOKENS = 1 << 16

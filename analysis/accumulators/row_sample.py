@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from moe_probe.analysis.accumulators.repeats import fingerprints
-from moe_probe.analysis.source import Rows, Source
+from moe_probe.analysis.reading.source import Rows, Source
 
 MOST_ROWS = 1 << 15
 # Rows in a row: enough neighbours to compare, and not so many that whole documents are missed.

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from moe_probe.analysis.accumulators.faults import Faults
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.source import Rows
 
 
 class Anomalies(NamedTuple):

@@ -12,9 +12,9 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
 from moe_probe.analysis.accumulators.structure import POSITION_BINS
-from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.analysis.statistics.clusters import halves
 from moe_probe.trace import SEGMENTS, LayerSpec
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
-from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 

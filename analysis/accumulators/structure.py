@@ -13,9 +13,9 @@ from types import ModuleType
 import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator, TableAccumulator
-from moe_probe.analysis.pieces import by_octave
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows, Source
+from moe_probe.analysis.reading.pieces import by_octave
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows, Source
 from moe_probe.errors import MoeProbeError
 from moe_probe.memory import gib
 from moe_probe.trace import LayerSpec

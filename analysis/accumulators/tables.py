@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from moe_probe.analysis.accumulators.counts import Counts
-from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.rules import Rule, table_segments
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Rule, table_segments
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace
 from moe_probe.trace.counting import Stratum

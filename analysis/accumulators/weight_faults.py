@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_probe.analysis.accumulators.faults import Faults
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import LayerSpec
 
 # Weights may have been computed in bfloat16 and were rounded to float16.

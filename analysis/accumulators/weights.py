@@ -19,7 +19,7 @@ from moe_probe.analysis.metrics.confidence import (
     moments,
     weight_shares,
 )
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import ROUTER_SCALARS, LayerSpec
 
 

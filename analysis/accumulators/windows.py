@@ -18,9 +18,9 @@ from moe_probe.analysis.accumulators.stream import (
     joined_bounds,
     refuse_repeats,
 )
-from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import LayerSpec
 
 

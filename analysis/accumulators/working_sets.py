@@ -13,10 +13,10 @@ import numpy as np
 
 from moe_probe.analysis.accumulators.base import Arrays, LayerAccumulator
 from moe_probe.analysis.accumulators.counted import Counted
-from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.metrics.locality import distinct_experts
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Rows
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.trace import LayerSpec
 
 WINDOWS = (1, 4, 16, 64, 256)

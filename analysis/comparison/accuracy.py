@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from moe_probe.analysis.comparison.baseline import Baseline
-from moe_probe.analysis.index import subject_names
+from moe_probe.analysis.reading.index import subject_names
 from moe_probe.trace import Trace
 
 Document = tuple[str, str, int]

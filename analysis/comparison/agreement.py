@@ -27,10 +27,10 @@ from moe_probe.analysis.comparison.selections import (
     weight_difference,
 )
 from moe_probe.analysis.metrics.confidence import histogram
-from moe_probe.analysis.pieces import Pieces
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.pieces import Pieces
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import default_threads
-from moe_probe.analysis.source import Source
 from moe_probe.trace import Block, Capture, LayerSpec
 
 _KEPT_PARTS = 3

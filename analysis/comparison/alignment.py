@@ -15,8 +15,8 @@ from moe_probe.analysis.comparison.contexts import (
     context_marks,
     owners,
 )
-from moe_probe.analysis.pieces import Pieces
-from moe_probe.analysis.source import Part, Source
+from moe_probe.analysis.reading.pieces import Pieces
+from moe_probe.analysis.reading.source import Part, Source
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from moe_probe.analysis.index import column
-from moe_probe.analysis.source import Source
+from moe_probe.analysis.reading.index import column
+from moe_probe.analysis.reading.source import Source
 
 LENGTH_BITS = 25
 """Of a number of tokens, which is 2^24 at most."""

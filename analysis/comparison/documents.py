@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.index import Clusters
+from moe_probe.analysis.reading.index import Clusters
 from moe_probe.analysis.statistics.clusters import poisson_weights
 
 

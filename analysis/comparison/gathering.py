@@ -30,10 +30,10 @@ from moe_probe.analysis.comparison.documents import (
 )
 from moe_probe.analysis.comparison.sides import CompareSettings, Side
 from moe_probe.analysis.comparison.sums import Gathered, PairLayer, PairSums, SideLayer, SideSums
-from moe_probe.analysis.index import TraceIndex, subject_names
 from moe_probe.analysis.kernels import kernels_for
 from moe_probe.analysis.quality.suite import Evidence
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import TraceIndex, subject_names
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress, chunks, default_threads, scan_layers
 from moe_probe.analysis.statistics.clusters import replicate_sums
 

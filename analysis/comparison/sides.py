@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_probe.analysis.rules import Rule, default_rule
-from moe_probe.analysis.source import Source
+from moe_probe.analysis.reading.rules import Rule, default_rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.errors import TraceError, UsageError
 from moe_probe.trace import Capture, Trace
 

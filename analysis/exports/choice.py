@@ -13,9 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
-from moe_probe.analysis.index import subject_names
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Source
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.tables.origin import metadata, origin
 from moe_probe.errors import UsageError
 from moe_probe.trace import Capture, LayerSpec, Trace

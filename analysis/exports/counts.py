@@ -17,8 +17,8 @@ from moe_probe.analysis.accumulators.tables import counts_from_tables
 from moe_probe.analysis.exports.choice import Choice
 from moe_probe.analysis.exports.files import Rows
 from moe_probe.analysis.kernels.plain.rows import by_weight
+from moe_probe.analysis.reading.source import Rows as PartRows
 from moe_probe.analysis.scan import Accumulator, scan
-from moe_probe.analysis.source import Rows as PartRows
 from moe_probe.trace import SEGMENTS, LayerSpec
 from moe_probe.trace.counting import Stratum
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from moe_probe.analysis.exports.choice import Choice
 from moe_probe.analysis.exports.files import Rows
-from moe_probe.analysis.index import column
-from moe_probe.analysis.source import Part
+from moe_probe.analysis.reading.index import column
+from moe_probe.analysis.reading.source import Part
 from moe_probe.errors import UsageError
 from moe_probe.trace import SEGMENTS, Block
 

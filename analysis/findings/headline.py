@@ -20,7 +20,7 @@ from moe_probe.analysis.findings.idle_tokens import idle_in_tokens
 from moe_probe.analysis.findings.unevenness import unevenness
 from moe_probe.analysis.findings.wording import CHANCE, favoured_names, listed, name_of
 from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
-from moe_probe.analysis.orders import PASSES, TOKENS
+from moe_probe.analysis.reading.orders import PASSES, TOKENS
 from moe_probe.analysis.statistics.intervals import few_documents
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.tables.layers import mean_k

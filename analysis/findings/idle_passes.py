@@ -12,7 +12,7 @@ from moe_probe.analysis.findings.wording import (
     no_window,
     none_idle,
 )
-from moe_probe.analysis.orders import PASSES
+from moe_probe.analysis.reading.orders import PASSES
 
 
 def idle_in_passes(experts: pd.DataFrame, idle_windows: pd.DataFrame) -> list[str]:

@@ -18,7 +18,7 @@ from moe_probe.analysis.findings.wording import (
     no_window,
     none_idle,
 )
-from moe_probe.analysis.orders import TOKENS
+from moe_probe.analysis.reading.orders import TOKENS
 from moe_probe.analysis.statistics.idle_null import p_longest_at_least
 from moe_probe.analysis.tables.layers import mean_k
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 
 class CountTables(NamedTuple):

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.special import bdtrik
 
 from moe_probe.analysis.accumulators.rows import Anomalies, RowFaults
-from moe_probe.analysis.index import column
 from moe_probe.analysis.quality.outcome import NO_ROWS, Check, Status, pass_if, some
-from moe_probe.analysis.source import Source
+from moe_probe.analysis.reading.index import column
+from moe_probe.analysis.reading.source import Source
 from moe_probe.trace import LayerSpec, Trace
 
 _ORDERED_ROWS = 0.001

@@ -40,9 +40,9 @@ from moe_probe.analysis.quality.run_facts import (
 )
 from moe_probe.analysis.quality.shifts import own_token
 from moe_probe.analysis.quality.weights import weights_in_range
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Accumulator, Progress, scan
-from moe_probe.analysis.source import Source
 from moe_probe.errors import TraceError
 from moe_probe.trace import Capture, Trace, open_trace
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_probe.analysis.drawing import Drawers
 from moe_probe.analysis.figures import FIGURES, KINDS
+from moe_probe.analysis.reading.rules import default_rule
 from moe_probe.analysis.report.contents import Contents, gather
+from moe_probe.analysis.report.drawing import Drawers
 from moe_probe.analysis.report.folder import Folder
 from moe_probe.analysis.report.page import render
 from moe_probe.analysis.report.page.data_documents import token_texts
 from moe_probe.analysis.results import TABLES
-from moe_probe.analysis.rules import default_rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables.files import write_table

@@ -15,8 +15,8 @@ from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.gathering import gather as scanned
 from moe_probe.analysis.metrics.idle_passes import LEFT_OUT, WHY_LEFT_OUT
 from moe_probe.analysis.quality import Check, failures
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.results import Analysis
-from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables.files import quality_table, to_records

@@ -10,7 +10,7 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.arrivals import ArrivalPairs
 from moe_probe.analysis.metrics.drift import memory_coefficient
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, source_of, stacked

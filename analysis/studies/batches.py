@@ -21,9 +21,9 @@ from moe_probe.analysis.accumulators.locality import BATCH_SIZES
 from moe_probe.analysis.accumulators.stream import refuse_repeats
 from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.metrics.imbalance import cv, max_vio
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows, Source
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.source import Rows, Source
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
 from moe_probe.trace import LayerSpec

@@ -8,7 +8,7 @@ import pandas as pd
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.weights import WeightSums
 from moe_probe.analysis.metrics.committee import committee
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, source_of, stacked

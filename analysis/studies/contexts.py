@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.accumulators.counted import Counted
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.source import Rows
 from moe_probe.analysis.studies.scanning import (
     AnyTrace,
     facts_of,

@@ -15,10 +15,10 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.fanout import DeviceFanout
-from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.metrics.coactivation import groups_hit
 from moe_probe.analysis.metrics.devices import group_limit
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.random_sets import devices_hit, own_rate_devices_hit
 from moe_probe.analysis.statistics.simulation import limited_sets

@@ -15,9 +15,9 @@ from moe_probe.analysis.accumulators.documents import (
     cluster_tokens,
     document_labels,
 )
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.studies.scanning import by_layers, facts_of
 from moe_probe.trace import LayerSpec
 

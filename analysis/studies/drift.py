@@ -17,9 +17,9 @@ from moe_probe.analysis.accumulators.documents import (
 )
 from moe_probe.analysis.accumulators.windows import WindowCounts
 from moe_probe.analysis.metrics import drift
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import pooled_design_effect
 from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
 from moe_probe.errors import UsageError

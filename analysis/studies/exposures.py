@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.metrics.correctness import exposure_table
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.studies.documents import documents_by_layer

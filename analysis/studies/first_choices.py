@@ -13,10 +13,10 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.counted import Counted
 from moe_probe.analysis.accumulators.counts import Counts
-from moe_probe.analysis.index import subject_names
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Rows
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.source import Rows
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.studies.scanning import (
     AnyTrace,

@@ -12,8 +12,8 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.working_sets import WINDOWS, WorkingSets
-from moe_probe.analysis.index import subject_names
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.random_sets import experts_seen, own_rate_seen
 from moe_probe.analysis.statistics.undefined import positive

@@ -10,9 +10,9 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.documents import cluster_tokens, document_labels
 from moe_probe.analysis.metrics.correctness import margin_table
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.studies.documents import Documents, documents_by_layer
 from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, source_of, stacked

@@ -17,7 +17,7 @@ from moe_probe.analysis.metrics.transitions import (
     lift,
     recall_of_most_frequent,
 )
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.studies.scanning import (
     AnyTrace,

@@ -14,8 +14,8 @@ import pandas as pd
 
 from moe_probe.analysis.accumulators.pass_loads import BINS, OCTAVES, PassLoads
 from moe_probe.analysis.metrics.devices import GroupLimit, device_loads, group_limit
-from moe_probe.analysis.passes import PassTable
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.passes import PassTable
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.simulation import simulate_counts
 from moe_probe.analysis.statistics.undefined import positive

@@ -14,9 +14,9 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from moe_probe.analysis.accumulators.documents import cluster_tokens
-from moe_probe.analysis.rules import Rule, default_rule
+from moe_probe.analysis.reading.rules import Rule, default_rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Accumulator, Progress, default_threads, scan
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.tables.origin import label, origin
 from moe_probe.errors import TraceError
 from moe_probe.trace import Capture, LayerSpec, Trace, open_trace

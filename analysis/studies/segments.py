@@ -16,7 +16,7 @@ from moe_probe.analysis.metrics.segments import (
     position_matched_divergence,
     position_matched_null,
 )
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, source_of, stacked
 from moe_probe.trace import SEGMENTS

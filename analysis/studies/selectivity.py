@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.metrics import selectivity
 from moe_probe.analysis.metrics.divergence import mean_of_pairs, total_variation_between
 from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.metrics.permutation import permute_labels
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.studies.documents import Documents, documents_by_layer
 from moe_probe.analysis.studies.scanning import AnyTrace, source_of, stacked
 

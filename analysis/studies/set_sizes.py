@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.accumulators.fanout import DeviceFanout
-from moe_probe.analysis.index import subject_names
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, source_of, stacked

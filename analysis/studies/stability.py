@@ -12,7 +12,7 @@ import pandas as pd
 
 from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.metrics.stability import bottom_overlap, spearman, split_null, top_overlap
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.studies.documents import Documents, documents_by_layer
 from moe_probe.analysis.studies.scanning import AnyTrace, source_of, stacked

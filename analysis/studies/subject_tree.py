@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.accumulators.documents import cluster_tokens, document_labels
-from moe_probe.analysis.index import subject_names
 from moe_probe.analysis.metrics.clustering import average_linkage, clade_chance, clades
 from moe_probe.analysis.metrics.divergence import jensen_shannon
 from moe_probe.analysis.metrics.grouping import sums_by_label
 from moe_probe.analysis.metrics.subject_distance import mean_over_layers
 from moe_probe.analysis.metrics.variance_partition import length_class, pseudo_f
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.index import subject_names
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.clusters import poisson_weights
 from moe_probe.analysis.studies.documents import Documents, documents_by_layer

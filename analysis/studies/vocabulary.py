@@ -9,7 +9,7 @@ import pandas as pd
 from moe_probe.analysis.accumulators.vocabulary import TokenCounts, counted_token_ids
 from moe_probe.analysis.metrics import vocabulary
 from moe_probe.analysis.metrics.token_counts import VocabularyCounts
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
 from moe_probe.trace import LayerSpec

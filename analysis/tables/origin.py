@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moe_probe import __version__
-from moe_probe.analysis.orders import Order
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.orders import Order
+from moe_probe.analysis.reading.rules import Rule
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -61,9 +61,9 @@ def _read(part: Path) -> pa.Table:
 def counts(path: str) -> np.ndarray:
     """Counts int64 [L, N] by the analysis, which also keeps them by subject and stretch of text."""
     from moe_probe.analysis.accumulators.counts import Counts
-    from moe_probe.analysis.rules import Rule
+    from moe_probe.analysis.reading.rules import Rule
+    from moe_probe.analysis.reading.source import Source
     from moe_probe.analysis.scan import scan
-    from moe_probe.analysis.source import Source
 
     source = Source(open_trace(path))
     accumulator = Counts(source.layers, Rule.RAW, source.index)
@@ -79,9 +79,9 @@ def core_scan(path: str) -> Any:
     from moe_probe.analysis.accumulators.locality import Overlaps
     from moe_probe.analysis.accumulators.structure import PairCounts, SlotCounts
     from moe_probe.analysis.kernels import kernels_for
-    from moe_probe.analysis.rules import Rule
+    from moe_probe.analysis.reading.rules import Rule
+    from moe_probe.analysis.reading.source import Source
     from moe_probe.analysis.scan import chunks, scan_layers
-    from moe_probe.analysis.source import Source
 
     source, rule = Source(open_trace(path)), Rule.UNIQUE
     common = source.layers, rule, source.index
@@ -104,10 +104,10 @@ def default_scan(path: str) -> Any:
     from moe_probe.analysis.default_scan import DefaultScan
     from moe_probe.analysis.kernels import kernels_for
     from moe_probe.analysis.quality.suite import Evidence
-    from moe_probe.analysis.rules import Rule
+    from moe_probe.analysis.reading.rules import Rule
+    from moe_probe.analysis.reading.source import Source
     from moe_probe.analysis.scan import chunks, scan_layers
     from moe_probe.analysis.settings import Settings
-    from moe_probe.analysis.source import Source
 
     source = Source(open_trace(path))
     kernels = kernels_for(source.num_selections)

@@ -56,9 +56,9 @@ def compare(
     from moe_probe.analysis.comparison import CompareSettings
     from moe_probe.analysis.comparison import compare as compared
     from moe_probe.analysis.comparison.sides import common_rule
+    from moe_probe.analysis.reading.rules import Rule
     from moe_probe.analysis.report.compare import check_output, to_json, write_comparison
     from moe_probe.analysis.report.compare.terminal import summary
-    from moe_probe.analysis.rules import Rule
     from moe_probe.cli.progress import ScanProgress
     from moe_probe.errors import UsageError
     from moe_probe.recording.stages import open_trace

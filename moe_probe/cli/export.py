@@ -82,7 +82,7 @@ def export(
         raise UsageError(f"--format {file_format} writes {endings}, not {path.name}.")
     from moe_probe.analysis.exports.choice import Choice
     from moe_probe.analysis.exports.files import new_file, refuse_path
-    from moe_probe.analysis.rules import Rule, default_rule
+    from moe_probe.analysis.reading.rules import Rule, default_rule
     from moe_probe.recording.stages import open_trace
 
     opened = open_trace(trace)

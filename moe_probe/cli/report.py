@@ -106,10 +106,10 @@ def report(
     Example: moe-probe report my-trace --rule question -o my-report
     """
     prepare_analysis()
-    from moe_probe.analysis.orders import Order
+    from moe_probe.analysis.reading.orders import Order
+    from moe_probe.analysis.reading.rules import Rule, default_rule
     from moe_probe.analysis.report import write_report
     from moe_probe.analysis.report.terminal import summary
-    from moe_probe.analysis.rules import Rule, default_rule
     from moe_probe.analysis.settings import Settings
     from moe_probe.cli.progress import ScanProgress
     from moe_probe.recording.stages import open_trace

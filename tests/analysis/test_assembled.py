@@ -15,7 +15,7 @@ from scipy.special import stdtr
 from scipy.stats import chi2
 
 from moe_probe.analysis.metrics.tiers import tiers
-from moe_probe.analysis.orders import Order
+from moe_probe.analysis.reading.orders import Order
 from moe_probe.analysis.results import Analysis, analyse
 from moe_probe.analysis.statistics.idle_null import (
     expected_idle_share,

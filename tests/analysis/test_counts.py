@@ -12,9 +12,9 @@ import pytest
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.tables import counts_from_tables, table_totals
 from moe_probe.analysis.quality import check_trace
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import count, scan
-from moe_probe.analysis.source import Source
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec
 

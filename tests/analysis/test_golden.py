@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis.index import TraceIndex
 from moe_probe.analysis.quality import Status
+from moe_probe.analysis.reading.index import TraceIndex
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.clusters import halves
 from moe_probe.analysis.tables import gates, structure, subjects

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis.orders import CANONICAL, Order
+from moe_probe.analysis.reading.orders import CANONICAL, Order
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.tables.experts import experts_table, idle_windows
 from tests.analysis.documents import needs_data

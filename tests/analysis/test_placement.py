@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moe_probe.analysis import Analysis, analyse
-from moe_probe.analysis.index import TraceIndex
+from moe_probe.analysis.reading.index import TraceIndex
 from moe_probe.analysis.statistics.clusters import halves
 from moe_probe.trace import LayerSpec, TraceWriter
 

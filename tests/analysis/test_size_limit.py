@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from moe_probe.analysis.quality import Status, check_trace
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import count
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
 

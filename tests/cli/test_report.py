@@ -357,7 +357,7 @@ def test_help_shows_an_example_and_loads_nothing_heavy(command: str) -> None:
 
 
 def test_rule_names_are_those_of_the_analysis() -> None:
-    from moe_probe.analysis.rules import Rule
+    from moe_probe.analysis.reading.rules import Rule
     from moe_probe.cli.report import RuleName
 
     assert {str(name) for name in RuleName} == {str(rule) for rule in Rule}

@@ -15,8 +15,8 @@ from unittest import mock
 import pandas as pd
 import torch
 
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.report import write_report
-from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.settings import Settings
 from moe_probe.evaluation.run import RunResult
 from moe_probe.trace import open_trace

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_probe.analysis.comparison import TABLES, CompareSettings, compare
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from tests.evaluation.record_helpers import record
 from tests.vllm.evaluated import moe_probe, record_with_vllm
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import count
 from moe_probe.errors import CaptureError, UsageError
 from moe_probe.trace import Trace, open_trace

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_, inner_
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 
 def count_batches(

@@ -15,7 +15,7 @@ import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_, inner_
 from moe_probe.analysis.kernels.compiled.words import bound_ids
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 # Rows after which 16-bit counts are added to the table, before they can overflow.
 _FLUSH = (1 << 16) - 1

@@ -24,7 +24,7 @@ from moe_probe.analysis.kernels.tables import (
     Tables,
     fill_apart,
 )
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 _LOOPS = Loops(count_rows, count_slots, count_pairs, count_overlaps)
 _WORD = 64

@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_probe.analysis.kernels.compiled.jit import compile_, inner_
 from moe_probe.analysis.kernels.tables import OverlapTables
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 
 def count_overlaps(

@@ -20,7 +20,7 @@ from moe_probe.analysis.kernels.compiled.lanes import EIGHT, PLANES
 from moe_probe.analysis.kernels.compiled.lists import OCTAVES
 from moe_probe.analysis.kernels.compiled.planes import BLOCK, GROUP
 from moe_probe.analysis.kernels.compiled.sets import OTHERS, lone_sets
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 _LINE = 64
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe_probe.analysis.kernels.plain.rows import by_weight
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 
 def count_rows(table_GN: np.ndarray, ids_TK: np.ndarray, pieces: Pieces, row_P: np.ndarray) -> None:

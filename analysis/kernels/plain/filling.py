@@ -11,7 +11,7 @@ from moe_probe.analysis.kernels.plain.counting import count_pairs, count_rows, c
 from moe_probe.analysis.kernels.plain.idle import trace_gaps
 from moe_probe.analysis.kernels.plain.overlaps import count_overlaps
 from moe_probe.analysis.kernels.tables import Loops, Tables, fill_apart
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 _LOOPS = Loops(count_rows, count_slots, count_pairs, count_overlaps)
 

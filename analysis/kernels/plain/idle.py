@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_probe.analysis.kernels.tables import GapTables
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 _BUNDLE = 1 << 14
 

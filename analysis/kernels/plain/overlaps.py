@@ -10,7 +10,7 @@ import numpy as np
 
 from moe_probe.analysis.kernels.plain.rows import by_weight, run_starts
 from moe_probe.analysis.kernels.tables import OverlapTables
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 
 def count_overlaps(

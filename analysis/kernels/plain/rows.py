@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_probe.analysis.pieces import Pieces
+from moe_probe.analysis.reading.pieces import Pieces
 
 
 def by_weight(pieces: Pieces) -> list[tuple[int, np.ndarray, np.ndarray]]:

@@ -39,11 +39,11 @@ from moe_probe.analysis.accumulators.weights import Confidence, WeightSums
 from moe_probe.analysis.accumulators.windows import WindowCounts
 from moe_probe.analysis.accumulators.working_sets import WorkingSets
 from moe_probe.analysis.kernels import plain
-from moe_probe.analysis.orders import Order
-from moe_probe.analysis.passes import PassTable
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.orders import Order
+from moe_probe.analysis.reading.passes import PassTable
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 from moe_probe.trace import Sequence as Row
 

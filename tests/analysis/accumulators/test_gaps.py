@@ -16,10 +16,10 @@ import pytest
 from moe_probe.analysis.accumulators.counts import Counts
 from moe_probe.analysis.accumulators.gaps import Gaps, IdleRuns
 from moe_probe.analysis.kernels import plain
-from moe_probe.analysis.orders import Order
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.orders import Order
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from moe_probe.errors import UsageError
 from tests.analysis.streams import LAYERS, NEVER, Token, canonical, make_stream
 

@@ -24,11 +24,11 @@ from moe_probe.analysis.accumulators.repeats import Repeats
 from moe_probe.analysis.accumulators.rows import RowFaults
 from moe_probe.analysis.accumulators.weight_faults import WeightFaults
 from moe_probe.analysis.kernels import plain
-from moe_probe.analysis.orders import Order
-from moe_probe.analysis.passes import PassTable
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.orders import Order
+from moe_probe.analysis.reading.passes import PassTable
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import poisson_weights
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from moe_probe.analysis.accumulators.pass_experts import PassExperts
 from moe_probe.analysis.kernels import plain
-from moe_probe.analysis.passes import PassTable
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.passes import PassTable
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 from tests.analysis.pass_streams import LAYERS, NEVER, make_passes, naive_runs

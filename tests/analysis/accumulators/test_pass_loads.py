@@ -16,10 +16,10 @@ import pytest
 from moe_probe.analysis import pass_balance
 from moe_probe.analysis.accumulators.pass_loads import BINS, PassLoads
 from moe_probe.analysis.kernels import plain
-from moe_probe.analysis.passes import PassTable
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.passes import PassTable
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 

@@ -27,9 +27,9 @@ from moe_probe.analysis.accumulators.structure import (
     SlotCounts,
 )
 from moe_probe.analysis.kernels import plain
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from tests.analysis.streams import LAYERS, Token, make_stream
 
 SEEDS = [0, 1, 2]

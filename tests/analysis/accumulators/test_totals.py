@@ -14,8 +14,8 @@ import pytest
 
 from moe_probe.analysis.accumulators.counted import Counted
 from moe_probe.analysis.kernels import plain
-from moe_probe.analysis.orders import Order
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.orders import Order
+from moe_probe.analysis.reading.rules import Rule
 from tests.analysis.accumulators.shards import LARGE, SMALL, Stream
 
 every_rule = pytest.mark.parametrize("rule", list(Rule))

@@ -18,9 +18,9 @@ from moe_probe.analysis.accumulators.base import LayerAccumulator
 from moe_probe.analysis.accumulators.weights import Confidence, WeightSums
 from moe_probe.analysis.kernels import plain
 from moe_probe.analysis.metrics.confidence import BINS, EDGES, edges
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 
 LAYERS = [

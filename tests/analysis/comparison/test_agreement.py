@@ -15,7 +15,7 @@ import pytest
 from moe_probe.analysis.comparison import CompareSettings, Comparison, agreement, compare
 from moe_probe.analysis.comparison.tables_agreement import ratio_interval
 from moe_probe.analysis.comparison.tables_margins import chance_of_smaller
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.trace import LayerSpec
 from tests.analysis.comparison.prompts import (
     LAYERS,

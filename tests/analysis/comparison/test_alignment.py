@@ -12,8 +12,8 @@ import pytest
 
 from moe_probe.analysis.comparison.alignment import Alignment
 from moe_probe.analysis.comparison.contexts import common_contexts, context_marks
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Source
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 from moe_probe.trace.schema import Sequence
 from tests.analysis.comparison.prompts import LAYERS, Context, aligned, make_prompts, route, write

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from moe_probe.analysis.comparison import CompareSettings, Comparison, compare
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.models import BUNDLED, resolve_model
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
 

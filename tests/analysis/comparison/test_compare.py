@@ -15,7 +15,7 @@ import pytest
 from moe_probe.analysis.comparison import TABLES, CompareSettings, Comparison, compare
 from moe_probe.analysis.comparison.sides import distinct_labels
 from moe_probe.analysis.metrics.imbalance import cv, gini, max_vio
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.errors import TraceError, UsageError
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 from tests.analysis.comparison.prompts import make_prompts

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis import index
 from moe_probe.analysis.comparison import CompareSettings, compare
 from moe_probe.analysis.comparison.documents import document_keys, draws, matched
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.source import Source
+from moe_probe.analysis.reading import index
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 
 LAYERS = [LayerSpec(layer=0, num_experts=6, top_k=2)]

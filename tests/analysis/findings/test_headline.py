@@ -18,7 +18,7 @@ from moe_probe.analysis.findings.idle_readings import idle_readings
 from moe_probe.analysis.findings.idle_tokens import telling_window
 from moe_probe.analysis.metrics.idle import burstiness, rate_deficit
 from moe_probe.analysis.metrics.tiers import tiers
-from moe_probe.analysis.orders import PASSES
+from moe_probe.analysis.reading.orders import PASSES
 from moe_probe.analysis.results import analyse
 from moe_probe.analysis.statistics.clusters import poisson_weights, replicate_sums
 from moe_probe.analysis.statistics.idle_null import expected_longest_run

@@ -16,8 +16,8 @@ import pytest
 
 from moe_probe.analysis.findings.headline import load_limits
 from moe_probe.analysis.findings.unevenness import unevenness
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.results import TABLES, Analysis, analyse
-from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.statistics.clusters import poisson_weights, replicate_sums
 from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.trace import LayerSpec, TraceWriter

@@ -26,11 +26,11 @@ from moe_probe.analysis.kernels.tables import (
     OverlapTables,
     Tables,
 )
-from moe_probe.analysis.orders import Order
-from moe_probe.analysis.pieces import Pieces
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.orders import Order
+from moe_probe.analysis.reading.pieces import Pieces
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from tests.analysis.accumulators.shards import assert_same, made
 from tests.analysis.streams import make_stream
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe_probe.analysis import expert_flows, layer_predictability
-from moe_probe.analysis.source import Source
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.statistics.clusters import halves
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, TraceWriter

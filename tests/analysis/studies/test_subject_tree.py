@@ -16,7 +16,7 @@ import pytest
 
 from moe_probe.analysis import document_separation, subject_clades
 from moe_probe.analysis.metrics.clustering import clade_chance
-from moe_probe.analysis.source import Source
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.statistics.clusters import poisson_weights
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 from tests.analysis.streams import LAYERS, make_stream

@@ -16,9 +16,9 @@ from moe_probe.analysis import token_lists, token_predictability, vocabulary_spe
 from moe_probe.analysis.accumulators.vocabulary import TokenCounts
 from moe_probe.analysis.metrics import vocabulary
 from moe_probe.analysis.metrics.token_counts import VocabularyCounts
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from moe_probe.analysis.statistics.clusters import halves
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from moe_probe.analysis.reading.rules import default_rule
 from moe_probe.analysis.report import write_report
-from moe_probe.analysis.rules import default_rule
 from moe_probe.analysis.settings import Settings
 from moe_probe.trace import open_trace
 from tests.analysis.report.page import traces

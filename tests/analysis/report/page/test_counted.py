@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from moe_probe.analysis import analyse
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.report import write_report
-from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.settings import Settings
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 from tests.analysis.report.page.browser import Opened

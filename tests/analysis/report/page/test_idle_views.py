@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis.orders import Order
+from moe_probe.analysis.reading.orders import Order
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.report import write_report
-from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.settings import Settings
 from moe_probe.analysis.statistics.idle_null import expected_idle_share
 from moe_probe.trace import TraceWriter, open_trace

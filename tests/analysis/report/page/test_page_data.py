@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from moe_probe.analysis.metrics.coactivation import deviance
 from moe_probe.analysis.metrics.divergence import jensen_shannon
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.report.contents import Contents, gather
 from moe_probe.analysis.report.page import data_structure
 from moe_probe.analysis.report.page.data_structure import expert_order, structure
 from moe_probe.analysis.report.page.data_subjects import divergences, subjects
 from moe_probe.analysis.report.page.payload import Payload
-from moe_probe.analysis.rules import Rule
 from moe_probe.analysis.settings import Settings
 from tests.analysis.conftest import LAYERS, make_run
 

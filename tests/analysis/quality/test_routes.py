@@ -20,8 +20,8 @@ from moe_probe.analysis.quality import Check, check_trace
 from moe_probe.analysis.quality.loads import experts_in_use
 from moe_probe.analysis.quality.routes import _chance_of_lowest
 from moe_probe.analysis.quality.shifts import dependence
+from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import scan
-from moe_probe.analysis.source import Source
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 
 DOCUMENT = 50

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.pieces import Stretches
-from moe_probe.analysis.rules import CUE_END
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.pieces import Stretches
+from moe_probe.analysis.reading.rules import CUE_END
 from moe_probe.errors import TraceError
 from moe_probe.trace import SEGMENTS
 

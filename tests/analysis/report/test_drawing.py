@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis import Analysis, analyse, drawing
-from moe_probe.analysis.drawing import Drawers, Drawn, draw
+from moe_probe.analysis import Analysis, analyse
 from moe_probe.analysis.figures import FIGURES
+from moe_probe.analysis.report import drawing
+from moe_probe.analysis.report.drawing import Drawers, Drawn, draw
 from moe_probe.trace import LayerSpec, TraceWriter
 from tests.analysis.planted import ragged, write
 
@@ -166,7 +167,7 @@ def test_figures_for_which_memory_runs_out_on_the_way_are_drawn_here(
     ("starter", "error"),
     [
         ("multiprocessing.context.ForkProcess", BlockingIOError()),
-        ("moe_probe.analysis.drawing.Thread", RuntimeError("can't start new thread")),
+        ("moe_probe.analysis.report.drawing.Thread", RuntimeError("can't start new thread")),
     ],
 )
 def test_this_process_draws_where_there_are_no_more_processes_or_threads(

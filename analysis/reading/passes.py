@@ -18,9 +18,9 @@ import numpy as np
 from moe_probe.errors import UsageError
 
 if TYPE_CHECKING:
-    from moe_probe.analysis.pieces import Pieces
-    from moe_probe.analysis.rules import Rule
-    from moe_probe.analysis.source import Source
+    from moe_probe.analysis.reading.pieces import Pieces
+    from moe_probe.analysis.reading.rules import Rule
+    from moe_probe.analysis.reading.source import Source
     from moe_probe.trace import Trace
 
 _BITS = 32

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import count
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace
 from moe_probe.trace.schema import Sequence

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_probe.analysis.accumulators.tables import counts_from_tables
-from moe_probe.analysis.rules import Rule, default_rule
+from moe_probe.analysis.reading.rules import Rule, default_rule
 from moe_probe.analysis.scan import count
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace

@@ -10,8 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-from moe_probe.analysis.index import TraceIndex
-from moe_probe.analysis.rules import Located, Rule, locate, weigh
+from moe_probe.analysis.reading.index import TraceIndex
+from moe_probe.analysis.reading.rules import Located, Rule, locate, weigh
 from moe_probe.errors import TraceError
 from moe_probe.trace import SEGMENTS
 

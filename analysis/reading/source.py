@@ -13,11 +13,11 @@ from threading import RLock
 
 import numpy as np
 
-from moe_probe.analysis.index import TraceIndex, column
-from moe_probe.analysis.passes import PassRows, pass_keys
-from moe_probe.analysis.pieces import Pieces, Stretches, by_octave, cut
-from moe_probe.analysis.rules import Rule
-from moe_probe.analysis.template import Template
+from moe_probe.analysis.reading.index import TraceIndex, column
+from moe_probe.analysis.reading.passes import PassRows, pass_keys
+from moe_probe.analysis.reading.pieces import Pieces, Stretches, by_octave, cut
+from moe_probe.analysis.reading.rules import Rule
+from moe_probe.analysis.reading.template import Template
 from moe_probe.trace import Block, LayerSpec, Trace
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis import index
-from moe_probe.analysis.index import TraceIndex, subject_names
+from moe_probe.analysis.reading import index
+from moe_probe.analysis.reading.index import TraceIndex, subject_names
 from moe_probe.trace import LayerSpec, TraceWriter, open_trace
 from moe_probe.trace.schema import Sequence
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_probe.analysis import index
-from moe_probe.analysis.rules import Rule
+from moe_probe.analysis.reading import index
+from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import count
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, Trace, TraceWriter, open_trace

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from moe_probe.analysis.index import TraceIndex, asked_ends, column
+from moe_probe.analysis.reading.index import TraceIndex, asked_ends, column
 from moe_probe.errors import TraceError
 from moe_probe.trace import SEGMENTS, Trace
 
