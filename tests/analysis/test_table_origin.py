@@ -70,7 +70,8 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[str, 
     if request.param == "sample":
         shutil.copytree(SAMPLE_TRACE, folder / "my-trace")
     else:
-        record(folder / "my-trace", 0, capture="weights", cache=True)
+        run = {"slot_order": "router_rank"}
+        record(folder / "my-trace", 0, capture="weights", cache=True, run=run)
     trace = open_trace(folder / "my-trace")
     write_report(trace, folder / "out", SETTINGS, tables_only=True)
     return request.param, trace.path, folder / "out/tables"
