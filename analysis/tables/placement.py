@@ -19,6 +19,7 @@ from moe_probe.analysis.metrics.placement import (
     placed_balance,
 )
 from moe_probe.analysis.statistics.set_sizes import SetSizes
+from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.devices import fitting_devices
 from moe_probe.analysis.tables.experts import mean_deff
@@ -75,7 +76,8 @@ def _texts(sums: Sums, layer: int) -> _Texts:
     half_deff = np.nan if state is None else state.halves_deff
     deff_Y = np.array([mean_deff(state), half_deff, half_deff, *deff_S])
     sizes = sums.set_sizes(layer)
-    tokens_Y = np.array([tokens_S.sum(), *halves_2N.sum(axis=1) / sizes.mean_k, *tokens_S])
+    half_tokens_2 = halves_2N.sum(axis=1) / positive(sizes.mean_k)
+    tokens_Y = np.array([tokens_S.sum(), *half_tokens_2, *tokens_S])
     return _Texts(
         spec=spec,
         sizes=sizes,

@@ -199,7 +199,7 @@ def test_ids_that_no_expert_has_are_left_out(tmp_path: Path, new_trace: Any) -> 
 
 
 def test_a_trace_of_counts_has_no_rows(tmp_path: Path) -> None:
-    recording = record(tmp_path / "trace", 0, num_prompts=3, capture="counts")
+    recording = record(tmp_path / "trace", 0, num_prompts=3, capture="counts", share=False)
     with pytest.raises(UsageError, match="no per-token rows"):
         exported(choose(recording))
 

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_probe.analysis import analyse, expert_selectivity, exposures, index, subject_selectivity
+from moe_probe.analysis import analyse, expert_selectivity, exposures, subject_selectivity
+from moe_probe.analysis.reading import index
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, TraceWriter
 from tests.analysis.conftest import Run
