@@ -37,7 +37,8 @@ def own_token(trace: Trace, sample: RowSample | None) -> Check:
     and other neighbours are compared with two that have the token before, or behind, in common and
     other tokens of their own; what they agree in is measured from rows as far apart without a token
     in common up to all slots. Where a neighbour decides twice as much as the own token, rows are
-    shifted. Prompts and generated text are looked at apart, since engines capture them apart.
+    shifted. Prompts and generated text are looked at apart, since engines capture them apart. Of
+    rows with the same three tokens one is enough: a prompt that was run again says nothing new.
     """
     name = "experts are those of the row's own token"
     if sample is None:
@@ -83,6 +84,7 @@ def dependence(sample: RowSample, is_here_E: np.ndarray) -> Dependence:
         is_here_E: Those to compare, bool [E].
     """
     here_E = np.flatnonzero(is_here_E)
+    here_E = here_E[_first_of_each(sample.tokens_3E[:, here_E])]
     tokens_3E, ids_EK = sample.tokens_3E[:, here_E], sample.ids_EK[here_E]
     none_id = sample.layers[sample.first_layer].none_id
     before, own, behind = range(3)
@@ -98,6 +100,12 @@ def dependence(sample: RowSample, is_here_E: np.ndarray) -> Dependence:
         found.append((alike - base) / (1 - base) if base < 1 else 0.0)
         pairs.append(len(left_Q))
     return Dependence(found[before], found[own], found[behind], min(pairs))
+
+
+def _first_of_each(tokens_3E: np.ndarray) -> np.ndarray:
+    """Return the first row of each three tokens, in the order of rows: int64."""
+    _, first = np.unique(tokens_3E, axis=1, return_index=True)
+    return np.sort(first)
 
 
 def _pairs(tokens_3E: np.ndarray, shared: int, others: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -192,8 +192,20 @@ def test_what_is_needed_to_see_shifted_rows(checks: Any) -> None:
     assert late["Q18"].reason == "layer 0 is the first: experts depend less on the token there"
 
 
+def test_a_prompt_run_many_times_says_no_more_than_once(checks: Any) -> None:
+    """Of the few pairs of one prompt, those with the token before in common agree by chance."""
+    rng = np.random.default_rng(26)
+    token_id_T, ids_TLK = rng.integers(0, 12, DOCUMENT), rng.integers(0, 8, (DOCUMENT, 1, 1))
+    found = checks(np.tile(ids_TLK, (200, 1, 1)), np.tile(token_id_T, 200), num_experts=8)
+    assert found["Q18"].reason.startswith("too few tokens")
+    assert failing(found) == set()
+
+
 def test_dependence_is_that_of_all_pairs(tmp_path: Path) -> None:
-    """A loop over the rows, with empty slots; the next row with the same token is its partner."""
+    """A loop over the rows, with empty slots; the next row with the same token is its partner.
+
+    Of rows with the same three tokens only the first is compared.
+    """
     rng = np.random.default_rng(3)
     spec = LayerSpec(layer=0, num_experts=9, top_k=3, empty_slots=True)
     ids_TK = np.argsort(rng.random((120, 9)), axis=1)[:, :3]
@@ -211,7 +223,11 @@ def test_dependence_is_that_of_all_pairs(tmp_path: Path) -> None:
         )
         for t in range(120)
     ]
-    sets = [{e for e in row if e >= 0} for row in ids_TK.tolist()]
+    kept = [t for t in range(120) if tokens[t] not in tokens[:t]]
+    assert len(kept) < 100
+    tokens = [tokens[t] for t in kept]
+    sets = [{e for e in ids_TK[t].tolist() if e >= 0} for t in kept]
+    last = len(kept) - 1
 
     def agreement(pairs: list[tuple[int, int]]) -> float:
         return sum(len(sets[a] & sets[b]) for a, b in pairs) / sum(len(sets[a]) for a, b in pairs)
@@ -219,12 +235,14 @@ def test_dependence_is_that_of_all_pairs(tmp_path: Path) -> None:
     expected = []
     for shared, others in ((0, [1]), (1, [0, 2]), (2, [1])):
         pairs = []
-        for a in range(120):
-            same = (b for b in range(a + 1, 120) if tokens[b][shared] == tokens[a][shared] >= 0)
+        for a in range(last):
+            same = (
+                b for b in range(a + 1, last + 1) if tokens[b][shared] == tokens[a][shared] >= 0
+            )
             b = next(same, None)
             if b is not None and all(tokens[a][other] != tokens[b][other] for other in others):
                 pairs.append((a, b))
-        controls = [(a, min(b + 3, 119)) for a, b in pairs]
+        controls = [(a, min(b + 3, last)) for a, b in pairs]
         controls = [
             (a, c)
             for (a, c), (_, b) in zip(controls, pairs, strict=True)
@@ -259,6 +277,29 @@ def test_rows_of_another_token_are_found(checks: Any, shape: Shape, fault: Any) 
     assert checks(route(token_id_T, shape, 4), num_experts=shape[0])["Q19"].status == "pass"
     few = checks(ids_TLK[:, :2], token_id_T, num_experts=shape[0])["Q19"]
     assert few.reason.startswith("few layers, or experts in use")
+
+
+def test_tokens_that_a_router_hardly_tells_apart_are_no_stale_rows(checks: Any) -> None:
+    """Each of many tokens routes like its neighbour in 19 of 20 layers, so a third in all 24."""
+    rng, shape = np.random.default_rng(11), TOP_1
+    token_id_T = text(4000, 11)
+    ids_TLK = route(token_id_T, shape, 11)
+    alike = np.arange(5, 4000, 50)
+    same_AL = rng.random((len(alike), shape[2])) < 0.95
+    token_id_T[alike] = (token_id_T[alike - 1] + 1) % VOCABULARY
+    ids_TLK[alike] = np.where(same_AL[..., None], ids_TLK[alike - 1], (ids_TLK[alike - 1] + 1) % 16)
+    layers_A = same_AL.sum(axis=1)
+    stale, nearly = int((layers_A == 24).sum()), int(np.isin(layers_A, (22, 23)).sum())
+    assert nearly > stale > 4
+    found = checks(ids_TLK, token_id_T, num_experts=16)
+    assert failing(found) == set()
+    assert found["Q19"].value == (
+        f"{stale} of 4,000 rows like the row before, 0 like many; "
+        f"{nearly} but for one or two layers, so tokens are alike"
+    )
+    # Buffers that were not written are alike in all layers, and soon more than those.
+    ids_TLK[20::50] = ids_TLK[19::50]
+    assert failing(checks(ids_TLK, token_id_T, num_experts=16)) == {"Q19"}
 
 
 def test_repeated_text_is_no_row_of_another_token(checks: Any) -> None:
