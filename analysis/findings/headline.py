@@ -21,7 +21,7 @@ from moe_probe.analysis.findings.unevenness import unevenness
 from moe_probe.analysis.findings.wording import CHANCE, favoured_names, listed, name_of
 from moe_probe.analysis.metrics.tiers import NEAR_IDLE, RARE
 from moe_probe.analysis.reading.orders import PASSES, TOKENS
-from moe_probe.analysis.statistics.intervals import few_documents
+from moe_probe.analysis.statistics.intervals import RULE_OF_THREE, few_documents
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.tables.layers import mean_k
 
@@ -64,7 +64,7 @@ def headline(
         layers: layer, num_experts, top_k, tokens, assignments, tokens_effective, documents,
             certifiable_load, uniform_p, unseen_null, and max_vio and cv, each with `_null` and
             `_noise`.
-        idle_windows: layer, window; in forward passes also window_tokens and expected_runs_fair.
+        idle_windows: layer, window and expected_runs_fair; in forward passes also window_tokens.
         subjects: layer, expert, subject, count, frequency, log_odds, q_value; may be empty.
         specialization: documents_bits with null and null_95, documents_pooled_kl (nats), all of
             the same tokens; may be empty.
@@ -204,7 +204,9 @@ def _least(
         return [f"{text}, no less than chance may leave to one of {len(experts):,}."]
     mine = subjects[(subjects["layer"] == least["layer"]) & (subjects["expert"] == least["expert"])]
     favoured = favoured_names(subjects, least)
-    without = mine.loc[mine["count"] == 0, "subject"].astype(str).tolist()
+    # Fewer selections, or those of few documents, leave out subjects by chance.
+    is_telling = least["count"] >= RULE_OF_THREE * np.fmax(least["deff"], 1) * len(mine)
+    without = mine.loc[(mine["count"] == 0) & is_telling, "subject"].astype(str).tolist()
     text += f"; most on {listed(favoured)}" if favoured else ""
     text += f"; never on {listed(without)}" if without else ""
     return [f"{text}."]
@@ -223,14 +225,14 @@ def _certifiable(layers: pd.DataFrame) -> list[str]:
     if known.empty:
         return []
     worst = known.iloc[-1]
-    effective = _effective(worst)
+    # Not T_eff: an expert that nothing selects has the design effect of intervals.
+    rate = worst["certifiable_load"] * mean_k(known.tail(1))[0] / worst["num_experts"]
+    effective = f" (as from {RULE_OF_THREE / rate:,.0f} independent tokens)"
     if worst["certifiable_load"] >= 1:
         return [f"No load below a fair share can be certified on so little text{effective}."]
     which = "every layer" if len(known) == len(layers) else f"{len(known)} of {len(layers)} layers"
-    return [
-        f"An expert that this trace never selects can be certified below "
-        f"{_share(worst['certifiable_load'])} of its fair share in {which}{effective}."
-    ]
+    text = f"{_share(worst['certifiable_load'])} of its fair share in {which}{effective}."
+    return [f"An expert that this trace never selects can be certified below {text}"]
 
 
 def _effective(layer: pd.Series) -> str:

@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.metrics.tiers import LOW
+from moe_probe.analysis.statistics.idle_null import p_longest_at_least
 from moe_probe.analysis.tables.layers import mean_k
 
 SIGNIFICANT = 0.05
 """q-value below which a subject is said to use an expert more than the other subjects do."""
 FEW_DOCUMENTS, FEW_SHARE = 10, 0.25
 """Documents that use an expert are few if fewer than either: their number, their share of all."""
+BY_RATE = 0.05
+"""Chance of so long a run at the own rate from which on no order is needed to explain it."""
 READINGS = ("order", "kept", "prefixes", "few", "many", "bursts", "undecided", "light", "low")
 
 
@@ -26,7 +29,8 @@ def idle_readings(
 
     The first of these that holds:
 
-        order   its longest run falls below the window once the documents are shuffled
+        order   its longest run falls below the window once the documents are shuffled (median), and
+            independent tokens at its own rate seldom leave one as long as the window
         kept    it is subject-locked; or it carries less than half a fair share, yet half or more
             on subjects that use it more than the others do
         prefixes, few, many, bursts  bursts explain the run at least as well as its rate
@@ -47,12 +51,17 @@ def idle_readings(
     Returns:
         One of READINGS for every row of `experts`, "" for those that do not idle for so long.
     """
-    fair = layers.assign(mean_k=mean_k(layers)).set_index("layer")[["mean_k", "num_experts"]]
+    fair = layers.assign(mean_k=mean_k(layers)).set_index("layer")
+    fair = fair[["mean_k", "num_experts", "tokens"]]
     favoured = favoured_subjects(subjects).join(fair, on="layer")
     load = favoured["frequency"] * favoured["num_experts"] / favoured["mean_k"]
     used = pd.MultiIndex.from_frame(favoured.loc[load >= LOW, ["layer", "expert"]])
     is_used_somewhere = pd.MultiIndex.from_frame(experts[["layer", "expert"]]).isin(used)
     is_locked = experts["tier"].str.contains("subject-locked")
+    facts = fair.loc[experts["layer"]]
+    k_E, size_E, tokens_E = (facts[name].to_numpy(np.float64) for name in fair)
+    rate_E = experts["relative_load"].to_numpy(np.float64) * k_E / size_E
+    is_by_rate_E = p_longest_at_least(rate_E, tokens_E, window) >= BY_RATE
     in_bursts = experts["burstiness"] >= experts["rate_deficit"]
     all_E = layers.set_index("layer")["documents"].loc[experts["layer"]].to_numpy(np.float64)
     used_E = experts["documents"].to_numpy(np.float64, na_value=np.nan)
@@ -61,7 +70,7 @@ def idle_readings(
     is_uncertain = experts["tier"].str.contains("not certified")
     rules = [
         experts["longest_idle"] < window,
-        experts["longest_idle_shuffled"] < window,
+        (experts["longest_idle_shuffled"] < window) & ~is_by_rate_E,
         is_locked | ((experts["relative_load"] < LOW) & is_used_somewhere),
         in_bursts & (used_E == 0),
         in_bursts & is_few_E,

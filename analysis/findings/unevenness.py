@@ -12,6 +12,8 @@ import pandas as pd
 
 from moe_probe.analysis.findings.wording import CHANCE
 from moe_probe.analysis.metrics.tiers import RARE
+from moe_probe.analysis.statistics.nulls import expected_indices
+from moe_probe.analysis.tables.layers import mean_k
 
 _INDICES = {
     "max_vio": "MaxVio, by how much a layer's busiest expert exceeds its fair share,",
@@ -48,13 +50,13 @@ def unevenness(
     most_L = layers["tokens"] * layers["num_experts"] / layers["assignments"]
     if (most_L == 1).all():
         return _NOTHING_TO_TELL
-    verdict = "No layer is loaded more unevenly than chance explains"
+    verdict, worn = "No layer is loaded more unevenly than chance explains", _at_documents(layers)
     most_E = most_L.set_axis(layers["layer"]).loc[layer_E].to_numpy()
     if not ((low_E > 0) | (high_E < most_E)).any():
-        verdict = _why_unknown(layers)
+        verdict, worn = _why_unknown(layers), ""
     if (experts["ci_high"] < RARE).any():
         verdict = "There are too few documents to tell more than intervals of single experts do"
-    return f"{verdict}: {_values(layers, 'max_vio')}."
+    return f"{verdict}: {_values(layers, 'max_vio', worn)}."
 
 
 def _why_unknown(layers: pd.DataFrame) -> str:
@@ -65,13 +67,21 @@ def _why_unknown(layers: pd.DataFrame) -> str:
     return "There are too few documents to tell unevenness from chance"
 
 
-def _values(layers: pd.DataFrame, index: str) -> str:
+def _at_documents(layers: pd.DataFrame) -> str:
+    """Say what MaxVio is of T_eff tokens by chance: without it an even layer looks uneven."""
+    facts = zip(layers["num_experts"], mean_k(layers), layers["tokens_effective"], strict=True)
+    worn = [expected_indices(n, k, max(t, 1)).max_vio for n, k, t in facts if t > 0]
+    return f" (of T_eff tokens {np.mean(worn):.2f})" if worn else ""
+
+
+def _values(layers: pd.DataFrame, index: str, worn: str = "") -> str:
     digits, ordered = _DIGITS[index], layers.sort_values(index, kind="stable")
     least, most = ordered.iloc[0], ordered.iloc[-1]
+    first = f"{least[index]:.{digits}f} (layer {int(least['layer'])}) to "
     text = (
-        f"{_INDICES[index]} is {least[index]:.{digits}f} (layer {int(least['layer'])}) to "
+        f"{_INDICES[index]} is {first if len(layers) > 1 else ''}"
         f"{most[index]:.{digits}f} (layer {int(most['layer'])}); "
-        f"random routing gives about {layers[f'{index}_null'].mean():.{digits}f}"
+        f"random routing gives about {layers[f'{index}_null'].mean():.{digits}f}{worn}"
     )
     noise = layers[f"{index}_noise"].mean()
     if not math.isnan(noise):

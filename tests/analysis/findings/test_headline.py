@@ -27,7 +27,7 @@ from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.bundled import SAMPLE_TRACE
 
 EXPERTS, TOP_K, LENGTH, SUBJECTS = 16, 2, 50, 10
-WINDOWS = pd.DataFrame({"layer": 7, "window": [100, 1000]})
+WINDOWS = pd.DataFrame({"layer": 7, "window": [100, 1000], "expected_runs_fair": 1e-3})
 NO_SUBJECTS = pd.DataFrame(
     columns=["layer", "expert", "subject", "count", "frequency", "log_odds", "q_value"]
 )
@@ -290,7 +290,7 @@ def test_never_selected_expert_is_idle_on_this_corpus() -> None:
 def test_fair_routing_exceeds_chance_in_nothing() -> None:
     """200 layers, in traces of 20."""
     specialization = pd.DataFrame([(0.1, 0.1, 0.12, 0.0)], columns=SPECIALIZATION)
-    windows = pd.DataFrame({"layer": 0, "window": [100, 200, 1000]})
+    windows = pd.DataFrame({"layer": 0, "window": [100, 200, 1000], "expected_runs_fair": 1e-3})
     for trace in range(10):
         made = [
             tables_of(route(np.ones((20, EXPERTS)), 20 * trace + layer), layer)
@@ -336,7 +336,7 @@ def test_little_text_certifies_no_low_load(planted: Any) -> None:
     experts, layers, subjects = planted
     layers = layers.assign(certifiable_load=1.5, tokens_effective=16.0)
     text = headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION).idle
-    assert "No load below a fair share can be certified on so little text (T_eff 16)." in text
+    assert "can be certified on so little text (as from 16 independent tokens)." in text
 
 
 def windows_in_passes(expected_fair: float) -> pd.DataFrame:
@@ -380,7 +380,7 @@ def test_windows_that_chance_leaves_an_expert_idle_for_tell_nothing(planted: Any
 def test_runs_below_the_windows_are_not_called_chance(planted: Any) -> None:
     """Two of 16 experts a token, 20,000 tokens: fair routing leaves none idle for 130 of them."""
     experts, layers, subjects = planted
-    windows = pd.DataFrame({"layer": 7, "window": [10, 1000, 5000]})
+    windows = pd.DataFrame({"layer": 7, "window": [10, 1000, 5000], "expected_runs_fair": 1e-3})
     for longest, rest in (
         (80, ": nothing exceeds chance."),
         (400, "; the run of 400 without expert 2 of layer 7 is longer than random routing leaves."),
@@ -390,3 +390,37 @@ def test_runs_below_the_windows_are_not_called_chance(planted: Any) -> None:
         assert text.startswith(f"No expert idles for 1,000 tokens in a row{rest}")
     text = headline(experts, layers, windows[:1], subjects, NO_SPECIALIZATION).idle
     assert text.startswith("Chance may leave experts idle for 10 tokens: ask for longer windows.")
+
+
+def test_what_a_low_rate_explains_is_not_of_the_order(planted: Any) -> None:
+    """20 selections of 20,000 tokens leave 5,000 in a row without one in one of eight streams."""
+    experts, layers, _ = planted
+    runs = {"longest_idle": 5_100, "longest_idle_shuffled": 4_000}
+    rates = {"count": 20, "relative_load": 20 / 20_000 * EXPERTS / TOP_K}
+    rare = {"ci_high": 0.02, "tier": "rare", "burstiness": 0.0, "rate_deficit": 4.0}
+    one = experts.assign(**runs, **rates, **rare).loc[[STARVED]]
+    assert idle_readings(one, layers, NO_SUBJECTS, 5_000).tolist() == ["low"]
+    # A hundred times as many leave none.
+    often = one.assign(relative_load=100 * one["relative_load"])
+    assert idle_readings(often, layers, NO_SUBJECTS, 5_000).tolist() == ["order"]
+
+
+def test_documents_shorter_than_the_windows_tell_nothing_of_idle_runs(planted: Any) -> None:
+    """In the order request-local no run leaves a document: they have no expected runs."""
+    experts, layers, subjects = planted
+    windows = pd.DataFrame({"layer": 7, "window": [10, 1000], "expected_runs_fair": [90.0, 0.0]})
+    text = headline(experts, layers, windows, subjects, NO_SPECIALIZATION).idle
+    assert text.startswith("Documents are too short for a window that tells an idle run inside one")
+    both = windows.assign(window=[200, 1000], expected_runs_fair=[1e-9, 0.0])
+    assert telling_window(both, layers) == 200
+
+
+def test_few_selections_are_not_said_to_avoid_subjects(planted: Any) -> None:
+    experts, layers, subjects = planted
+    least = experts["expert"] == STARVED
+    for count, is_told in ((29, False), (30, True)):
+        table = experts.assign(count=np.where(least, count, experts["count"]))
+        table["deff"] = np.where(least, 0.9, experts["deff"])
+        mine = subjects.assign(count=np.where(subjects["subject"] == "subject1", 0, 9))
+        text = headline(table, layers, WINDOWS, mine, NO_SPECIALIZATION).least_used
+        assert ("; never on subject1." in text) is is_told

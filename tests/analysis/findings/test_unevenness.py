@@ -6,6 +6,7 @@ Shape suffixes: D documents, N experts, T tokens, K slots, B replicates.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -238,4 +239,27 @@ def test_a_layer_whose_tokens_all_select_the_same_experts(tmp_path: Path) -> Non
     text = f"{found.headline.least_used} {found.headline.idle}"
     assert "(documents that do not differ give no interval)." in text
     assert "so little text" not in text
-    assert "of its fair share in 1 of 2 layers (T_eff" in text
+    assert "of its fair share in 1 of 2 layers (as from" in text
+
+
+def test_even_loads_stand_beside_chance_at_the_effective_tokens(tmp_path: Path) -> None:
+    """Documents unlike each other make MaxVio larger than independent tokens would."""
+    rng = np.random.default_rng(12)
+    names, tokens_D = ragged(subjects=2, each=60, length=100, seed=1)
+    weight_DN = rng.gamma(2.0, size=(len(names), 32))
+    path = write(tmp_path / "trace", {3: weight_DN}, names, tokens_D, top_k=4, seed=5)
+    found = analyse(path, **FEW)
+    tokens = round(found.layers["tokens_effective"][0])
+    most = []
+    for _ in range(100):
+        ids_TK = np.argpartition(rng.random((tokens, 32)), 4, axis=1)[:, :4]
+        most.append(np.bincount(ids_TK.ravel(), minlength=32).max() * 8 / tokens - 1)
+    text = found.headline.uneven
+    value = re.search(r"is (\d\.\d\d) \(layer 3\); random routing gives", text)
+    by_chance = re.search(r"about (\d\.\d\d) \(of T_eff tokens (\d\.\d\d)\)", text)
+    assert text.startswith("No layer is loaded more unevenly")
+    assert value
+    assert by_chance
+    assert float(value[1]) == pytest.approx(found.layers["max_vio"][0], abs=0.006)
+    assert float(by_chance[1]) < 0.6 * float(by_chance[2])
+    assert float(by_chance[2]) == pytest.approx(np.mean(most), rel=0.1)
