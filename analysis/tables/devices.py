@@ -19,7 +19,7 @@ from moe_probe.analysis.metrics.devices import (
 from moe_probe.analysis.statistics.clusters import effective_tokens
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.sums import Sums
-from moe_probe.analysis.tables.experts import mean_deff
+from moe_probe.analysis.tables.design_effects import mean_deff
 
 DEVICES = (2, 4, 8, 16, 32, 64)
 

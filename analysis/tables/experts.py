@@ -1,28 +1,30 @@
-"""The tables `experts` and `idle_windows`: one row per expert, one per expert and window.
+"""The table `experts`: one row per expert of every layer.
 
-Shape suffixes: S groups (task, subject, area), N experts of a layer, R orders, W windows.
+Shape suffixes: S groups (task, subject, area), N experts of a layer.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pandas as pd
 
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics.frequency import relative_load, selection_frequency
-from moe_probe.analysis.metrics.idle import idle_table, idle_windows_table
-from moe_probe.analysis.metrics.idle_passes import idle_pass_table, idle_pass_windows_table
+from moe_probe.analysis.metrics.idle import idle_table
+from moe_probe.analysis.metrics.idle_passes import idle_pass_table
 from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.presence import idle_subjects, low_subjects
 from moe_probe.analysis.metrics.ranking import bottom_probability, bottom_set, rank_interval
-from moe_probe.analysis.metrics.stability import divergence_deff
 from moe_probe.analysis.metrics.tiers import effective_documents, tiers
-from moe_probe.analysis.statistics.clusters import layer_quantiles, pooled_design_effect
 from moe_probe.analysis.statistics.intervals import share_interval
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
 from moe_probe.analysis.sums import Sums
+from moe_probe.analysis.tables.design_effects import (
+    deffs,
+    median_deff,
+    num_documents,
+    widened_deffs,
+)
 
 _IDLE_FIRST = ("longest_idle", "current_idle", "leading_idle", "rate_deficit", "burstiness")
 _IDLE_COLUMNS = (
@@ -84,39 +86,6 @@ def experts_table(sums: Sums) -> pd.DataFrame:
     table["q_fair"] = benjamini_hochberg(table["p_fair"].to_numpy(np.float64))
     columns.remove("maybe_bottom_tenth")
     return table[[*columns, "q_fair", "maybe_bottom_tenth"]]
-
-
-def deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
-    """Return each expert's design effect, all groups pooled: float64 [N], NaN where undefined."""
-    if state is None:
-        return np.full(num_experts, np.nan)
-    return pooled_design_effect(state.moments)
-
-
-def median_deff(deff_N: np.ndarray) -> float:
-    """Return a layer's median design effect; NaN where no expert has one."""
-    return float(layer_quantiles(deff_N, (0.5,))[0])
-
-
-def mean_deff(state: LayerState | None) -> float:
-    """Return a layer's mean design effect, of weights 1 - p; NaN where no expert has one.
-
-    To first order fair routing gives CV^2 and KL as many times as large as of independent tokens.
-    """
-    return math.nan if state is None else divergence_deff(state.moments)
-
-
-def widened_deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
-    """Return the `interval_deffs` of all text: float64 [N], NaN where undefined."""
-    return np.full(num_experts, np.nan) if state is None else state.interval_deffs_N
-
-
-def num_documents(state: LayerState | None) -> int:
-    """Return the documents, shared prefixes included, that the design effects are of.
-
-    Of more than 16,384 several neighbours count as one.
-    """
-    return 0 if state is None else int(state.moments.clusters_S.sum())
 
 
 def _effective_documents(state: LayerState | None) -> np.ndarray | float:
@@ -218,52 +187,3 @@ def _information(state: LayerState | None, num_experts: int) -> dict[str, np.nda
         "information_null": blank_N if found is None else found.expert_null_N,
         "information_p": blank_N if found is None else found.expert_p_value_N,
     }
-
-
-def idle_windows(sums: Sums) -> pd.DataFrame:
-    """Tabulate how often every expert idles for each window or longer.
-
-    Returns:
-        layer, expert, window  all of them
-        runs  maximal idle runs of at least that many tokens, in the order asked for
-        share  of the tokens that lie in such runs; null without tokens
-        expected_runs  of independent tokens at the expert's own rate; in the order request-local
-            of as many documents of the same lengths, in forward passes of the same passes, else
-            of one stream
-        expected_runs_fair  at the fair rate
-        sliding  windows of that many consecutive tokens that lie in such runs
-        runs_shuffled  median over shuffled orders of the documents; null without any
-        window_fair_intervals  the window in mean distances between selections under even load
-        window_tokens  the window in tokens: of forward passes the mean over so many in a row
-        unit  of window and runs: tokens, or forward passes for tokens in all of the above
-        expected_share, expected_sliding  share and sliding at the own rate, as expected_runs
-        load_expected  relative load at which the longest run of independent tokens, in one stream
-            of T, has the window on average: who idles so long has less, or is used in bursts.
-            Null where the window is not below T, and in forward passes
-    """
-    tables = []
-    for layer, state in sums.layers.items():
-        table = _windows(sums, layer, state)
-        if table is not None:
-            table.insert(0, "layer", layer)
-            tables.append(table.assign(unit=sums.settings.order.unit))
-    names = ["layer", "expert", "window", "runs", "share", "expected_runs", "expected_runs_fair"]
-    names += ["sliding", "runs_shuffled", "window_fair_intervals", "window_tokens", "unit"]
-    names += ["expected_share", "expected_sliding", "load_expected"]
-    return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)
-
-
-def _windows(sums: Sums, layer: int, state: LayerState) -> pd.DataFrame | None:
-    counts_SN, tokens_S = sums.by_group(layer)
-    counts_N, windows = counts_SN.sum(axis=0), sums.settings.windows
-    if state.passes is not None and sums.pass_null is not None:
-        facts = (counts_N, int(tokens_S.sum()), state.passes, windows, sums.pass_null)
-        return idle_pass_windows_table(*facts)
-    if state.idle is None:
-        return None
-    table = idle_windows_table(counts_N, state.idle.runs, windows, state.idle.stretches_2X)
-    runs_RWN = state.idle.runs_RWN
-    shuffled_WN = np.full(runs_RWN.shape[1:], np.nan)
-    if len(runs_RWN):
-        shuffled_WN = np.median(runs_RWN, axis=0)
-    return table.assign(runs_shuffled=shuffled_WN.ravel(), window_tokens=table["window"])

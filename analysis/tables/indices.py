@@ -34,8 +34,8 @@ from moe_probe.analysis.metrics.weights import gate_cv_null
 from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
+from moe_probe.analysis.tables.design_effects import mean_deff, num_documents
 from moe_probe.analysis.tables.devices import fitting_devices
-from moe_probe.analysis.tables.experts import mean_deff, num_documents
 
 # A null below is none to compare with.
 _NOTHING = 1e-12

@@ -1,4 +1,4 @@
-"""The tables `layers`, `batches` and `coverage`: imbalance beside chance and noise.
+"""The table `layers`: imbalance beside chance and noise.
 
 Shape suffixes: N experts of a layer, L layers.
 """
@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_probe.analysis.accumulators.locality import BATCH_SIZES
 from moe_probe.analysis.layer_state import LayerState
 from moe_probe.analysis.metrics import imbalance
-from moe_probe.analysis.metrics.coverage import chao2, coverage_curve, unseen_mass
-from moe_probe.analysis.metrics.decomposition import batch_imbalance
+from moe_probe.analysis.metrics.coverage import chao2, unseen_mass
 from moe_probe.analysis.metrics.noise import index_noise
 from moe_probe.analysis.metrics.ranking import experts_to_cover
 from moe_probe.analysis.metrics.stability import spearman, split_divergence, split_null
@@ -31,9 +29,14 @@ from moe_probe.analysis.statistics.nulls import expected_indices
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
 from moe_probe.analysis.tables.chance import chance_of_layer
-from moe_probe.analysis.tables.experts import deffs, mean_deff, median_deff, num_documents
+from moe_probe.analysis.tables.design_effects import (
+    deffs,
+    mean_deff,
+    median_deff,
+    num_documents,
+    within_deffs,
+)
 from moe_probe.analysis.tables.gates import gates_of_layer
-from moe_probe.analysis.tables.subjects import within_deffs
 
 INDICES = (
     "max_vio",
@@ -220,28 +223,3 @@ def _halves(state: LayerState | None, null_k: float) -> dict[str, float]:
     null = split_null(used, min(null_k, used), sizes, 1, state.halves_deff)
     found = (float(spearman(first_N, second_N)), split_divergence(first_N, second_N))
     return dict(zip(names, (*found, null.divergence), strict=True))
-
-
-def batches(sums: Sums) -> pd.DataFrame:
-    """Tabulate imbalance against batch size, tokens in recording order: `batch_imbalance`."""
-    if sums.batches is None:
-        return pd.DataFrame(columns=["layer"])
-    tables = []
-    for layer, spec in sums.specs.items():
-        stats_B4 = sums.batches.arrays[layer]["stats_B4"]
-        table = batch_imbalance(stats_B4, BATCH_SIZES, spec.num_experts, sums.set_sizes(layer))
-        table.insert(0, "layer", layer)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
-def coverage(sums: Sums) -> pd.DataFrame:
-    """Tabulate how many experts the first x tokens select, beside both nulls: `coverage_curve`."""
-    tables = []
-    for layer, state in sums.layers.items():
-        if state.idle is not None:
-            counts = sums.counts.layer(layer)
-            table = coverage_curve(state.idle.first_seen_RN, counts.counts_N, counts.tokens)
-            table.insert(0, "layer", layer)
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["layer"])

@@ -21,9 +21,8 @@ from moe_probe.analysis.metrics.placement import (
 from moe_probe.analysis.statistics.set_sizes import SetSizes
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
+from moe_probe.analysis.tables.design_effects import mean_deff, mean_deffs
 from moe_probe.analysis.tables.devices import fitting_devices
-from moe_probe.analysis.tables.experts import mean_deff
-from moe_probe.analysis.tables.subjects import mean_deffs
 from moe_probe.trace import LayerSpec
 
 _COLUMNS = ("devices", "fit", "fit_subject", "subject", "balancedness", "balancedness_null")

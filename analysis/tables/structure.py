@@ -19,7 +19,7 @@ from moe_probe.analysis.metrics.transitions import layer_information
 from moe_probe.analysis.statistics.random_sets import any_shared, own_rate_any
 from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
-from moe_probe.analysis.tables.experts import deffs, median_deff
+from moe_probe.analysis.tables.design_effects import deffs, median_deff
 
 MOST_PAIRS = 2016
 """Pairs of a layer in `coactivation`: all of 64 experts; of more, those furthest from chance."""

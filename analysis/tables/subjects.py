@@ -29,17 +29,11 @@ from moe_probe.analysis.metrics.information import (
 from moe_probe.analysis.metrics.permutation import permutation_q_values
 from moe_probe.analysis.metrics.segments import segment_deffs, segments_table
 from moe_probe.analysis.metrics.sensitivity import rules_table
-from moe_probe.analysis.metrics.stability import divergence_deff, divergence_deffs
+from moe_probe.analysis.metrics.stability import divergence_deff
 from moe_probe.analysis.metrics.subjects import frequency_null, subjects_table
-from moe_probe.analysis.statistics.clusters import (
-    cluster_variance,
-    design_effect,
-    layer_quantiles,
-    stratified_variance,
-)
 from moe_probe.analysis.statistics.multiplicity import benjamini_hochberg
-from moe_probe.analysis.statistics.undefined import positive
 from moe_probe.analysis.sums import Sums
+from moe_probe.analysis.tables.design_effects import mean_deffs, subject_deffs, within_deffs
 from moe_probe.trace import SEGMENTS
 
 _SUBJECT_COLUMNS = ["layer", "expert", "subject", "count", "frequency"]
@@ -76,35 +70,6 @@ def subjects(sums: Sums) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     table["q_value"] = benjamini_hochberg(table["p_value"].to_numpy(np.float64))
     return table[_SUBJECT_COLUMNS]
-
-
-def subject_deffs(state: LayerState | None, groups: int, num_experts: int) -> np.ndarray:
-    """Return each subject's median design effect over experts: float64 [S], NaN where undefined."""
-    if state is None or not groups:
-        return np.full(groups, np.nan)
-    moments = state.moments
-    share_SN = moments.c_SN / positive(moments.n_S)[:, None]
-    deff_SN = design_effect(cluster_variance(moments), share_SN, moments.n_S[:, None])
-    return np.asarray(layer_quantiles(deff_SN, (0.5,))[0])
-
-
-def mean_deffs(state: LayerState | None, groups: int) -> np.ndarray:
-    """Return each subject's mean design effect over experts: float64 [S], 1 where it is unknown.
-
-    What nulls of whole layers take, as `experts.mean_deff` of all text.
-    """
-    if state is None or not groups:
-        return np.ones(groups)
-    return np.asarray(np.nan_to_num(divergence_deffs(state.moments), nan=1.0))
-
-
-def within_deffs(state: LayerState | None, num_experts: int) -> np.ndarray:
-    """Return each expert's design effect inside subjects: float64 [N], NaN where undefined."""
-    if state is None:
-        return np.full(num_experts, np.nan)
-    pooled = state.moments.pooled()
-    share_N = pooled.c_SN[0] / positive(pooled.n_S)
-    return design_effect(stratified_variance(state.moments), share_N, int(pooled.n_S[0]))
 
 
 def specialization(sums: Sums) -> pd.DataFrame:

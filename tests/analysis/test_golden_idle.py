@@ -14,7 +14,8 @@ import pytest
 
 from moe_probe.analysis.reading.orders import CANONICAL, Order
 from moe_probe.analysis.settings import Settings
-from moe_probe.analysis.tables.experts import experts_table, idle_windows
+from moe_probe.analysis.tables.experts import experts_table
+from moe_probe.analysis.tables.idle_windows import idle_windows
 from tests.analysis.documents import needs_data
 from tests.analysis.golden import EXPERTS, LAYERS, TOP_K, Golden, golden
 

@@ -11,7 +11,7 @@ import numpy as np
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import Payload, round_float32
 from moe_probe.analysis.statistics.moderated import centred_within, interval_deffs
-from moe_probe.analysis.tables.experts import median_deff
+from moe_probe.analysis.tables.design_effects import median_deff
 
 
 def intervals(contents: Contents, payload: Payload) -> None:

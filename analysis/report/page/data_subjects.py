@@ -16,7 +16,7 @@ from moe_probe.analysis.metrics.subject_distance import layer_matrices, mean_ove
 from moe_probe.analysis.metrics.subjects import LEAST_DOCUMENTS
 from moe_probe.analysis.report.contents import Contents
 from moe_probe.analysis.report.page.payload import DIGITS, Payload, round_float32
-from moe_probe.analysis.tables.subjects import mean_deffs, subject_deffs, within_deffs
+from moe_probe.analysis.tables.design_effects import mean_deffs, subject_deffs, within_deffs
 
 _DEFF_DIGITS = 7
 """Very small q-values are large powers of a design effect, with its error as often."""
