@@ -6,6 +6,7 @@ const FEWEST_EXPECTED = 16;
 
 /* What the intervals of a segment or rule take for their own. */
 const OF_ALL_TEXT = "design effect of all text";
+const NONE_TO_TAKE = "unknown: this rule counts more tokens than the report's";
 
 /** The choice in force: all, area:NAME, subject:S, segment:G or rule:NAME. */
 function chosenText() {
@@ -92,6 +93,18 @@ const selectionsOf = ({ counts }, l) => sum(counts.subarray(l * page.data.N, (l 
 /** Whether a text has design effects of its own. */
 const hasOwnEffects = ({ kind }) => kind !== "segment" && kind !== "rule";
 
+/**
+ * Whether a rule counts more tokens than the report's. They are of other documents, or the same ones
+ * again: intervals and bands with the design effect of all text would be far too narrow.
+ */
+const isBeyond = ({ tokens }, l) => tokens[l] > page.data.counts.tokens.all()[l];
+
+/** What is said of intervals that are not of the text's own documents; empty where they are. */
+function effectWords(shown, l) {
+  if (hasOwnEffects(shown)) return "";
+  return isBeyond(shown, l) ? NONE_TO_TAKE : OF_ALL_TEXT;
+}
+
 /** Numbers of one cell: count, tokens, r with its interval, and the band of fair routing. */
 function cellFacts(shown, l, e) {
   const { layers, N } = page.data;
@@ -100,10 +113,11 @@ function cellFacts(shown, l, e) {
   const [count, load, tokens] = [shown.counts[l * N + e], shown.load[l * N + e], shown.tokens[l]];
   // Where slots stay empty a layer has fewer than k selections by token.
   const scale = count ? (load * tokens) / count : (num_experts * tokens) / (selectionsOf(shown, l) || NaN);
+  const isKnown = !isBeyond(shown, l);
   const [low, high] = shown.kind === "all" ? tabledInterval(l, e)
-    : shareInterval(count, tokens, own, median).map((share) => share * scale);
-  const effective = tokens / Math.max(median || 1, 1);
-  const band = fairBand((effective * mean_k) / null_k, num_experts, null_k);
+    : isKnown ? shareInterval(count, tokens, own, median).map((share) => share * scale) : [NaN, NaN];
+  const effective = Math.min(tokens, page.data.counts.tokens.all()[l]) / Math.max(median || 1, 1);
+  const band = isKnown ? fairBand((effective * mean_k) / null_k, num_experts, null_k) : NaN;
   const isFew = (effective * mean_k) / num_experts < FEWEST_EXPECTED;
   return { count, tokens, load, low, high, band, isFew };
 }
@@ -111,7 +125,8 @@ function cellFacts(shown, l, e) {
 /** The lines that pointer and status show. */
 function cellText(shown, l, e) {
   const facts = cellFacts(shown, l, e);
-  const effect = hasOwnEffects(shown) ? "" : ` (${OF_ALL_TEXT})`;
+  const words = effectWords(shown, l);
+  const effect = words && ` (${words})`;
   const lines = [
     `layer ${page.data.layers[l].layer}, expert ${e}`,
     `${format(facts.count)} selections by ${format(facts.tokens)} tokens`,
@@ -151,7 +166,8 @@ function heatmapTable() {
     }
   });
   const columns = names.map((name) => ({ name, label: name.replaceAll("_", " ") }));
-  const effect = hasOwnEffects(shown) ? "" : `; intervals with the ${OF_ALL_TEXT}`;
+  const words = effectWords(shown, 0);
+  const effect = words && `; intervals: ${words}`;
   const caption = `Relative load, ${textName(shown)}${effect}; ${textCaption(shown)}`;
   return { columns, rows, caption, origin: shown.kind === "rule" ? { counting_rule: shown.key } : {} };
 }

@@ -78,6 +78,25 @@ def test_another_rule_has_a_caption_of_its_own(question: Path, open_page: Open) 
     assert "counting rule question" in page.text("#relative-load table caption")
 
 
+def test_rules_that_count_more_tokens_borrow_no_design_effect(
+    question: Path, open_page: Open
+) -> None:
+    """Prefixes and repeated runs are no more documents: their intervals would be too narrow."""
+    page = open_page(question)
+    for rule, is_known in (("raw", False), ("unique", False), ("decision", True)):
+        choose(page, "relative-load", "Text", f"rule:{rule}")
+        found = shown(page, "relative-load").astype({"layer": int})
+        first = found[found["layer"] == 1]
+        assert first["relative_load"].notna().all()
+        assert first[["ci_low", "ci_high"]].notna().all(axis=None) == is_known
+        page.page.evaluate("MoeProbe.page.select(0, 3)")
+        page.wait()
+        said = page.text("#relative-load .status")
+        assert ("this rule counts more tokens than the report's" in said) != is_known
+        assert ("95% interval – to –" in said) != is_known
+        assert ("fair routing: – to –" in said) != is_known
+
+
 def test_never_used_experts_have_the_scale_of_their_own_text(
     question: Path, open_page: Open
 ) -> None:
