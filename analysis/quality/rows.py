@@ -1,4 +1,7 @@
-"""Checks of single rows: Q1 to Q4, and Q6, rows per sequence."""
+"""Checks of single rows: Q1 to Q4, and Q6, rows per sequence.
+
+Shape suffixes: S sequences, L layers but for one.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import bdtrik
 
+from moe_probe.analysis.accumulators.row_sample import RowSample
 from moe_probe.analysis.accumulators.rows import Anomalies, RowFaults
-from moe_probe.analysis.quality.outcome import NO_ROWS, Check, Status, pass_if, some
+from moe_probe.analysis.quality.outcome import NO_ROWS, Check, Status, groups_of, pass_if, some
 from moe_probe.analysis.reading.index import column
 from moe_probe.analysis.reading.source import Source
 from moe_probe.trace import LayerSpec, Trace
@@ -19,7 +23,8 @@ _CHANCE = 1e-5
 """Of a layer to fail by the rows that chance gives, so that one trace in 1,000 does at most."""
 _NUMBERING = 0.01
 _ALL_ROWS = 0.95
-"""So many rows with the same experts are a fault, whatever their numbers."""
+"""So many rows with the same experts are a fault, unless they are alike in other layers, too."""
+_HALF = 0.5
 
 
 def row_check(
@@ -37,7 +42,7 @@ def row_check(
     share_of = {layer: allowed(spec, total, number) for layer, spec in faults.layers.items()}
     layers = [layer for layer, share in share_of.items() if share < 1]
     if not layers:
-        reason = "such rows are normal with one slot, few experts, or few rows"
+        reason = "such rows are normal with one slot, few experts, or few or equal rows"
         return Check(check, name, Status.SKIP, reason=reason)
     by_layer: dict[int, Anomalies] = faults.by_layer()
     rows = {layer: getattr(by_layer[layer], field) for layer in layers}
@@ -58,20 +63,49 @@ def none_above_one_slot(spec: LayerSpec, _: int, __: int) -> float:
     return 0.0 if spec.top_k > 1 else 1.0
 
 
-def ordered_allowed(spec: LayerSpec, rows: int, layers: int) -> float:
+def ordered_allowed(spec: LayerSpec, rows: int, layers: int, *, are_alike: bool = False) -> float:
     """Return the share of rows that may read 0, 1, 2, ... in one of several layers.
 
     Of independent rows ten times their chance, since real routers have favourite sets. Of rows that
     depend on one another, such as those of one topic or of one token, a share s or more reads so by
     the numbering of the experts alone with chance 1 / (s C(N, k)): in one trace of 100 at most.
+
+    Args:
+        spec: The layer.
+        rows: Of the trace.
+        layers: Their number.
+        are_alike: Whether rows are alike in all layers, so that in this one they may be, too.
     """
-    chance = 1 / math.comb(spec.num_experts, spec.top_k)
+    chance = _chance_of_order(spec)
     by_chance = min(10 * chance, 1.0)
     if spec.top_k == 1 or by_chance == 1:
         return 1.0
     most = float(bdtrik(1 - _CHANCE, max(rows, 1), by_chance))
-    alike = min(layers * chance / _NUMBERING, _ALL_ROWS)
+    alike = min(layers * chance / _NUMBERING, 1 if are_alike else _ALL_ROWS)
     return max(_ORDERED_ROWS + by_chance, math.ceil(most) / max(rows, 1), alike)
+
+
+def _chance_of_order(spec: LayerSpec) -> float:
+    """Chance of the experts 0 to k-1 by even routing, of groups drawn first where there are any."""
+    groups = groups_of(spec)
+    size = spec.num_experts // groups
+    needed, per_token = -(-spec.top_k // size), spec.facts.get("groups_per_token")
+    if not isinstance(per_token, int) or not needed <= per_token <= groups:
+        per_token = groups
+    drawn = math.comb(groups - needed, per_token - needed) / math.comb(groups, per_token)
+    return drawn / math.comb(per_token * size, spec.top_k)
+
+
+def rows_alike(sample: RowSample | None) -> bool:
+    """Whether half of all rows have the same experts in most layers, as of one token repeated.
+
+    The layer where most rows are alike is left out: it may be the one that was not written.
+    """
+    if sample is None or len(sample.layers) < 2 or not len(sample.row_E):
+        return False
+    most = [np.unique(print_E, return_counts=True)[1].max() for print_E in sample.prints_LE]
+    share_L = np.sort(most)[:-1] / len(sample.row_E)
+    return bool(np.quantile(share_L, 0.25) >= _HALF)
 
 
 def rows_per_sequence(trace: Trace, source: Source | None) -> Check:

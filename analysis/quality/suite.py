@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from moe_probe.analysis.accumulators.counts import Counts
@@ -28,6 +29,7 @@ from moe_probe.analysis.quality.rows import (
     none_allowed,
     ordered_allowed,
     row_check,
+    rows_alike,
     rows_per_sequence,
 )
 from moe_probe.analysis.quality.run_facts import (
@@ -96,11 +98,12 @@ class Evidence:
     def checks(self) -> list[Check]:
         """Run every check that applies to the trace, once the accumulators are filled."""
         trace, faults = self.trace, self.faults
+        ordered = partial(ordered_allowed, are_alike=rows_alike(self.sample))
         return [
             completeness(trace),
             row_check("Q1", "an expert twice in one row", faults, "duplicated", none_allowed),
             row_check("Q2", "rows of zeros only", faults, "zero", none_above_one_slot),
-            row_check("Q3", "rows that read 0, 1, 2, ...", faults, "ordered", ordered_allowed),
+            row_check("Q3", "rows that read 0, 1, 2, ...", faults, "ordered", ordered),
             row_check("Q4", "ids beyond the last expert", faults, "out_of_range", none_allowed),
             count_bounds(trace, self.counts, scanned=faults is not None),
             rows_per_sequence(trace, self.source),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.special import bdtrc
 from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.quality import Check, Status, check_trace
 from moe_probe.analysis.quality.loads import _chance, expert_zero
-from moe_probe.analysis.quality.rows import ordered_allowed
+from moe_probe.analysis.quality.rows import _chance_of_order, ordered_allowed
 from moe_probe.errors import TraceError
 from moe_probe.trace import LayerSpec, RowLayout, Trace, open_trace
 
@@ -296,7 +296,10 @@ def test_few_experts_make_ordered_rows_normal(new_trace: Any) -> None:
     spec = LayerSpec(layer=0, num_experts=4, top_k=2)
     checks = found(new_trace([spec], [np.array([[0, 1], [2, 3]], np.uint8)]))
     assert (checks["Q2"].status, checks["Q3"].status) == ("pass", "skip")
-    assert checks["Q3"].reason == "such rows are normal with one slot, few experts, or few rows"
+    assert (
+        checks["Q3"].reason
+        == "such rows are normal with one slot, few experts, or few or equal rows"
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,6 +321,47 @@ def test_few_rows_may_be_ordered_by_chance(
     ids_TK[ordered:] += 1
     spec = LayerSpec(layer=0, num_experts=num_experts, top_k=top_k)
     assert found(new_trace([spec], [ids_TK]))["Q3"].status == status
+
+
+@pytest.mark.parametrize(
+    ("groups", "per_token", "size", "top_k"),
+    [(1, 1, 7, 3), (4, 1, 4, 4), (4, 2, 3, 3), (3, 2, 2, 3)],
+)
+def test_chance_of_order_is_that_of_all_draws(
+    groups: int, per_token: int, size: int, top_k: int
+) -> None:
+    """Every choice of groups, and of experts of theirs: how many are 0 to k-1."""
+    found = [
+        set(experts) == set(range(top_k))
+        for chosen in combinations(range(groups), per_token)
+        for experts in combinations([g * size + e for g in chosen for e in range(size)], top_k)
+    ]
+    facts = {"num_groups": groups, "groups_per_token": per_token}
+    spec = LayerSpec(layer=0, num_experts=groups * size, top_k=top_k, facts=facts)
+    assert _chance_of_order(spec) == pytest.approx(np.mean(found))
+
+
+def test_rows_within_one_group_may_be_ordered(new_trace: Any) -> None:
+    """A quarter of the rows have all four experts of the first group, where a token has one."""
+    facts = {"num_groups": 4, "groups_per_token": 1}
+    spec = LayerSpec(layer=0, num_experts=16, top_k=4, facts=facts)
+    group_T = np.random.default_rng(0).integers(0, 4, 400)
+    rows_TB = (4 * group_T[:, None] + np.arange(4)).astype(np.uint8)
+    assert found(new_trace([spec], [rows_TB]))["Q3"].status == Status.SKIP
+
+
+def test_one_token_again_and_again_may_have_the_lowest_ids(new_trace: Any) -> None:
+    """One layer of 16 gives all rows experts 0 and 1, as the others give all rows other pairs."""
+    rng = np.random.default_rng(0)
+    specs = [LayerSpec(layer=n, num_experts=8, top_k=2) for n in range(16)]
+    ids_LK = np.sort([rng.permutation(8)[:2] for _ in specs], axis=1)
+    ids_LK[5] = [0, 1]
+    rows_TB = np.tile(ids_LK.ravel(), (40, 1)).astype(np.uint8)
+    assert found(new_trace(specs, [rows_TB]))["Q3"].status == Status.SKIP
+    # The same in rows of many tokens is a layer that was not written.
+    rows_TB = np.argsort(rng.random((40, 16, 8)), axis=2)[:, :, :2].astype(np.uint8)
+    rows_TB[:, 5] = [0, 1]
+    assert found(new_trace(specs, [rows_TB.reshape(40, 32)]))["Q3"].status == Status.FAIL
 
 
 def test_fair_rows_are_seldom_called_faults() -> None:
