@@ -39,17 +39,25 @@ def separate_writers(trace: Trace) -> Check:
 
 
 def _requests_by_rank(trace: Trace) -> dict[int, set[tuple[Any, ...]]]:
-    """What tells the requests that each rank ran; those without any name are left out."""
+    """What tells the requests that each rank ran; those without any name are left out.
+
+    A prompt alone tells no request where a rank ran it more than once, as in a benchmark that
+    sends the same one again and again.
+    """
     table = trace.sequences
-    found: dict[int, set[tuple[Any, ...]]] = {}
+    found: dict[int, Counter[tuple[Any, ...]]] = {}
     columns = (table[name].to_pylist() for name in ("rank", "multiplicity", *_REQUEST))
     for rank, runs, request, kind, task, subject, doc, choices, prompt in zip(
         *columns, strict=True
     ):
-        known = found.setdefault(rank, set())
+        known = found.setdefault(rank, Counter())
         if runs and (request or prompt or doc >= 0):
-            known.add((request, kind, task, subject, doc, tuple(choices), prompt))
-    return found
+            is_named = bool(request) or doc >= 0
+            known[is_named, request, kind, task, subject, doc, tuple(choices), prompt] += 1
+    return {
+        rank: {name for name, times in known.items() if name[0] or times == 1}
+        for rank, known in found.items()
+    }
 
 
 def _stage_faults(trace: Trace, stages: dict[str, Any]) -> list[str]:
