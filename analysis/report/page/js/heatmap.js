@@ -99,9 +99,9 @@ const hasOwnEffects = ({ kind }) => kind !== "segment" && kind !== "rule";
  */
 const isBeyond = ({ tokens }, l) => tokens[l] > page.data.counts.tokens.all()[l];
 
-/** What is said of intervals that are not of the text's own documents; empty where they are. */
+/** What is said of intervals that are not of the text's own documents; empty where there are none. */
 function effectWords(shown, l) {
-  if (hasOwnEffects(shown)) return "";
+  if (hasOwnEffects(shown) || Number.isNaN(designEffects(shown, l, 0).median)) return "";
   return isBeyond(shown, l) ? NONE_TO_TAKE : OF_ALL_TEXT;
 }
 

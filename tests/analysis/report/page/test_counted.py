@@ -168,6 +168,11 @@ def test_what_is_not_known_is_said(tmp_path: Path, open_page: Open) -> None:
             writer.add([np.arange(20)[:, None] % 4], subject="s", doc_id=number)
     page = open_page(report_of(tmp_path / "trace"))
     assert page.text("#imbalance figcaption").endswith("T_eff is not known, and T stands for it")
+    choose(page, "relative-load", "Text", "segment:1")
+    page.page.evaluate("MoeProbe.page.select(0, 1)")
+    page.wait()
+    said = page.text("#relative-load .status")
+    assert "95% interval – to –; fair" in said
     assert "counting rule that counts each once" in page.text("#coverage .absent")
 
 
