@@ -1,6 +1,6 @@
 """Checks of the counts: Q5, bounds and sums, and Q15, the load of expert 0.
 
-Shape suffixes: N experts of a layer, F frequencies, R sums of ranks.
+Shape suffixes: N experts of a layer, F frequencies, R sums of ranks, M numbers of layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from moe_probe.trace import Trace
 # One trace in 700, and one in 3 million.
 _NOTE, _FAIL = 1 / 700, 1 / 3_000_000
 _ALONE = 3.0
-"""Load of expert 0 over that of any other expert of a layer, from which it is noted."""
+"""Load of an expert over that of any other of its layer, from which it stands alone."""
+_ALONE_CHANCE = 0.05
+"""Of expert 0 to stand alone in so many layers, below which it is noted: few experts often do."""
 _TOKENS = 100
 """Of fewer it is often one expert that most of them select."""
 
@@ -60,11 +62,12 @@ def expert_zero(layers: Iterable[LayerCounts]) -> Check:
     layers goes up before it stands out in any of them. Under exchangeable experts each rank is
     that of a random expert, and the chance of so large a sum exact; of N^-L where it is the
     busiest in all L layers, so that in two or three layers nothing is certain enough to fail.
-    Whatever its rank elsewhere, a layer where it has several times the load of any other is noted.
+    Whatever its rank elsewhere, a layer where it has several times the load of any other is noted,
+    unless one expert or another has in so many layers that chance explains it.
     """
     name = "expert 0 loaded like the others"
     doubled: list[np.ndarray] = []
-    loads, alone = [], []
+    loads, alone, sizes = [], [], []
     for layer in layers:
         if layer.assignments and layer.spec.num_experts > 1:
             load_N = relative_load(layer.counts_N)
@@ -72,17 +75,40 @@ def expert_zero(layers: Iterable[LayerCounts]) -> Check:
             from_busiest_N = rank_from_least(-load_N)
             doubled.append(rank_from_least(load_N) + len(load_N) + 1 - from_busiest_N)
             loads.append(load_N[0])
-            if layer.tokens >= _TOKENS and load_N[0] > _ALONE * load_N[1:].max():
+            expert = _standing_alone(load_N) if layer.tokens >= _TOKENS else None
+            if expert is not None:
+                sizes.append(len(load_N))
+            if expert == 0:
                 alone.append(f"{load_N[0]:.1f} in layer {layer.spec.layer}")
     if not doubled:
         return Check("Q15", name, Status.SKIP, reason="no selections among several experts")
     chance = _chance(doubled)
+    alone = alone if _chance_alone(sizes, len(alone)) < _ALONE_CHANCE else []
     is_odd = bool(chance < _NOTE or alone)
     status = Status.FAIL if chance < _FAIL else Status.NOTE if is_odd else Status.PASS
     mean = np.mean([(rank_N[0] - 1) / (2 * len(rank_N)) for rank_N in doubled])
     value = f"mean rank {mean:.2f}, median load {np.median(loads):.2f}"
     value += f"; load {some(alone)}, {_ALONE:.0f} times any other" if alone else ""
     return Check("Q15", name, status, value, f"0.50; chance >= 1 in {1 / _FAIL:,.0f}")
+
+
+def _standing_alone(load_N: np.ndarray) -> int | None:
+    """Return the expert that has several times the load of any other, if one has."""
+    second, first = np.partition(load_N, -2)[-2:]
+    return int(load_N.argmax()) if first > _ALONE * second else None
+
+
+def _chance_alone(sizes: Iterable[int], layers: int) -> float:
+    """Chance that in so many layers, of those where an expert stands alone, it is expert 0.
+
+    Args:
+        sizes: Experts of each of those layers.
+        layers: Their least number.
+    """
+    chance_M = np.ones(1)
+    for experts in sizes:
+        chance_M = np.asarray(np.convolve(chance_M, [1 - 1 / experts, 1 / experts]))
+    return float(chance_M[layers:].sum())
 
 
 def experts_in_use(layers: Iterable[LayerCounts]) -> Check:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.special import bdtrc
+from scipy.stats import binom
 
 from moe_probe.analysis.accumulators.counts import LayerCounts
 from moe_probe.analysis.quality import Check, Status, check_trace
@@ -256,6 +257,30 @@ def test_expert_zero_stands_out_in_few_layers(layers: int, factor: float, status
     assert expert_zero(made).status == status
     fair = [loads(n, rng.permutation(np.arange(900, 964)).tolist()) for n in range(layers)]
     assert expert_zero(fair).status == Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "zero", "others", "status"),
+    [
+        (4, 1, 0, "pass"),  # one layer in four
+        (16, 1, 0, "pass"),
+        (64, 1, 0, "note"),  # one in 64
+        (64, 1, 3, "pass"),  # one of four layers: 6 %
+        (64, 2, 3, "note"),
+    ],
+)
+def test_expert_zero_alone_is_noted_where_chance_is_below_5_percent(
+    num_experts: int, zero: int, others: int, status: str
+) -> None:
+    """Expert 0, or the last one, has four times the load of any other."""
+    made = [
+        loads(n, np.roll([4000, *range(900, 899 + num_experts)], 0 if n < zero else -1).tolist())
+        for n in range(zero + others)
+    ]
+    made += [loads(n, list(range(900, 900 + num_experts))) for n in range(5, 10)]
+    chance = binom.sf(zero - 1, zero + others, 1 / num_experts)
+    assert (chance < 0.05) == (status == "note")
+    assert expert_zero(made).status == status
 
 
 def test_chance_of_expert_zero_is_that_of_all_choices() -> None:
