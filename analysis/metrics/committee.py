@@ -4,7 +4,7 @@ What an expert carries of a subject is its contribution per token: gate weight w
 else selections. Everything is over all tokens and all experts, never over lists cut off at k: of
 such a list, whose k experts are alike, c have c/k and (N - c)/(k - c) times the others' mean.
 
-Shape suffixes: S subjects, N experts of a layer, M members.
+Shape suffixes: S subjects, N experts of a layer, M members, J numbers of subjects from 0.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ class Committee:
     candidates: int
     """Experts among the k of largest contribution in enough of the subjects."""
     candidates_null: float
-    """Their expected number, if every subject had k experts of its own, drawn at random."""
+    """Their expected number, if every subject had as many listed, drawn at random: k, and more
+    where experts share the last place."""
     members_M: np.ndarray
     """Candidates than which no other has both a lower mean rank and a lower variance of ranks."""
     coverage: float
-    """Mean over subjects of the members' share of all contributions; c/N by chance."""
+    """Mean over subjects of the members' share of all contributions; c/N of any c experts, but
+    these are those that came out ahead."""
     influence: float
-    """Mean contribution of a member over that of another expert; 1 by chance."""
+    """Mean contribution of a member over that of another expert; likewise 1 of any c experts."""
     influence_flat: float
     """(N - c)/(k - c): the same by the published formula, of lists of k experts that are alike."""
 
@@ -66,7 +68,7 @@ def committee(contribution_SN: np.ndarray, top_k: int, share: float = 0.8) -> Co
     others = (1 - coverage) * number
     return Committee(
         candidates=len(candidate_M),
-        candidates_null=experts * _at_least(enough, subjects, top_k / experts),
+        candidates_null=experts * _at_least(enough, is_listed_SN.mean(axis=1)),
         members_M=members_M,
         coverage=coverage,
         influence=coverage * (experts - number) / others if others > 1e-12 else math.nan,
@@ -81,9 +83,9 @@ def _undominated(place_M2: np.ndarray) -> np.ndarray:
     return np.asarray(~(no_worse_MM & better_MM).any(axis=0))
 
 
-def _at_least(least: int, trials: int, chance: float) -> float:
-    """Chance of at least so many successes."""
-    return sum(
-        math.comb(trials, number) * chance**number * (1 - chance) ** (trials - number)
-        for number in range(least, trials + 1)
-    )
+def _at_least(least: int, chance_S: np.ndarray) -> float:
+    """Chance of at least so many successes, in trials of which each has its own chance."""
+    number_J = np.ones(1)
+    for chance in chance_S.tolist():
+        number_J = np.convolve(number_J, (1 - chance, chance))
+    return float(number_J[least:].sum())

@@ -57,6 +57,26 @@ def test_of_random_subjects_as_many_as_the_null() -> None:
     assert mean == pytest.approx(found[0].candidates_null, rel=0.1)
 
 
+def test_lists_that_ties_make_longer_are_those_of_the_null() -> None:
+    """Of subjects with few tokens several experts have the k-th place."""
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(300):
+        ids = np.argsort(rng.random((8, 40, 32)), axis=2)[..., :3].reshape(8, -1)
+        counts_SN = np.stack([np.bincount(row, minlength=32) for row in ids])
+        found.append(committee(counts_SN, 3, share=0.5))
+    null = np.mean([layer.candidates_null for layer in found])
+    assert np.mean([layer.candidates for layer in found]) == pytest.approx(null, rel=0.2)
+    assert null > 2 * 32 * binom.sf(3, 8, 3 / 32)
+
+
+def test_null_of_any_number_of_subjects() -> None:
+    rng = np.random.default_rng(3)
+    contribution_SN = rng.random((2_000, 10))
+    found = committee(contribution_SN, 2, share=0.2)
+    assert found.candidates_null == pytest.approx(10 * binom.sf(399, 2_000, 0.2))
+
+
 def test_published_null_of_flat_lists() -> None:
     """12.6 / 15.5 / 20.3 / 30.0 for 64 experts, k = 6, and committees of one to four."""
     for number, published in ((1, 12.6), (2, 15.5), (3, 20.3), (4, 30.0)):
