@@ -159,6 +159,24 @@ def test_chance_knows_routers_that_take_groups_first(tmp_path: Path) -> None:
     assert known["max_vio_null"] > 1.2 * unknown["max_vio_null"]
 
 
+def test_chance_of_few_devices_is_its_closed_form(tmp_path: Path) -> None:
+    """Two devices: the difference of their loads is normal, with hypergeometric tokens."""
+    rng = np.random.default_rng(2)
+    sizes, experts, top_k = (64, 128, 256, 512, 1024, 2048, 4096), 64, 6
+    with TraceWriter(
+        tmp_path / "trace", layers=[LayerSpec(layer=0, num_experts=experts, top_k=top_k)]
+    ) as writer:
+        for number, size in enumerate(sizes):
+            ids_TK = np.argsort(rng.random((size, experts)), axis=1)[:, :top_k]
+            writer.add([ids_TK], doc_id=number, forward_passes=number)
+    table = pass_balance(tmp_path / "trace", devices=[2]).query("devices == 2")
+    sd = [((experts - top_k) / (experts - 1) / (top_k * size)) ** 0.5 for size in sizes]
+    assert table["tokens_from"].tolist() == list(sizes)
+    assert table["max_vio_null"].tolist() == pytest.approx(
+        [value * (2 / np.pi) ** 0.5 for value in sd], rel=0.08
+    )
+
+
 def test_traces_that_do_not_say(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "none", layers=[LAYERS[3]]) as writer:
         writer.add([np.array([[0]])])
