@@ -25,7 +25,14 @@ from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.reading.source import Rows, Source
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.nulls import expected_indices
-from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
+from moe_probe.analysis.studies.scanning import (
+    AnyTrace,
+    by_layers,
+    facts_of,
+    is_number,
+    source_of,
+    stacked,
+)
 from moe_probe.trace import LayerSpec
 
 _SEQUENCE = "sequence"
@@ -79,7 +86,7 @@ def batch_balance(
         UsageError: the rule counts stored rows several times.
         ValueError: there is no such rule, or there are no such sizes.
     """
-    if not sizes or min(sizes) < 1 or any(size % sizes[0] for size in sizes):
+    if not sizes or not all(map(is_number, sizes)) or any(size % sizes[0] for size in sizes):
         raise ValueError(f"batches of {list(sizes)} tokens: each a multiple of the first, above 0")
     source = source_of(trace)
     _, chosen, _ = facts_of(source, rule)

@@ -21,6 +21,7 @@ from moe_probe.analysis.studies.scanning import (
     facts_of,
     fill,
     half_of,
+    refuse_none,
     source_of,
     stacked,
 )
@@ -70,8 +71,8 @@ def token_contexts(
         TraceError: the trace has no per-token rows or no token ids, or is damaged.
         ValueError: there is no such rule, or a number below 1.
     """
-    if min(contexts, around) < 1:
-        raise ValueError(f"{contexts} contexts of {around} tokens: at least one of each")
+    refuse_none("{} contexts", contexts)
+    refuse_none("contexts of {} tokens", around)
     source = source_of(trace)
     _, chosen, _ = facts_of(source, rule)
     shared = {"rule": chosen, "most": most, "least": least, "threads": threads}

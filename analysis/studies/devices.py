@@ -27,6 +27,7 @@ from moe_probe.analysis.studies.scanning import (
     AnyTrace,
     facts_of,
     fill,
+    refuse_none,
     source_of,
     stacked,
     with_all,
@@ -34,6 +35,10 @@ from moe_probe.analysis.studies.scanning import (
 from moe_probe.analysis.tables.devices import DEVICES
 from moe_probe.trace import LayerSpec
 
+_COLUMNS = (
+    *("devices", "subject", "tokens", "devices_hit", "devices_hit_most"),
+    *("devices_hit_null", "devices_hit_null_limited", "devices_hit_null_own"),
+)
 _SIMULATED = 1 << 14
 """Tokens of a null that has no closed form: enough for two decimals."""
 
@@ -78,8 +83,7 @@ def device_fanout(
         TraceError: the trace has no per-token rows, or is damaged.
         ValueError: there is no such rule, or a number of devices below 1.
     """
-    if min(devices, default=1) < 1:
-        raise ValueError(f"{min(devices)} devices: there is at least one")
+    refuse_none("{} devices", *devices)
     source = source_of(trace)
     facts = facts_of(source, rule)
     counts, fanout = Counts(*facts), DeviceFanout(*facts, devices=tuple(devices))
@@ -112,7 +116,7 @@ def device_fanout(
         for number, count in enumerate(fanout.devices)
         if spec.num_experts % count == 0
     )
-    return stacked(tables, source, rule)
+    return stacked(tables, source, rule, columns=_COLUMNS)
 
 
 def _hits(fanout: DeviceFanout, layer: int, number: int) -> tuple[np.ndarray, np.ndarray]:

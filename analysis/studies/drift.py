@@ -21,7 +21,14 @@ from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.clusters import pooled_design_effect
-from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
+from moe_probe.analysis.studies.scanning import (
+    AnyTrace,
+    by_layers,
+    facts_of,
+    refuse_none,
+    source_of,
+    stacked,
+)
 from moe_probe.errors import UsageError
 from moe_probe.trace import LayerSpec
 
@@ -138,8 +145,8 @@ def _windows(
     progress: Progress | None,
 ) -> Iterator[tuple[int, tuple[np.ndarray, int, np.ndarray]]]:
     """Yield each layer, and its windows [V, N], W, and the experts' design effects [N]."""
-    if window is not None and window < 1:
-        raise ValueError(f"windows of {window} tokens: a window has at least one")
+    if window is not None:
+        refuse_none("windows of {} tokens", window)
     _, chosen, index = facts_of(source, rule)
     tokens_C = cluster_tokens(source, chosen)
     tokens, most = int(tokens_C.sum()), int(tokens_C.max(initial=0))

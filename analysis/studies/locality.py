@@ -21,6 +21,7 @@ from moe_probe.analysis.studies.scanning import (
     AnyTrace,
     facts_of,
     fill,
+    refuse_none,
     source_of,
     stacked,
     with_all,
@@ -62,8 +63,7 @@ def working_sets(
         TraceError: the trace has no per-token rows, or is damaged.
         ValueError: there is no such rule, or a length below 1.
     """
-    if min(windows, default=1) < 1:
-        raise ValueError(f"windows of {min(windows)} tokens: a window has at least one")
+    refuse_none("windows of {} tokens", *windows)
     source = source_of(trace)
     facts = facts_of(source, rule)
     counts, sets = Counts(*facts), WorkingSets(*facts, windows=tuple(windows))

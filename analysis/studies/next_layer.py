@@ -25,6 +25,7 @@ from moe_probe.analysis.studies.scanning import (
     fill,
     half_of,
     labelled,
+    refuse_none,
     source_of,
     stacked,
 )
@@ -122,8 +123,7 @@ def expert_flows(
         TraceError: the trace has no per-token rows, or is damaged.
         ValueError: there is no such rule, or no pair to keep.
     """
-    if most < 1:
-        raise ValueError(f"{most} pairs of a layer: at least one")
+    refuse_none("{} pairs of a layer", most)
     source = source_of(trace)
     flows = SetFlows(*facts_of(source, rule))
     fill(source, [flows], threads, progress)

@@ -19,7 +19,14 @@ from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.statistics.simulation import simulate_counts
 from moe_probe.analysis.statistics.undefined import positive
-from moe_probe.analysis.studies.scanning import AnyTrace, facts_of, fill, source_of, stacked
+from moe_probe.analysis.studies.scanning import (
+    AnyTrace,
+    facts_of,
+    fill,
+    refuse_none,
+    source_of,
+    stacked,
+)
 from moe_probe.analysis.tables.devices import DEVICES
 from moe_probe.trace import LayerSpec
 
@@ -75,8 +82,7 @@ def pass_balance(
     Sources: MaxVio_batch of Loss-Free Balancing (2408.15664); balancedness per step of vLLM and
     SGLang.
     """
-    if min(devices, default=1) < 1:
-        raise ValueError(f"{min(devices)} devices: there is at least one")
+    refuse_none("{} devices", *devices)
     source = source_of(trace)
     _, chosen, _ = facts = facts_of(source, rule)
     table = PassTable.of(source, chosen)
@@ -160,9 +166,7 @@ def _simulated(
     return null_DB2
 
 
-def _dealt(
-    counts_RN: np.ndarray, groups: int, times: int, rng: np.random.Generator
-) -> np.ndarray:
+def _dealt(counts_RN: np.ndarray, groups: int, times: int, rng: np.random.Generator) -> np.ndarray:
     """Repeat fair passes with groups, and experts within groups, in another order: [X, N].
 
     All orders are as likely, and devices get other loads in each: that of a few devices is known

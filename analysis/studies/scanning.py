@@ -5,7 +5,8 @@ Shape suffixes: S groups (task, subject, area), N experts of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,19 @@ from moe_probe.trace import Capture, LayerSpec, Trace, open_trace
 Made = TypeVar("Made", bound=tuple[Accumulator, ...])
 AnyTrace = Trace | str | Path
 """A trace, or where it lies."""
+_MOST = 1 << 62
+
+
+def is_number(value: object) -> bool:
+    """Whether it says how many there are of something: whole, above 0, and no overflow."""
+    return isinstance(value, Integral) and 0 < int(value) < _MOST
+
+
+def refuse_none(what: str, *numbers: int) -> None:
+    """Raise ValueError unless all are numbers; `what` has {} in their place."""
+    for number in numbers:
+        if not is_number(number):
+            raise ValueError(f"{what.format(number)}: a whole number, at least one")
 
 
 def source_of(trace: AnyTrace) -> Source:
@@ -50,7 +64,7 @@ def fill(
 ) -> None:
     """Scan, with libraries that start threads of their own kept to one."""
     with threadpool_limits(1):
-        scan(source, accumulators, threads=threads, progress=progress)
+        scan(source, accumulators, threads=_workers(threads), progress=progress)
 
 
 def by_layers(
@@ -70,7 +84,7 @@ def by_layers(
     Yields:
         Every layer, and the accumulators that have it.
     """
-    layers, workers = list(source.layers.items()), threads or default_threads()
+    layers, workers = list(source.layers.items()), _workers(threads)
     for start in range(0, len(layers), workers):
         some = dict(layers[start : start + workers])
         made = make(some)
@@ -81,6 +95,13 @@ def by_layers(
         del made
         if progress:
             progress(start + len(some), len(layers))
+
+
+def _workers(threads: int | None) -> int:
+    if threads is None:
+        return default_threads()
+    refuse_none("{} threads", threads)
+    return threads
 
 
 def half_of(progress: Progress | None, number: int) -> Progress | None:
@@ -95,13 +116,17 @@ def stacked(
     source: Source,
     rule: Rule | str | None,
     order: str | None = None,
+    columns: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Put the tables of layers under one another, the layer as the first column; `labelled`."""
+    """Put the tables of layers under one another, the layer as the first column; `labelled`.
+
+    `columns` are those of a table of no layer.
+    """
     found = []
     for layer, table in tables:
         table.insert(0, "layer", layer)
         found.append(table)
-    empty = pd.DataFrame({"layer": pd.Series(dtype="int64")})
+    empty = pd.DataFrame(columns=["layer", *columns]).astype({"layer": "int64"})
     table = pd.concat(found, ignore_index=True) if found else empty
     return labelled(table, source, rule, order)
 

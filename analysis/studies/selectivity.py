@@ -19,7 +19,7 @@ from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.reading.source import Source
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.studies.documents import Documents, documents_by_layer
-from moe_probe.analysis.studies.scanning import AnyTrace, source_of, stacked
+from moe_probe.analysis.studies.scanning import AnyTrace, refuse_none, source_of, stacked
 
 
 def expert_selectivity(
@@ -122,8 +122,7 @@ def _beside_null(
     seed: int,
 ) -> Iterator[tuple[int, pd.DataFrame]]:
     """Yield each layer's table with the mean over permuted subjects beside every column."""
-    if permutations < 1:
-        raise ValueError(f"{permutations} permutations: a null needs at least one")
+    refuse_none("{} permutations", permutations)
     groups = len(source.index.groups)
     for layer, documents in layers:
 

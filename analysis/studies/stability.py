@@ -15,7 +15,7 @@ from moe_probe.analysis.metrics.stability import bottom_overlap, spearman, split
 from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
 from moe_probe.analysis.studies.documents import Documents, documents_by_layer
-from moe_probe.analysis.studies.scanning import AnyTrace, source_of, stacked
+from moe_probe.analysis.studies.scanning import AnyTrace, refuse_none, source_of, stacked
 
 PARTS = (0.5, 0.25, 0.125, 0.0625)
 _TENTH = 0.1
@@ -62,8 +62,9 @@ def ranking_stability(
         TraceError: the trace has no per-token rows, or is damaged.
         ValueError: there is no such rule, no split, or no such part.
     """
-    if splits < 1 or not all(0 < part <= 0.5 for part in parts):
-        raise ValueError(f"{splits} splits into parts {list(parts)}: from one, up to 0.5")
+    refuse_none("{} splits into parts", splits)
+    if not parts or not all(0 < part <= 0.5 for part in parts):
+        raise ValueError(f"splits into parts {list(parts)}: shares above 0, up to 0.5")
     source = source_of(trace)
 
     def row(documents: Documents, part: float) -> dict[str, float]:

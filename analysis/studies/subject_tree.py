@@ -23,6 +23,7 @@ from moe_probe.analysis.studies.scanning import (
     AnyTrace,
     facts_of,
     labelled,
+    refuse_none,
     source_of,
     stacked,
 )
@@ -64,8 +65,7 @@ def subject_clades(
         TraceError: the trace has no per-token rows, or is damaged.
         ValueError: there is no such rule, or no replicate.
     """
-    if replicates < 1:
-        raise ValueError(f"{replicates} replicates: at least one tells what recurs")
+    refuse_none("{} replicates", replicates)
     source = source_of(trace)
     _, chosen, index = facts_of(source, rule)
     tokens_C, names = cluster_tokens(source, chosen), subject_names(index.groups)

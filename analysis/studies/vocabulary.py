@@ -11,7 +11,14 @@ from moe_probe.analysis.metrics import vocabulary
 from moe_probe.analysis.metrics.token_counts import VocabularyCounts
 from moe_probe.analysis.reading.rules import Rule
 from moe_probe.analysis.scan import Progress
-from moe_probe.analysis.studies.scanning import AnyTrace, by_layers, facts_of, source_of, stacked
+from moe_probe.analysis.studies.scanning import (
+    AnyTrace,
+    by_layers,
+    facts_of,
+    refuse_none,
+    source_of,
+    stacked,
+)
 from moe_probe.trace import LayerSpec
 
 _Halves = tuple[VocabularyCounts, VocabularyCounts]
@@ -52,7 +59,7 @@ def vocabulary_specialization(
         ValueError: there is no such rule, or a number below 1.
     """
 
-    _refuse_none(least=least)
+    refuse_none("least={}", least)
 
     def table(found: _Halves, spec: LayerSpec) -> pd.DataFrame:
         share = vocabulary.top_share(found[0].merge(found[1]), least)
@@ -106,7 +113,8 @@ def token_lists(
         ValueError: there is no such rule, or a number below 1.
     """
 
-    _refuse_none(most=most, least=least)
+    refuse_none("most={}", most)
+    refuse_none("least={}", least)
 
     def table(found: _Halves, spec: LayerSpec) -> pd.DataFrame:
         counts = found[0].merge(found[1])
@@ -153,7 +161,7 @@ def token_predictability(
         ValueError: there is no such rule, or a number below 1.
     """
 
-    _refuse_none(least=least)
+    refuse_none("least={}", least)
 
     def table(found: _Halves, spec: LayerSpec) -> pd.DataFrame:
         judged = [
@@ -172,12 +180,6 @@ def token_predictability(
         )
 
     return _tabulate(trace, rule, table, threads, progress)
-
-
-def _refuse_none(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}={number}: at least one")
 
 
 def _tabulate(

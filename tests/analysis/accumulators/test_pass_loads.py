@@ -186,6 +186,6 @@ def test_traces_that_do_not_say(tmp_path: Path) -> None:
         writer.add([np.array([[0], [1]])], multiplicity=2, forward_passes=0)
     with pytest.raises(UsageError, match="several of them ran, and the rule raw counts"):
         pass_balance(tmp_path / "twice", rule="raw")
-    with pytest.raises(ValueError, match="0 devices: there is at least one"):
+    with pytest.raises(ValueError, match="0 devices: a whole number, at least one"):
         pass_balance(tmp_path / "twice", devices=[0])
     assert len(pass_balance(tmp_path / "twice", rule="decision", devices=[]))

@@ -153,7 +153,9 @@ def test_what_cannot_be_told(counts_run: Run, tmp_path: Path) -> None:
         writer.add([np.zeros((5, 1), int)])
     assert len(layer_predictability(tmp_path / "single")) == 0
     for most in (0, -1):
-        with pytest.raises(ValueError, match=f"{most} pairs of a layer: at least one"):
+        with pytest.raises(
+            ValueError, match=f"{most} pairs of a layer: a whole number, at least one"
+        ):
             expert_flows(tmp_path / "one", most=most)
 
 

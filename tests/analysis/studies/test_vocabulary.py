@@ -159,5 +159,5 @@ def test_what_cannot_be_told(
     with TraceWriter(tmp_path / "empty", layers=[LayerSpec(layer=0, num_experts=4, top_k=1)]):
         pass
     assert len(function(tmp_path / "empty")) == (function is not token_lists)
-    with pytest.raises(ValueError, match="least=0: at least one"):
+    with pytest.raises(ValueError, match="least=0: a whole number, at least one"):
         function(tmp_path / "empty", least=0)
