@@ -27,6 +27,8 @@ def separate_writers(trace: Trace) -> Check:
     if len(requests) < 2 and not stages:
         return Check("Q11", name, Status.SKIP, reason="one process recorded everything")
     faults = _stage_faults(trace, stages)
+    if not stages and not any(requests.values()):
+        return Check("Q11", name, Status.SKIP, reason="nothing tells the ranks' requests apart")
     times = Counter(request for known in requests.values() for request in known)
     twice = {request for request, number in times.items() if number > 1}
     copies = [rank for rank, known in requests.items() if known and known <= twice]

@@ -137,19 +137,27 @@ def layers_recorded_once(sample: RowSample | None) -> Check:
     """Look for layers of which every row has the experts of another layer's.
 
     A row's experts agree by chance with 1 / C(N, k); rows alike count once, as those of one token.
+    Of layers that agree in too few different rows nothing can be told.
     """
     name = "layers that are copies"
     if sample is None:
         return Check("Q20", name, Status.SKIP, reason=NO_ROWS)
-    copies = []
+    if len(sample.layers) < 2:
+        return Check("Q20", name, Status.SKIP, reason="one layer")
+    copies, unclear = [], False
     by_prints: dict[tuple[int, int, bytes], LayerSpec] = {}
-    pairs = math.comb(len(sample.layers), 2)
+    limit = math.log(math.comb(len(sample.layers), 2) / _CHANCE)
     for spec, print_E in zip(sample.layers.values(), sample.prints_LE, strict=True):
         first = by_prints.setdefault((spec.num_experts, spec.top_k, print_E.tobytes()), spec)
         if first is spec:
             continue
         nats = len(np.unique(print_E)) * math.log(math.comb(spec.num_experts, spec.top_k))
-        if nats > math.log(pairs / _CHANCE):
+        if nats > limit:
             copies.append(f"layer {spec.layer} has the experts of layer {first.layer}")
+        else:
+            unclear = True
+    if unclear and not copies:
+        reason = "too few different rows: layers may have the same experts by chance"
+        return Check("Q20", name, Status.SKIP, reason=reason)
     value = some(copies) if copies else f"{len(sample.layers)} layers differ"
     return Check("Q20", name, pass_if(not copies), value, "none")

@@ -295,6 +295,9 @@ def test_chance_of_expert_zero_is_that_of_all_choices() -> None:
     doubled = [np.array([round(2 * rank) for rank in rank_N]) for rank_N in rank_LN]
     assert _chance(doubled) == pytest.approx(exact)
     assert exact > 1 / 700
+    # Were expert 0 the busiest in all of them, that would be 1 in 5^4: nothing to note.
+    assert expert_zero(loads(n, c) for n, c in enumerate(by_layer)).status == Status.SKIP
+    by_layer.append([1, 2, 3, 4, 5])
     assert expert_zero(loads(n, c) for n, c in enumerate(by_layer)).status == Status.PASS
 
 
