@@ -43,7 +43,8 @@ def expert_selectivity(
 
     Returns:
         One row per layer and expert; `<name>_null` is the mean where subjects are dealt out anew
-        among the documents.
+        among the documents. All subjects have documents of all lengths then: where those of some
+        are much shorter than others', experts look selective beside it for want of tokens.
         layer, expert
         subject_entropy, subject_entropy_null  entropy of P(subject|expert) over ln S, in [0, 1]:
             1 is used by all alike, 0 by one subject alone; null with fewer than two subjects
@@ -85,7 +86,9 @@ def subject_selectivity(
 
     Returns:
         One row per layer and subject, and first of each layer one over all; `<name>_null` is the
-        mean where subjects are dealt out anew among the documents.
+        mean where subjects are dealt out anew among the documents. All subjects have documents of
+        all lengths then: those whose documents are much shorter than others' look selective beside
+        it for want of tokens.
         layer
         subject  "" for all documents
         experts_50, experts_80, experts_90, experts_99  busiest experts that carry so many percent

@@ -49,7 +49,8 @@ def ranking_stability(
         One row per layer and size.
         layer
         part  share of the documents in each of the two
-        documents, tokens  of each, the latter a mean; below one document all that follows is null
+        documents, tokens  of each, the latter a mean; of more than 16,384 documents neighbours are
+            one. Below one document correlation and overlaps are null
         spearman  rank correlation of the loads, in [-1, 1]; 0 by chance
         spearman_low, spearman_high  5 % and 95 % quantiles over splits
         spearman_null_sd  1 / sqrt(N - 1), of one split by chance

@@ -112,6 +112,11 @@ def document_separation(
     PERMANOVA on the Hellinger distance of the documents' shares: all experts of a layer at once,
     where the table `variance` has single ones.
 
+    A document of few tokens has few experts, whatever it is about, so that short ones are alike.
+    Where the shortest select each expert less than once on average, length explains up to 10 % of
+    random routing, and so do subjects that differ in length; 1.5 % where they select it 1.6 times,
+    below 0.3 % from 5 times on.
+
     Args:
         trace: The trace, or where it lies.
         rule: Which tokens count; the trace's default rule if None. Shared prefixes never do.
@@ -125,7 +130,8 @@ def document_separation(
         documents  that have counted tokens; of more than 16,384 neighbours are one
         pseudo_f  variance between groups over that within them. Null where every document or no
             document has a group of its own
-        pseudo_f_null  1, its mean over permutations of the documents' groups
+        pseudo_f_null  1, its mean over permutations of the documents' groups, whose lengths then
+            differ by chance alone
         explained  share of the summed squared distances that groups explain, adjusted: 0 by chance,
             at most 1. Subjects lie inside areas, and lengths differ between them
         Source: Anderson (2001).

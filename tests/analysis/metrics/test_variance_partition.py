@@ -101,6 +101,21 @@ def test_pseudo_f_leaves_out_empty_documents() -> None:
         assert np.isnan([undefined.pseudo_f, undefined.explained]).all()
 
 
+@pytest.mark.parametrize(
+    ("shortest", "longest", "low", "high"), [(5, 300, 0.05, 0.1), (48, 480, -0.003, 0.006)]
+)
+def test_short_documents_are_alike(shortest: int, longest: int, low: float, high: float) -> None:
+    """Random routing of 6 of 64: the shortest select each expert 0.5 or 4.5 times on average."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(12):
+        tokens_C = np.exp(rng.uniform(np.log(shortest), np.log(longest), 100)).astype(int)
+        ids = [np.argsort(rng.random((tokens, 64)), axis=1)[:, :6] for tokens in tokens_C]
+        counts_CN = np.stack([np.bincount(ids_TK.ravel(), minlength=64) for ids_TK in ids])
+        found.append(pseudo_f(counts_CN, length_class(tokens_C)).explained)
+    assert low < np.mean(found) < high
+
+
 def test_classes_of_length_are_of_equal_size() -> None:
     tokens_C = np.random.default_rng(0).permutation(200)
     assert np.bincount(length_class(tokens_C)).tolist() == [20] * 10
