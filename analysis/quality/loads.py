@@ -132,7 +132,8 @@ def experts_in_use(layers: Iterable[LayerCounts]) -> Check:
         if len(used):
             top, number = int(used[-1]) + 1, len(used)
             logs.append(_log_choose(top, number) - _log_choose(units, number))
-            tops.append(f"ids below {top * experts // units} of {experts}")
+            last = top * experts // units - 1
+            tops.append(f"ids 0 to {last} of 0 to {experts - 1} in layer {layer.spec.layer}")
             is_half &= 2 * top <= units
     if not logs:
         return Check("Q21", name, Status.SKIP, reason="no selections")
@@ -140,7 +141,7 @@ def experts_in_use(layers: Iterable[LayerCounts]) -> Check:
     if is_half and chance >= _FAIL:
         reason = "few layers, or experts in use: that none has a high id may be chance"
         return Check("Q21", name, Status.SKIP, reason=reason)
-    value = f"{tops[int(np.argmin(logs))]} in one of {len(logs)} layers"
+    value = f"{tops[int(np.argmin(logs))]}, the least likely of {len(logs)}"
     return Check("Q21", name, pass_if(chance >= _FAIL), value, f"chance >= 1 in {1 / _FAIL:,.0f}")
 
 

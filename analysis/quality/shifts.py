@@ -13,8 +13,9 @@ from moe_probe.analysis.accumulators.row_sample import RowSample
 from moe_probe.analysis.quality.outcome import NO_ROWS, Check, Status, fact, pass_if
 from moe_probe.trace import Trace
 
-_PAIRS = 1000
-"""Of rows that share one of the three tokens, from which their agreement is known well enough."""
+_DIFFERENT = 1000
+"""Pairs that differ by chance, from which dependence is known to 0.03: where most tokens have the
+same experts, that takes many pairs."""
 _DEPENDENCE, _CLEAR, _TIMES = 0.05, 0.1, 2
 _CONTROL = 3
 """Rows further on in the sample: another token, and mostly the same document."""
@@ -26,8 +27,8 @@ class Dependence(NamedTuple):
     before: float
     own: float
     behind: float
-    pairs: int
-    """Rows compared for the one that has the fewest."""
+    different: float
+    """Of the token that has the fewest: pairs, times the share of slots that differ by chance."""
 
 
 def own_token(trace: Trace, sample: RowSample | None) -> Check:
@@ -54,9 +55,9 @@ def own_token(trace: Trace, sample: RowSample | None) -> Check:
             ("generated text", sample.is_generated_E),
         )
     }
-    found = {text: each for text, each in found.items() if each.pairs >= _PAIRS}
+    found = {text: each for text, each in found.items() if each.different >= _DIFFERENT}
     if not found:
-        reason = "too few tokens, or none with ids, to compare rows with one token in common"
+        reason = "no token ids, or too few rows with one token in common that could differ"
         return Check("Q18", name, Status.SKIP, reason=reason)
     told = {text: each for text, each in found.items() if max(each[:3]) >= _DEPENDENCE}
     if not told:
@@ -64,7 +65,8 @@ def own_token(trace: Trace, sample: RowSample | None) -> Check:
         return Check("Q18", name, Status.SKIP, reason=reason)
     shifted = {text: each for text, each in told.items() if _is_shifted(each)}
     text, each = next(iter((shifted or told).items()))
-    value = f"own token {each.own:.2f}, before {each.before:.2f}, behind {each.behind:.2f}"
+    before, own, behind = (max(value, 0.0) for value in each[:3])
+    value = f"own token {own:.2f}, before {before:.2f}, behind {behind:.2f}"
     if shifted:
         where = "before" if each.before > each.behind else "behind"
         value = f"rows of {text} have the experts of the token {where}: {value}"
@@ -89,7 +91,7 @@ def dependence(sample: RowSample, is_here_E: np.ndarray) -> Dependence:
     none_id = sample.layers[sample.first_layer].none_id
     before, own, behind = range(3)
     found: list[float] = []
-    pairs: list[int] = []
+    different: list[float] = []
     for shared, others in ((before, [own]), (own, [before, behind]), (behind, [own])):
         left_P, right_P = _pairs(tokens_3E, shared, others)
         control_P = np.minimum(right_P + _CONTROL, len(here_E) - 1)
@@ -98,8 +100,8 @@ def dependence(sample: RowSample, is_here_E: np.ndarray) -> Dependence:
         base = _agreement(ids_EK, left_Q, control_Q, none_id)
         alike = _agreement(ids_EK, left_P, right_P, none_id)
         found.append((alike - base) / (1 - base) if base < 1 else 0.0)
-        pairs.append(len(left_Q))
-    return Dependence(found[before], found[own], found[behind], min(pairs))
+        different.append(len(left_Q) * (1 - base))
+    return Dependence(found[before], found[own], found[behind], min(different))
 
 
 def _first_of_each(tokens_3E: np.ndarray) -> np.ndarray:

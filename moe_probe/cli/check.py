@@ -46,6 +46,9 @@ def check(
         )
     if failed:
         names = ", ".join(found.check for found in failed)
-        output.error(f"{trace} fails {names}. Record again; its numbers cannot be trusted.")
+        output.error(
+            f"{trace} fails {names}. Its numbers cannot be trusted: see what these checks find "
+            "(quality in docs/metrics.md), mend that, and record again."
+        )
         raise typer.Exit(1)
     output.note(f"Next: moe-probe report {trace}")
