@@ -41,7 +41,7 @@ _COLUMNS = (
     *("max_vio_null", "cv_null"),
 )
 _GRID = 24
-"""Lengths of sequences at which the null is taken, and interpolated in between."""
+"""Numbers of selections at which the null is taken, and interpolated in between."""
 
 
 def batch_balance(
@@ -70,15 +70,16 @@ def batch_balance(
         One row per layer, way to form batches, and size. Rests that fill no batch are left out.
         layer
         batching  what a batch is of: one "sequence", all of its counted tokens; one "document", of
-            which a shared prefix is one; one "subject", its documents in canonical order; "random
-            documents"; or "all" tokens
+            which a shared prefix is one, and of more than 16,384 neighbours are one; one "subject",
+            its documents in canonical order; "random documents"; or "all" tokens
         tokens_per_batch  of sequences the mean
         batches  those in which anything was selected
         max_vio  mean over batches of max r - 1, in [0, N/k - 1]; null without batches
         max_vio_sd  its sd over batches (ddof 1); null with fewer than two
         cv  mean over batches of the coefficient of variation of the loads
-        max_vio_null, cv_null  expectations for as many tokens that choose k of N uniformly; good
-            to 2 % once an expert is expected 50 times in a batch
+        max_vio_null, cv_null  expectations for as many selections, by tokens that choose k of N
+            uniformly, the mean k where tokens differ; good to 2 % once an expert is expected 50
+            times in a batch
         Sources: Loss-Free Balancing (2408.15664), MaxVio_batch; global batches (2501.11873).
 
     Raises:
@@ -222,7 +223,7 @@ def _balance(batches_VN: np.ndarray, tokens_V: np.ndarray, total: LayerCounts) -
     used_V = batches_VN.any(axis=1)
     batches_VN, tokens_V = batches_VN[used_V], tokens_V[used_V]
     vio_V, number = max_vio(batches_VN), len(batches_VN)
-    null_V2 = _nulls(tokens_V, total)
+    null_V2 = _nulls(batches_VN.sum(axis=1, dtype=np.int64), total)
     names = ("tokens_per_batch", "max_vio", "cv", "max_vio_null", "cv_null")
     values_V = (tokens_V, vio_V, cv(batches_VN), *null_V2.T)
     means = [float(value_V.mean()) if number else np.nan for value_V in values_V]
@@ -231,17 +232,16 @@ def _balance(batches_VN: np.ndarray, tokens_V: np.ndarray, total: LayerCounts) -
     return found | {"batches": number, "max_vio_sd": spread}
 
 
-def _nulls(tokens_V: np.ndarray, total: LayerCounts) -> np.ndarray:
-    """MaxVio and CV of fair batches: float64 [V, 2]."""
-    if not len(tokens_V):
+def _nulls(slots_V: np.ndarray, total: LayerCounts) -> np.ndarray:
+    """MaxVio and CV of fair batches with as many selections: float64 [V, 2]."""
+    if not len(slots_V):
         return np.empty((0, 2))
-    sizes, experts = total.set_sizes(), total.spec.num_experts
-    grid = np.unique(tokens_V)
+    top_k, experts = total.set_sizes().null_k, total.spec.num_experts
+    grid = np.unique(slots_V)
     if len(grid) > _GRID:
-        grid = np.unique(np.geomspace(grid[0], grid[-1], _GRID).round())
-    found = [
-        expected_indices(experts, sizes.null_k, sizes.null_tokens(int(tokens))) for tokens in grid
-    ]
-    log_V, log_grid = np.log(tokens_V), np.log(grid)
+        wanted = np.searchsorted(grid, np.geomspace(grid[0], grid[-1], _GRID))
+        grid = grid[np.unique(wanted.clip(max=len(grid) - 1))]
+    found = [expected_indices(experts, top_k, slots / top_k) for slots in grid.tolist()]
+    log_V, log_grid = np.log(slots_V), np.log(grid)
     columns = ([null.max_vio for null in found], [null.cv for null in found])
     return np.stack([np.interp(log_V, log_grid, values) for values in columns], axis=1)

@@ -104,6 +104,22 @@ def test_fair_batches_are_as_uneven_as_chance_makes_them(tmp_path: Path) -> None
     assert table["sequence"]["cv"] == pytest.approx(table["sequence"]["cv_null"], rel=0.1)
 
 
+def test_chance_in_batches_whose_tokens_select_fewer_experts(tmp_path: Path) -> None:
+    """Fair routing, where the tokens of one subject select one expert and all others four."""
+    rng = np.random.default_rng(1)
+    spec = LayerSpec(layer=0, num_experts=64, top_k=4, empty_slots=True)
+    with TraceWriter(tmp_path / "trace", layers=[spec]) as writer:
+        for number in range(240):
+            ids_TK = np.argsort(rng.random((64, 64)), axis=1)[:, :4]
+            if number % 2:
+                ids_TK[:, 1:] = -1
+            writer.add([ids_TK], subject=f"s{number % 2}", doc_id=number)
+    table = by_kind(tmp_path / "trace")
+    for kind in ("sequence", "subject"):
+        assert table[kind]["cv"] == pytest.approx(table[kind]["cv_null"], rel=0.05)
+        assert table[kind]["max_vio"] == pytest.approx(table[kind]["max_vio_null"], rel=0.07)
+
+
 def test_specialisation_vanishes_in_mixed_batches_and_stays_in_those_of_a_subject(
     tmp_path: Path,
 ) -> None:
