@@ -37,6 +37,7 @@ def test_fault_fails_with_exit_code_1(probe: Any, tmp_path: Path) -> None:
     assert "Q2     fail    rows of zeros only" in result.out
     assert "1 of 3 rows in layer 1" in result.out
     assert "fails Q1, Q2" in result.err
+    assert "quality in docs/metrics.md" in result.err
 
 
 def test_json_is_one_document(probe: Any, tmp_path: Path) -> None:
@@ -44,12 +45,24 @@ def test_json_is_one_document(probe: Any, tmp_path: Path) -> None:
     result = probe("check", trace, "--json")
     assert result.code == 1
     document = json.loads(result.out)
-    assert document["passed"] is False
+    assert (document["trace"], document["passed"]) == (str(trace), False)
     failed = [check["check"] for check in document["checks"] if check["status"] == "fail"]
     assert failed == ["Q1", "Q2"]
     assert set(document["checks"][0]) == {
         *("check", "name", "status", "value", "expected", "reason")
     }
+
+
+def test_a_sound_trace_passes_as_json_and_no_trace_at_all_is_exit_code_2(
+    probe: Any, tmp_path: Path
+) -> None:
+    trace = write(tmp_path / "trace", [[0, 3], [1, 2], [5, 4]])
+    result = probe("check", trace, "--json", "--quiet")
+    assert (result.code, result.err) == (0, "")
+    document = json.loads(result.out)
+    assert document["passed"] is True
+    assert [check["check"] for check in document["checks"]] == [f"Q{n}" for n in range(22)]
+    assert probe("check").code == 2
 
 
 def test_what_is_not_a_trace_is_one_sentence(probe: Any, tmp_path: Path) -> None:
