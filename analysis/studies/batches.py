@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -163,8 +164,8 @@ class _Plan:
 
     rule: Rule
     streams: dict[str, _Streams]
-    number_T: dict[int, np.ndarray]
-    """By a part's first row, which token of its document each counted row is."""
+    number_T: dict[Path, np.ndarray]
+    """By part, which token of its document each counted row is."""
     tokens_V: np.ndarray
     """Counted tokens of each sequence."""
 
@@ -184,7 +185,7 @@ class _Plan:
             counted = Counted.of(source.pieces(part, rule))
             refuse_repeats(counted.weight_T, "Batches", rule)
             earlier_T = pd.Series(counted.cluster_T).groupby(counted.cluster_T).cumcount()
-            number_T[part.first_row] = seen_C[counted.cluster_T] + earlier_T.to_numpy()
+            number_T[part.path] = seen_C[counted.cluster_T] + earlier_T.to_numpy()
             seen_C += np.bincount(counted.cluster_T, minlength=len(seen_C))
             sequence_T = part.stretches.tokens()[0][counted.row_T]
             tokens_V += np.bincount(sequence_T, minlength=len(tokens_V))
@@ -209,7 +210,7 @@ class _Batches:
     def add(self, rows: Rows, layer: int, kernels: ModuleType) -> None:
         counted = Counted.of(rows.pieces(self._plan.rule))
         ids_TK = rows.topk_ids(layer)[counted.row_T]
-        number_T, experts = self._plan.number_T[rows.first_row], self.layers[layer].num_experts
+        number_T, experts = self._plan.number_T[rows.part.path], self.layers[layer].num_experts
         labels = {_SEQUENCE: rows.part.stretches.tokens()[0][counted.row_T]}
         for name, stream in self._plan.streams.items():
             labels[name] = stream.labels(counted.cluster_T, number_T)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from examples.import_arrays import Source, import_arrays
@@ -73,6 +75,15 @@ def test_against_batches_of_single_tokens(
             assert row["cv"] == pytest.approx(spread.mean())
             sd = vio.std(ddof=1) if len(vio) > 1 else math.nan
             assert row["max_vio_sd"] == pytest.approx(sd, nan_ok=True)
+
+
+def test_parts_without_rows(tmp_path: Path) -> None:
+    trace, _ = make_stream(tmp_path / "trace", 1, documents=30, prefix=2)
+    expected = batch_balance(trace, sizes=SIZES)
+    first, second = (pq.read_table(path) for path in trace.routing_parts[:2])
+    pq.write_table(pa.concat_tables([first, second]), trace.routing_parts[0])
+    pq.write_table(second.slice(0, 0), trace.routing_parts[1])
+    pd.testing.assert_frame_equal(batch_balance(tmp_path / "trace", sizes=SIZES), expected)
 
 
 def write(path: Path, subjects: int, drift: float) -> Path:
