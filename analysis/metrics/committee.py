@@ -28,7 +28,8 @@ class Committee:
     """Their expected number, if every subject had as many listed, drawn at random: k, and more
     where experts share the last place."""
     members_M: np.ndarray
-    """Candidates than which no other has both a lower mean rank and a lower variance of ranks."""
+    """Candidates than which no other is at least as low in mean rank and variance of ranks, and
+    lower in one."""
     coverage: float
     """Mean over subjects of the members' share of all contributions; c/N of any c experts, but
     these are those that came out ahead."""

@@ -41,7 +41,8 @@ def committees(
         candidates, candidates_null  experts in the lists of enough subjects, and how many if every
             subject drew its list at random, of k experts or more where some share the last place;
             the latter null with fewer than two subjects
-        members  candidates than which no other has both a lower mean rank and a lower variance
+        members  candidates that no other is ahead of: none has a mean rank and a variance of ranks
+            at most as high, and one of the two lower
         experts  their ids, with blanks in between
         coverage, coverage_null  mean over subjects of the members' share of all contributions; that
             of any c experts, c/N. Null without members
