@@ -151,7 +151,10 @@ def layers_recorded_once(sample: RowSample | None) -> Check:
         first = by_prints.setdefault((spec.num_experts, spec.top_k, print_E.tobytes()), spec)
         if first is spec:
             continue
-        nats = len(np.unique(print_E)) * math.log(math.comb(spec.num_experts, spec.top_k))
+        # Of slots that may be empty, one kind of row has none filled, and others one at least.
+        least = 1 if spec.empty_slots else spec.top_k
+        different = len(np.unique(print_E)) - spec.empty_slots
+        nats = different * math.log(math.comb(spec.num_experts, least))
         if nats > limit:
             copies.append(f"layer {spec.layer} has the experts of layer {first.layer}")
         else:

@@ -349,6 +349,21 @@ def test_copied_layers_are_found(checks: Any, shape: Shape) -> None:
         assert copies.status == ("fail" if shape == TOP_6 else "skip")
 
 
+def test_layers_without_experts_for_a_token_are_no_copies(tmp_path: Path) -> None:
+    """Slots may be empty: a row of two layers that has none filled in both is no sign of a copy."""
+    layers = [LayerSpec(layer=n, num_experts=384, top_k=8, empty_slots=True) for n in range(3)]
+    score = np.random.default_rng(0).random((40, 384))
+    rows_TK = np.argsort(score, axis=1)[:, :8]
+    rows_TK[:, 5:] = -1
+    for tokens, status in ((1, "skip"), (40, "fail")):
+        ids_TK = rows_TK[:tokens].copy()
+        ids_TK[0] = -1
+        with TraceWriter(tmp_path / "trace", layers=layers, force=True) as writer:
+            writer.add([ids_TK, ids_TK, rows_TK[::-1][:tokens]])
+        found = {check.check: check for check in check_trace(tmp_path / "trace")}
+        assert found["Q20"].status == status
+
+
 def test_one_layer_is_no_copy(checks: Any) -> None:
     found = checks(route(text(300, 7), (64, 6, 1), 7), num_experts=64)
     assert (found["Q20"].status, found["Q20"].reason) == ("skip", "one layer")
