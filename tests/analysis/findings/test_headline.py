@@ -1,6 +1,6 @@
 """The report's sentences on planted truths, on fair routing, and on tables with gaps.
 
-Shape suffixes: T tokens, K slots, N experts, D documents, S subjects, B replicates.
+Shape suffixes: N experts, D documents.
 """
 
 from __future__ import annotations
@@ -16,126 +16,22 @@ import pytest
 from moe_probe.analysis.findings.headline import headline
 from moe_probe.analysis.findings.idle_readings import idle_readings
 from moe_probe.analysis.findings.idle_tokens import telling_window
-from moe_probe.analysis.metrics.idle import burstiness, rate_deficit
-from moe_probe.analysis.metrics.tiers import tiers
 from moe_probe.analysis.reading.orders import PASSES
 from moe_probe.analysis.results import analyse
-from moe_probe.analysis.statistics.clusters import poisson_weights, replicate_sums
-from moe_probe.analysis.statistics.idle_null import expected_longest_run
-from moe_probe.analysis.statistics.intervals import rate_certifiable, share_interval
-from moe_probe.analysis.statistics.multiplicity import layer_test
 from moe_probe.bundled import SAMPLE_TRACE
-
-EXPERTS, TOP_K, LENGTH, SUBJECTS = 16, 2, 50, 10
-WINDOWS = pd.DataFrame({"layer": 7, "window": [100, 1000], "expected_runs_fair": 1e-3})
-NO_SUBJECTS = pd.DataFrame(
-    columns=["layer", "expert", "subject", "count", "frequency", "log_odds", "q_value"]
+from tests.analysis.findings.one_layer import (
+    BURSTING,
+    EXPERTS,
+    NO_SPECIALIZATION,
+    NO_SUBJECTS,
+    SPECIALIZATION,
+    STARVED,
+    TOP_K,
+    WINDOWS,
+    route,
+    tables_of,
+    windows_in_passes,
 )
-SPECIALIZATION = ("documents_bits", "null", "null_95", "documents_pooled_kl")
-NO_SPECIALIZATION = pd.DataFrame(columns=list(SPECIALIZATION), dtype=float)
-RESERVED, STARVED, ORDERED, BURSTING = range(4)
-
-
-def route(weight_DN: np.ndarray, seed: int) -> np.ndarray:
-    """Ids [D, LENGTH, K]: two experts for each token, drawn with its document's weights."""
-    noise = np.random.default_rng(seed).gumbel(size=(len(weight_DN), LENGTH, EXPERTS))
-    score = np.log(np.maximum(weight_DN, 1e-9))[:, None] + noise
-    return np.argsort(-score, axis=2)[:, :, :TOP_K]
-
-
-def longest_runs(ids_TK: np.ndarray) -> np.ndarray:
-    places = [np.flatnonzero((ids_TK == expert).any(axis=1)) for expert in range(EXPERTS)]
-    return np.array([np.diff([-1, *at.tolist(), len(ids_TK)]).max() - 1 for at in places])
-
-
-def tables_of(ids_DTK: np.ndarray, layer: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The `experts`, `layers` and `subjects` of one layer; documents are sorted by subject."""
-    counts_DN = np.array([np.bincount(ids.ravel(), minlength=EXPERTS) for ids in ids_DTK])
-    counts_SN = counts_DN.reshape(SUBJECTS, -1, EXPERTS).sum(axis=1)
-    counts_N, tokens = counts_DN.sum(axis=0), len(ids_DTK) * LENGTH
-    p_N = counts_N / tokens
-    deff_N = counts_DN.var(axis=0) / LENGTH / np.where(counts_N > 0, p_N * (1 - p_N), math.nan)
-    deff = float(np.nanmedian(deff_N))
-    low_N, high_N = (p * EXPERTS / TOP_K for p in share_interval(counts_N, tokens, deff_N, deff))
-    order = np.random.default_rng(9).permutation(len(ids_DTK))
-    shuffled_N = longest_runs(ids_DTK[order].reshape(-1, TOP_K))
-    ratio_N = shuffled_N / expected_longest_run(p_N, tokens)
-    experts = pd.DataFrame(
-        {
-            "layer": layer,
-            "expert": np.arange(EXPERTS),
-            "count": counts_N,
-            "relative_load": p_N * EXPERTS / TOP_K,
-            "ci_low": low_N,
-            "ci_high": high_N,
-            "tier": tiers(counts_SN, high_N, ratio_N),
-            "deff": deff_N,
-            "documents": pd.array((counts_DN > 0).sum(axis=0), "Int64"),
-            "longest_idle": longest_runs(ids_DTK.reshape(-1, TOP_K)),
-            "longest_idle_shuffled": shuffled_N,
-            "rate_deficit": rate_deficit(counts_N, tokens),
-            "burstiness": burstiness(shuffled_N, counts_N, tokens),
-        }
-    )
-    effective = tokens / deff
-    weights_BD = poisson_weights([f"document{d}" for d in range(len(ids_DTK))], 200)
-    replicates_BN = replicate_sums(weights_BD, counts_DN)
-    facts = {
-        "layer": layer,
-        "num_experts": EXPERTS,
-        "top_k": TOP_K,
-        "tokens": tokens,
-        "assignments": tokens * TOP_K,
-        "tokens_effective": effective,
-        "documents": len(ids_DTK),
-        "certifiable_load": float(rate_certifiable(effective, EXPERTS, TOP_K)),
-        "max_vio": experts["relative_load"].max() - 1,
-        "max_vio_null": 0.05,
-        "max_vio_noise": 0.02,
-        "cv": experts["relative_load"].std(ddof=0),
-        "cv_null": 0.04,
-        "cv_noise": 0.005,
-        "uniform_p": layer_test(counts_N, replicates_BN, len(ids_DTK))[2],
-        "unseen_null": 0.0,
-    }
-    frequency_SN = counts_SN / (tokens / SUBJECTS)
-    odds_SN = np.log((frequency_SN + 1e-3) / (p_N + 1e-3))
-    subjects = pd.DataFrame(
-        {
-            "layer": layer,
-            "expert": np.tile(np.arange(EXPERTS), SUBJECTS),
-            "subject": np.repeat([f"subject{s}" for s in range(SUBJECTS)], EXPERTS),
-            "count": counts_SN.ravel(),
-            "frequency": frequency_SN.ravel(),
-            "log_odds": odds_SN.ravel(),
-            "q_value": np.where(np.abs(odds_SN) > 0.5, 0.001, 0.9).ravel(),
-        }
-    )
-    return experts, pd.DataFrame([facts]), subjects
-
-
-@pytest.fixture(scope="module")
-def planted() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """One expert of each kind among 16, in 400 documents of ten subjects."""
-    subject_D = np.repeat(np.arange(SUBJECTS), 40)
-    weight_DN = np.ones((400, EXPERTS))
-    weight_DN[:, RESERVED] = np.where(subject_D == 4, 6, 0)
-    weight_DN[:, STARVED] = 0.01
-    weight_DN[:, ORDERED] = np.where(subject_D < 5, 2, 0)
-    weight_DN[:, BURSTING] = np.where(np.random.default_rng(1).random(400) < 0.1, 60, 0)
-    return tables_of(route(weight_DN, 2), 7)
-
-
-def test_readings_of_planted_experts(planted: Any) -> None:
-    experts, layers, subjects = planted
-    assert telling_window(WINDOWS, layers) == 1000
-    found = idle_readings(experts, layers, subjects, 1000).tolist()
-    assert found[:4] == ["kept", "low", "order", "few"]
-    used = experts.assign(tier="used")
-    assert idle_readings(used, layers, subjects, 1000)[STARVED] == "light"
-    assert set(found[4:]) == {""}
-    assert "subject-locked" in experts["tier"][RESERVED]
-    assert experts["tier"][STARVED] in ("rare", "near-idle")
 
 
 @pytest.mark.parametrize(("bits", "differ"), [(0.12, False), (0.149, False), (0.151, True)])
@@ -169,13 +65,6 @@ def test_specialised_share_leaves_shared_prefixes_out() -> None:
     assert 24 < unique < 30
 
 
-def test_reserved_expert_is_known_by_its_subject_alone(planted: Any) -> None:
-    experts, layers, subjects = planted
-    plain = experts.assign(tier=experts["tier"].str.replace(", subject-locked", ""))
-    assert idle_readings(plain, layers, subjects, 1000)[RESERVED] == "kept"
-    assert idle_readings(plain, layers, NO_SUBJECTS, 1000)[RESERVED] == "few"
-
-
 @pytest.mark.parametrize(
     ("documents", "reading", "text"),
     [
@@ -195,26 +84,6 @@ def test_bursts_say_how_many_documents_they_are_of(
     assert text in headline(experts, layers, WINDOWS, subjects, NO_SPECIALIZATION).idle
 
 
-@pytest.mark.parametrize(("documents", "reading"), [(1, "few"), (9, "few"), (10, "many")])
-def test_fewer_than_ten_documents_are_few(planted: Any, documents: int, reading: str) -> None:
-    experts, layers, subjects = planted
-    experts, layers = experts.assign(documents=documents), layers.assign(documents=12)
-    assert idle_readings(experts, layers, subjects, 1000)[BURSTING] == reading
-
-
-def test_small_sample_is_undecided(planted: Any) -> None:
-    experts, layers, subjects = planted
-    experts = experts.assign(tier="not certified", ci_high=0.6)
-    found = idle_readings(experts, layers, subjects, 1000).tolist()
-    # What takes no certified rate stays: the run itself is beyond chance.
-    assert found[:4] == ["kept", "undecided", "order", "few"]
-    experts = experts.assign(tier="unseen, not certified", burstiness=0.0)
-    assert idle_readings(experts, layers, NO_SUBJECTS, 1000)[STARVED] == "undecided"
-    # Somewhere below half a fair share is certain, and explains the run.
-    experts = experts.assign(ci_high=0.4)
-    assert idle_readings(experts, layers, NO_SUBJECTS, 1000)[STARVED] == "light"
-
-
 def test_what_an_interval_certifies_is_not_left_to_chance(planted: Any) -> None:
     """Three documents leave all experts together any load, and certify one expert's."""
     experts, layers, subjects = planted
@@ -230,13 +99,6 @@ def test_what_an_interval_certifies_is_not_left_to_chance(planted: Any) -> None:
     assert text.endswith(
         "at most 20% of its fair share; so little text does not tell that from chance."
     )
-
-
-def test_without_shuffled_orders_only_the_kept_are_told(planted: Any) -> None:
-    experts, layers, _ = planted
-    experts = experts.assign(longest_idle_shuffled=math.nan, burstiness=math.nan)
-    found = idle_readings(experts, layers, NO_SUBJECTS, 1000)
-    assert found[[RESERVED, STARVED, ORDERED]].tolist() == ["kept", "undecided", "undecided"]
 
 
 def test_sentences_of_planted_experts(planted: Any) -> None:
@@ -339,13 +201,6 @@ def test_little_text_certifies_no_low_load(planted: Any) -> None:
     assert "can be certified on so little text (as from 16 independent tokens)." in text
 
 
-def windows_in_passes(expected_fair: float) -> pd.DataFrame:
-    """Of two experts, at windows of 10 passes, 100 and one that no stream has room for."""
-    facts = {10: (40.0, 1.0), 100: (400.0, expected_fair), 5_000: (math.nan, 0.0)}
-    rows = [(7, w, t, fair / 2) for w, (t, fair) in facts.items() for _ in range(2)]
-    return pd.DataFrame(rows, columns=["layer", "window", "window_tokens", "expected_runs_fair"])
-
-
 def test_sentence_in_forward_passes(planted: Any) -> None:
     experts, layers, subjects = planted
     experts = experts.assign(longest_idle=[99, 250, 100, *[0] * (EXPERTS - 3)], p_fair=1.0)
@@ -390,19 +245,6 @@ def test_runs_below_the_windows_are_not_called_chance(planted: Any) -> None:
         assert text.startswith(f"No expert idles for 1,000 tokens in a row{rest}")
     text = headline(experts, layers, windows[:1], subjects, NO_SPECIALIZATION).idle
     assert text.startswith("Chance may leave experts idle for 10 tokens: ask for longer windows.")
-
-
-def test_what_a_low_rate_explains_is_not_of_the_order(planted: Any) -> None:
-    """20 selections of 20,000 tokens leave 5,000 in a row without one in one of eight streams."""
-    experts, layers, _ = planted
-    runs = {"longest_idle": 5_100, "longest_idle_shuffled": 4_000}
-    rates = {"count": 20, "relative_load": 20 / 20_000 * EXPERTS / TOP_K}
-    rare = {"ci_high": 0.02, "tier": "rare", "burstiness": 0.0, "rate_deficit": 4.0}
-    one = experts.assign(**runs, **rates, **rare).loc[[STARVED]]
-    assert idle_readings(one, layers, NO_SUBJECTS, 5_000).tolist() == ["low"]
-    # A hundred times as many leave none.
-    often = one.assign(relative_load=100 * one["relative_load"])
-    assert idle_readings(often, layers, NO_SUBJECTS, 5_000).tolist() == ["order"]
 
 
 def test_documents_shorter_than_the_windows_tell_nothing_of_idle_runs(planted: Any) -> None:
