@@ -82,8 +82,9 @@ def _array_of(lags: tuple[int, ...]) -> np.ndarray:
 class BatchStats(StreamAccumulator):
     """S13 by replay: tokens in recording order are cut into batches of each size.
 
-    `stats_B4` float64: number of full batches, sum of max / mean load, sum of its square, sum of
-    the coefficient of variation. Rows that the model ran several times are in one batch.
+    `stats_B5` float64: number of full batches, sum of max / mean load, sum of its square, sum of
+    the coefficient of variation, sum of 1 / sqrt of the selections. Rows that the model ran several
+    times are in one batch.
 
     Batches are those of the whole stream, wherever it is cut into shards. `bounds` int64 [2] says
     which tokens of the stream a shard has. Of the batch that began before it `head_BN` int64 has
@@ -114,7 +115,7 @@ class BatchStats(StreamAccumulator):
     def empty(self, spec: LayerSpec) -> Arrays:
         shape = (len(self.sizes), spec.num_experts)
         return {
-            "stats_B4": np.zeros((len(self.sizes), 4)),
+            "stats_B5": np.zeros((len(self.sizes), 5)),
             "head_BN": np.zeros(shape, np.int64),
             "current_BN": np.zeros(shape, np.int64),
             "bounds": self.nowhere(),
@@ -124,7 +125,7 @@ class BatchStats(StreamAccumulator):
         arrays, pieces = self.arrays[layer], rows.pieces(self.rule)
         size_B, (begin, stop) = np.array(self.sizes, np.int64), arrays["bounds"]
         kernels.count_batches(
-            arrays["stats_B4"],
+            arrays["stats_B5"],
             arrays["head_BN"],
             arrays["current_BN"],
             # A size holds what the next smaller one has not yet handed on to it.
@@ -142,7 +143,7 @@ class BatchStats(StreamAccumulator):
         (begin, seam), stop = mine["bounds"], theirs["bounds"][1]
         size_B = np.array(self.sizes, np.int64)
         open_BN, tail_BN = (side["current_BN"].cumsum(axis=0) for side in (mine, theirs))
-        stats_B4, head_BN = mine["stats_B4"] + theirs["stats_B4"], mine["head_BN"].copy()
+        stats_B5, head_BN = mine["stats_B5"] + theirs["stats_B5"], mine["head_BN"].copy()
         for number, is_first in enumerate(_is_first(begin, seam, size_B)):
             size = self.sizes[number]
             if seam // size == stop // size:
@@ -150,9 +151,9 @@ class BatchStats(StreamAccumulator):
             elif is_first:
                 head_BN[number] = open_BN[number] + theirs["head_BN"][number]
             elif seam % size:
-                add_batch(stats_B4[number], open_BN[number] + theirs["head_BN"][number])
+                add_batch(stats_B5[number], open_BN[number] + theirs["head_BN"][number])
         return {
-            "stats_B4": stats_B4,
+            "stats_B5": stats_B5,
             "head_BN": head_BN,
             "current_BN": np.diff(tail_BN, axis=0, prepend=0),
             "bounds": bounds,

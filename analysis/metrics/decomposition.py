@@ -78,7 +78,7 @@ def decomposition_null(
 
 
 def batch_imbalance(
-    batch_stats_B4: np.ndarray, tokens_B: Sequence[int], num_experts: int, sizes: SetSizes
+    batch_stats_B5: np.ndarray, tokens_B: Sequence[int], num_experts: int, sizes: SetSizes
 ) -> pd.DataFrame:
     """Tabulate MaxVio and CV of batches against their size (D3, D18).
 
@@ -86,30 +86,33 @@ def batch_imbalance(
     size, on text like that of training, is failure.
 
     Args:
-        batch_stats_B4: For each size, over tumbling batches: their number, the sum of max/mean,
-            of its square, and of CV. float64 [B, 4].
+        batch_stats_B5: For each size, over tumbling batches: their number, the sum of max/mean,
+            of its square, of CV, and of 1 / sqrt of the selections. float64 [B, 5].
         tokens_B: Tokens per batch of each size.
         num_experts: N.
-        sizes: Experts per token, alike in all batches.
+        sizes: Experts per token.
 
     Returns:
         tokens_per_batch, batches
         max_vio  mean over batches of max r - 1, in [0, N/k - 1]; null without batches
         max_vio_sd  its sd over batches (ddof 1); null with fewer than two
         cv  mean over batches, in [0, sqrt(N/k - 1)]; null without batches
-        max_vio_null, cv_null  expectations under N0 at the same size; good to 2 % once an expert
-            is expected 50 times in a batch
+        max_vio_null, cv_null  expectations under N0 of as many selections, in the mean over
+            batches to first order; good to 2 % once an expert is expected 50 times in a batch
 
     Sources: MaxVio_batch of Loss-Free Balancing (2408.15664); global-batch balance (2501.11873).
     """
-    number_B, sum_B, square_B, cv_B = np.asarray(batch_stats_B4, np.float64).T
+    number_B, sum_B, square_B, cv_B, root_B = np.asarray(batch_stats_B5, np.float64).T
     some_B = np.where(number_B > 0, number_B, np.nan)
     others_B = np.where(number_B > 1, number_B - 1, np.nan)
     mean_B = sum_B / some_B
     variance_B = np.maximum(square_B - number_B * mean_B**2, 0.0) / others_B
+    # Both nulls fall with the root of the selections, of which text may differ in its share.
+    fair_B = np.asarray(tokens_B) * sizes.mean_k
+    slots_B = np.where(number_B > 0, (some_B / root_B) ** 2, fair_B).round(6)
     nulls = [
-        expected_indices(num_experts, sizes.null_k, sizes.null_tokens(tokens))
-        for tokens in tokens_B
+        expected_indices(num_experts, sizes.null_k, slots / sizes.null_k)
+        for slots in slots_B.tolist()
     ]
     return pd.DataFrame(
         {

@@ -1,6 +1,6 @@
 """The tables `batches` and `coverage`: imbalance and experts seen, by how much text there is.
 
-Shape suffixes: N experts of a layer, B batch sizes, R orders; 4 is the statistics of `BatchStats`.
+Shape suffixes: N experts of a layer, B batch sizes, R orders; 5 is the statistics of `BatchStats`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def batches(sums: Sums) -> pd.DataFrame:
         return pd.DataFrame(columns=["layer"])
     tables = []
     for layer, spec in sums.specs.items():
-        stats_B4 = sums.batches.arrays[layer]["stats_B4"]
-        table = batch_imbalance(stats_B4, BATCH_SIZES, spec.num_experts, sums.set_sizes(layer))
+        stats_B5 = sums.batches.arrays[layer]["stats_B5"]
+        table = batch_imbalance(stats_B5, BATCH_SIZES, spec.num_experts, sums.set_sizes(layer))
         table.insert(0, "layer", layer)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -150,8 +150,9 @@ def test_nulls_of_batches() -> None:
     sizes = SetSizes(k_T.mean(), (k_T**2).sum() / k_T.sum())
     loads_BN = member_TN(k_T, 16, rng).reshape(300, 256, 16).sum(axis=1)
     ratio_B = loads_BN.max(axis=1) / loads_BN.mean(axis=1)
-    sums_4 = [len(ratio_B), ratio_B.sum(), (ratio_B**2).sum(), imbalance.cv(loads_BN).sum()]
-    (row,) = batch_imbalance(np.array([sums_4]), (256,), 16, sizes).to_dict("records")
+    sums_5 = [len(ratio_B), ratio_B.sum(), (ratio_B**2).sum(), imbalance.cv(loads_BN).sum()]
+    sums_5.append((loads_BN.sum(axis=1) ** -0.5).sum())
+    (row,) = batch_imbalance(np.array([sums_5]), (256,), 16, sizes).to_dict("records")
     assert_mean(ratio_B - 1, row["max_vio_null"])
     assert_mean(imbalance.cv(loads_BN) ** 2, row["cv_null"] ** 2)
 
@@ -162,7 +163,9 @@ def test_batches_of_a_trace(fair: Analysis) -> None:
         sizes = fair.sums.set_sizes(spec.layer)
         null = expected_indices(spec.num_experts, sizes.null_k, sizes.null_tokens(256))
         row: Any = table.loc[(spec.layer, 256)]
-        assert (row["max_vio_null"], row["cv_null"]) == (null.max_vio, null.cv)
+        # Of as many selections: batches differ a little in how many they have.
+        expected = (null.max_vio, null.cv)
+        assert (row["max_vio_null"], row["cv_null"]) == pytest.approx(expected, rel=0.01)
         assert row["cv"] == pytest.approx(row["cv_null"], rel=0.3)
 
 

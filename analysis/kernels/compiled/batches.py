@@ -16,7 +16,7 @@ from moe_probe.analysis.reading.pieces import Pieces
 
 
 def count_batches(
-    stats_B4: np.ndarray,
+    stats_B5: np.ndarray,
     head_BN: np.ndarray,
     current_BN: np.ndarray,
     filled_B: np.ndarray,
@@ -26,7 +26,7 @@ def count_batches(
     pieces: Pieces,
 ) -> None:
     _make_count_batches(ids_TK.shape[1])(
-        stats_B4,
+        stats_B5,
         head_BN,
         current_BN,
         filled_B,
@@ -42,7 +42,7 @@ def count_batches(
 def _make_count_batches(slots: int) -> Any:
     @compile_
     def count_batches(
-        stats_B4, head_BN, current_BN, filled_B, is_first_B, size_B, ids_TK, start_P, stop_P
+        stats_B5, head_BN, current_BN, filled_B, is_first_B, size_B, ids_TK, start_P, stop_P
     ):
         num_experts = current_BN.shape[1]
         current_N = current_BN[0]
@@ -54,13 +54,13 @@ def _make_count_batches(slots: int) -> Any:
                         current_N[e] += 1
                 filled_B[0] += 1
                 if filled_B[0] == size_B[0]:
-                    _close_batch(stats_B4, head_BN, current_BN, filled_B, is_first_B, size_B)
+                    _close_batch(stats_B5, head_BN, current_BN, filled_B, is_first_B, size_B)
 
     return count_batches
 
 
 @inner_
-def _close_batch(stats_B4, head_BN, current_BN, filled_B, is_first_B, size_B):
+def _close_batch(stats_B5, head_BN, current_BN, filled_B, is_first_B, size_B):
     """Take the indices of a full batch, and hand its counts on to the next larger size."""
     number = 0
     while filled_B[number] >= size_B[number]:
@@ -76,10 +76,11 @@ def _close_batch(stats_B4, head_BN, current_BN, filled_B, is_first_B, size_B):
         if total > 0 and not is_first:
             ratio = most / mean
             variance = square / len(counts_N) - mean * mean
-            stats_B4[number, 0] += 1
-            stats_B4[number, 1] += ratio
-            stats_B4[number, 2] += ratio * ratio
-            stats_B4[number, 3] += np.sqrt(max(variance, 0.0)) / mean
+            stats_B5[number, 0] += 1
+            stats_B5[number, 1] += ratio
+            stats_B5[number, 2] += ratio * ratio
+            stats_B5[number, 3] += np.sqrt(max(variance, 0.0)) / mean
+            stats_B5[number, 4] += 1 / np.sqrt(total)
         filled_B[number] = 0
         is_last = number + 1 == len(size_B)
         # Loops instead of whole arrays, for which the compiler also makes what raises errors.

@@ -68,7 +68,7 @@ def _add(sums_S5: np.ndarray, key_T: np.ndarray, value_V5: np.ndarray) -> None:
 
 
 def count_batches(
-    stats_B4: np.ndarray,
+    stats_B5: np.ndarray,
     head_BN: np.ndarray,
     current_BN: np.ndarray,
     filled_B: np.ndarray,
@@ -79,9 +79,10 @@ def count_batches(
 ) -> None:
     """Cut the tokens into batches of each size, and add up how uneven the full ones are.
 
-    Adds their number, max / mean, its square, and the coefficient of variation. Each size is a
-    multiple of the one before. Tokens of a batch that is not full yet stay in `current_BN`; those
-    of one that began earlier than these arrays go to `head_BN`, if `is_first_B` says so.
+    Adds their number, max / mean, its square, the coefficient of variation, and 1 / sqrt of their
+    selections. Each size is a multiple of the one before. Tokens of a batch that is not full yet
+    stay in `current_BN`; those of one that began earlier than these arrays go to `head_BN`, if
+    `is_first_B` says so.
     """
     rows = [np.arange(a, b) for a, b in zip(pieces.start_P, pieces.stop_P, strict=True)]
     token_T = np.concatenate([np.empty(0, np.int64), *rows])
@@ -100,7 +101,7 @@ def count_batches(
             if is_first_B[number]:
                 head_BN[number], is_first_B[number] = current_BN[number], False
             else:
-                add_batch(stats_B4[number], current_BN[number])
+                add_batch(stats_B5[number], current_BN[number])
             if number + 1 < len(size_B):
                 current_BN[number + 1] += current_BN[number]
                 filled_B[number + 1] += size
@@ -108,9 +109,9 @@ def count_batches(
             filled_B[number] = 0
 
 
-def add_batch(stats_4: np.ndarray, counts_N: np.ndarray) -> None:
+def add_batch(stats_5: np.ndarray, counts_N: np.ndarray) -> None:
     """Add a full batch to `count_batches`' sums of one size, unless it selects nothing."""
     mean = counts_N.mean()
     if mean > 0:
         ratio = counts_N.max() / mean
-        stats_4 += (1, ratio, ratio * ratio, counts_N.std() / mean)
+        stats_5 += (1, ratio, ratio * ratio, counts_N.std() / mean, counts_N.sum() ** -0.5)

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, N experts of a layer, S groups, X lags, B bins or batc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_batches(tmp_path: Path, sizes: tuple[int, ...], before: int) -> None:
     assert len(tokens) > 3 * sizes[0]
     for spec in LAYERS:
         for number, size in enumerate(sizes):
-            sums = np.zeros(4)
+            sums = np.zeros(5)
             for begin in range(-before % size, len(tokens) - size + 1, size):
                 batch = tokens[begin : begin + size]
                 load_N = np.bincount(
@@ -169,6 +170,7 @@ def test_batches(tmp_path: Path, sizes: tuple[int, ...], before: int) -> None:
                 )
                 if load_N.any():
                     ratio = load_N.max() / load_N.mean()
-                    sums += (1, ratio, ratio**2, load_N.std() / load_N.mean())
-            found = counts.arrays[spec.layer]["stats_B4"][number]
+                    width = load_N.std() / load_N.mean()
+                    sums += (1, ratio, ratio**2, width, 1 / math.sqrt(load_N.sum()))
+            found = counts.arrays[spec.layer]["stats_B5"][number]
             assert found == pytest.approx(sums, rel=1e-12)

@@ -59,7 +59,7 @@ def test_every_accumulator(tmp_path: Path, compiled: Any, seed: int) -> None:
     for one, other in zip(found, expected, strict=True):
         assert_same(one, other, counts)
     for batches in (a for a in found if isinstance(a, BatchStats)):
-        assert batches.arrays[1]["stats_B4"][0, 0] > 1
+        assert batches.arrays[1]["stats_B5"][0, 0] > 1
     assert batches.arrays[1]["head_BN"].sum(axis=1).tolist() == [6, 26, 106]
     _assert_same_runs(compiled, found, expected)
 

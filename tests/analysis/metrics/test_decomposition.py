@@ -91,12 +91,13 @@ def batch_sums(ids_TK: np.ndarray, num_experts: int, sizes: Sequence[int]) -> np
     """Add up what an accumulator of tumbling batches keeps."""
     rows = []
     for size in sizes:
-        row = np.zeros(4)
+        row = np.zeros(5)
         for start in range(0, len(ids_TK) - size + 1, size):
             batch = ids_TK[start : start + size]
             loads = [int((batch == expert).sum()) for expert in range(num_experts)]
             ratio = max(loads) / float(np.mean(loads))
-            row += np.array([1, ratio, ratio**2, float(np.std(loads) / np.mean(loads))])
+            width = float(np.std(loads) / np.mean(loads))
+            row += np.array([1, ratio, ratio**2, width, sum(loads) ** -0.5])
         rows.append(row)
     return np.stack(rows)
 
@@ -118,16 +119,28 @@ def test_batches_against_a_loop() -> None:
         assert row["max_vio_sd"] == pytest.approx(spread, abs=1e-6, nan_ok=True)
         assert row["cv"] == pytest.approx(width, nan_ok=True)
         null = expected_indices(6, 2, size)
-        assert (row["max_vio_null"], row["cv_null"]) == (null.max_vio, null.cv)
+        expected = (null.max_vio, null.cv)
+        assert (row["max_vio_null"], row["cv_null"]) == pytest.approx(expected, rel=1e-12)
 
 
 def test_null_of_batches_holds_in_simulation() -> None:
     sizes = (64, 256)
-    sums_B4 = batch_sums(route(256 * 60, 16, 4, np.random.default_rng(2)), 16, sizes)
-    table = batch_imbalance(sums_B4, sizes, 16, SetSizes(4, 4))
+    sums_B5 = batch_sums(route(256 * 60, 16, 4, np.random.default_rng(2)), 16, sizes)
+    table = batch_imbalance(sums_B5, sizes, 16, SetSizes(4, 4))
     error = 3 * table["max_vio_sd"] / np.sqrt(table["batches"])
     assert (abs(table["max_vio"] - table["max_vio_null"]) <= error).all()
     assert table["cv"].to_numpy() == pytest.approx(table["cv_null"].to_numpy(), rel=0.05)
+
+
+def test_null_of_batches_knows_that_some_text_selects_fewer_experts() -> None:
+    """The tokens of one half select one expert, those of the other four."""
+    rng = np.random.default_rng(4)
+    ids_TK = np.concatenate([route(256 * 80, 64, 4, rng), route(256 * 80, 64, 4, rng)])
+    ids_TK[256 * 80 :, 1:] = 64
+    sizes = SetSizes(mean_k=(4 + 1) / 2, null_k=(16 + 1) / (4 + 1))
+    table = batch_imbalance(batch_sums(ids_TK, 64, [256]), [256], 64, sizes).iloc[0]
+    assert table["cv"] == pytest.approx(table["cv_null"], rel=0.03)
+    assert table["max_vio"] == pytest.approx(table["max_vio_null"], rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +183,8 @@ def test_two_tasks_of_deepseek_v2_lite() -> None:
     assert min(term.information for term in found) > 50 * null.information
     assert min(term.pooled_kl for term in found) > 50 * null.pooled_kl
     sizes = (256, 1024, 4096)
-    sums_B4 = batch_sums(ids[1][:, 12], 64, sizes)
-    table = batch_imbalance(sums_B4, sizes, 64, SetSizes(6, 6))
+    sums_B5 = batch_sums(ids[1][:, 12], 64, sizes)
+    table = batch_imbalance(sums_B5, sizes, 64, SetSizes(6, 6))
     # Larger batches are more even, and none comes near chance.
     assert table["max_vio"].is_monotonic_decreasing
     assert (table["max_vio"] > 2 * table["max_vio_null"]).all()
