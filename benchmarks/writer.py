@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.support.child import peak_mib
 from moe_probe.trace import Capture, LayerSpec, RowLayout, Sequence, TraceWriter
 from moe_probe.trace.schema import SEGMENT_TOKENS
 
@@ -165,7 +166,7 @@ def report(shape: str, rows: Rows, capture: Capture, result: Result, zstd: float
         ("  as a ratio to raw ids", f"{result.routing_bytes / raw:.3f}"),
         ("  order-0 entropy of the ids", f"{rows.entropy:.3f}"),
         ("counts and sequences, MB", f"{result.other_bytes / 1e6:.1f}"),
-        ("peak RSS, MiB", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}"),
+        ("peak RSS, MiB", f"{peak_mib(resource.getrusage(resource.RUSAGE_SELF)):.0f}"),
     ]
     print(f"{shape}, {capture}: {result.selections / 1e6:.0f} M selections")
     for name, value in lines:

@@ -4,7 +4,7 @@ What an expert carries of a subject is its contribution per token: gate weight w
 else selections. Everything is over all tokens and all experts, never over lists cut off at k: of
 such a list, whose k experts are alike, c have c/k and (N - c)/(k - c) times the others' mean.
 
-Shape suffixes: S subjects, N experts of a layer, M members, J numbers of subjects from 0.
+Shape suffixes: S subjects, N experts of a layer, M members.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from moe_probe.analysis.metrics.frequency import assignment_share
 from moe_probe.analysis.metrics.ranking import rank_from_least
+from moe_probe.analysis.statistics.successes import successes
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def committee(contribution_SN: np.ndarray, top_k: int, share: float = 0.8) -> Co
     others = (1 - coverage) * number
     return Committee(
         candidates=len(candidate_M),
-        candidates_null=experts * _at_least(enough, is_listed_SN.mean(axis=1)),
+        candidates_null=experts * float(successes(is_listed_SN.mean(axis=1))[enough:].sum()),
         members_M=members_M,
         coverage=coverage,
         influence=coverage * (experts - number) / others if others > 1e-12 else math.nan,
@@ -82,11 +83,3 @@ def _undominated(place_M2: np.ndarray) -> np.ndarray:
     no_worse_MM = (place_M2[:, None] <= place_M2).all(axis=2)
     better_MM = (place_M2[:, None] < place_M2).any(axis=2)
     return np.asarray(~(no_worse_MM & better_MM).any(axis=0))
-
-
-def _at_least(least: int, chance_S: np.ndarray) -> float:
-    """Chance of at least so many successes, in trials of which each has its own chance."""
-    number_J = np.ones(1)
-    for chance in chance_S.tolist():
-        number_J = np.convolve(number_J, (1 - chance, chance))
-    return float(number_J[least:].sum())

@@ -1,8 +1,7 @@
 """F1: how the use of experts differs between the segments of a prompt.
 
 Shape suffixes: G segments, N experts of a layer, B bins of position, H halves of the
-documents, C clusters (documents and
-prefixes), X those of one kind.
+documents, C clusters (documents and prefixes), X those of one kind.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checks of the counts: Q5, bounds and sums, and Q15, the load of expert 0.
 
-Shape suffixes: N experts of a layer, F frequencies, R sums of ranks, M numbers of layers.
+Shape suffixes: N experts of a layer, F frequencies, R sums of ranks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from moe_probe.analysis.accumulators.tables import table_totals
 from moe_probe.analysis.metrics.frequency import relative_load
 from moe_probe.analysis.metrics.ranking import rank_from_least
 from moe_probe.analysis.quality.outcome import Check, Status, groups_of, pass_if, some
+from moe_probe.analysis.statistics.successes import successes
 from moe_probe.trace import Trace
 
 # One trace in 700, and one in 3 million.
@@ -109,10 +110,7 @@ def _chance_alone(sizes: Iterable[int], layers: int) -> float:
         sizes: Experts of each of those layers.
         layers: Their least number.
     """
-    chance_M = np.ones(1)
-    for experts in sizes:
-        chance_M = np.asarray(np.convolve(chance_M, [1 - 1 / experts, 1 / experts]))
-    return float(chance_M[layers:].sum())
+    return float(successes(1 / experts for experts in sizes)[layers:].sum())
 
 
 def experts_in_use(layers: Iterable[LayerCounts]) -> Check:

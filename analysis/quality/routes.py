@@ -12,6 +12,7 @@ import numpy as np
 from moe_probe.analysis.accumulators.repeats import fingerprints
 from moe_probe.analysis.accumulators.row_sample import RowSample
 from moe_probe.analysis.quality.outcome import NO_ROWS, Check, Status, groups_of, pass_if, some
+from moe_probe.analysis.statistics.successes import successes
 from moe_probe.trace import LayerSpec
 
 _CHANCE = 1e-5
@@ -44,9 +45,7 @@ def lowest_everywhere(sample: RowSample | None) -> Check:
     if sample is None:
         return Check("Q17", name, Status.SKIP, reason=NO_ROWS)
     rows = len(sample.row_E)
-    chance_M = np.array([1.0])
-    for chance in map(_chance_of_lowest, sample.layers.values()):
-        chance_M = np.asarray(np.convolve(chance_M, [1 - chance, chance]))
+    chance_M = successes(map(_chance_of_lowest, sample.layers.values()))
     tail_M = chance_M[::-1].cumsum()[::-1]
     rare = np.flatnonzero(rows * tail_M <= _CHANCE)
     rare = rare[rare >= max(2, len(sample.layers) / _STAGES)]

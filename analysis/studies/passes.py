@@ -68,8 +68,7 @@ def pass_balance(
         max_vio_sd  its sd over passes (ddof 1); null of one pass
         max_vio_null  mean of simulated passes with as many tokens, each of k experts drawn
             uniformly, from groups drawn first where the router takes such (N0g); null where tokens
-            differ in k. Good to 5 %, and to 10 % in passes of thousands of
-            tokens
+            differ in k. Good to 5 %, and to 10 % in passes of thousands of tokens
         balancedness  mean over passes of mean / max, in (0, 1]; 1 is even
         balancedness_p10, balancedness_p50  its quantiles over passes, good to 0.01
         balancedness_null  like `max_vio_null`

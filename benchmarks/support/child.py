@@ -30,12 +30,16 @@ def in_child(target: str, **arguments: Any) -> Outcome:
     return Outcome(*json.loads(text.splitlines()[-1]))
 
 
+def peak_mib(usage: resource.struct_rusage) -> float:
+    """The most memory that the processes of a usage had, the largest of them alone."""
+    # Kibibytes, but bytes on macOS.
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def main() -> None:
     module, _, name = sys.argv[1].partition(":")
     value = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kibibytes, but bytes on macOS.
-    print(json.dumps([value, peak / (2**20 if sys.platform == "darwin" else 2**10)]))
+    print(json.dumps([value, peak_mib(resource.getrusage(resource.RUSAGE_SELF))]))
 
 
 if __name__ == "__main__":

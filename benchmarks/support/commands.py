@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.support.child import peak_mib
+
 _SCRIPT = str(Path(sys.executable).with_name("moe-probe"))
 IMPORTS = "import numpy, pandas, pyarrow, matplotlib.pyplot"
 
@@ -50,6 +52,4 @@ def _run(command: list[str]) -> Cost:
         if process.returncode:
             said.seek(0)
             raise subprocess.CalledProcessError(process.returncode, command, stderr=said.read())
-    # Kibibytes, but bytes on macOS.
-    peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return Cost(wall, usage.ru_utime + usage.ru_stime, peak)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, peak_mib(usage))
